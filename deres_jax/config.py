@@ -1,0 +1,357 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every setting of a run, once: its name, default, unit and range.
+
+An experiment file starts from `base()`, changes what it needs and returns the result from
+`get_config()`. `resolve()` freezes it and checks everything that can be checked before data or
+devices are touched; below `resolve()` no code sees a ConfigDict.
+"""
+
+import ast
+import dataclasses
+import hashlib
+import json
+import typing
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from deres_jax.errors import UserError
+
+# Fields that say where or how fast a run happens, not what it computes. They may change between a
+# run and its resumption and do not enter the run's identity.
+_operational = {'operational': True}
+
+
+def _op(default):
+  return dataclasses.field(default=default, metadata=_operational)
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+  """Where rows come from and how they are batched."""
+
+  path: str = _op('')  # prepared folder, the one that holds schema.json
+  batch_size: int = 4096  # rows a step, over all devices
+  eval_batch_size: int = 8192  # rows an evaluation step, over all devices
+  window_blocks: int = 64  # shuffle window: rows mix within this many blocks (of 4096 rows)
+  threads: int = _op(1)  # reader threads
+  prefetch: int = _op(4)  # batches read ahead
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+  """Tokens -> sub-layers under a connector -> logit."""
+
+  backbone: str = 'onetrans'  # a name in deres_jax.models.BACKBONES
+  connector: str = 'deres'  # a name in deres_jax.models.CONNECTORS
+  depth: int = 8  # layers
+  dim: int = 64  # width of a token
+  heads: int = 4  # attention heads; divides dim
+  ffn_ratio: int = 4  # hidden width of the FFN over dim
+  embed_dim: int = 16  # width of a table row; 1 for backbone lr
+  tokenizer: str = 'field'  # field: a token a field | autosplit: one dense map, then a split
+  tokens: int = 16  # number of tokens, autosplit only
+  causal: bool = False  # attention sees earlier tokens only (an order of fields is arbitrary)
+  norm: str = 'rms'  # rms | layer: the norm that connectors place
+  head: str = 'mean'  # mean | concat: how final tokens become one logit
+  dropout: float = 0.0  # on each sub-layer's branch, in [0, 1)
+  embed_dropout: float = 0.0  # on table rows, in [0, 1)
+  dtype: str = 'float32'  # float32 | bfloat16: sub-layers' arithmetic; the stream stays float32
+  remat: bool = False  # recompute sub-layers in the backward pass (memory for time)
+
+
+@dataclasses.dataclass(frozen=True)
+class DeRes:
+  """Switches of the DeRes connector (arXiv 2606.07980). Defaults are DeRes-P."""
+
+  mix_site: str = 'read'  # read: mix what a sub-layer reads | stream: mix into the stream
+  sites: str = 'sublayer'  # sublayer: a read before every sub-layer | layer: one a layer
+  block_layers: int = 2  # layers a block, >= 1
+  compress: str = 'sum'  # sum | mean | last | token_mean | lowrank_key: a block's summary
+  key_rank: int = 16  # dimensions of the key, compress=lowrank_key only
+  include_partial: bool = False  # the unfinished block is a source too
+  query: str = 'static'  # static | static_per_token | lowrank_dynamic | shared
+  score_fn: str = 'silu'  # silu | softmax | softmax1 | sigmoid | tanh | relu
+  score_scale: float = 1.0  # kappa: multiplies <query, key>
+  silu_norm: str = 'none'  # none | n_src | rms: scale of the recalled sum
+  silu_center: float = 0.0  # tau: score_fn(z + tau); 1.2784645 makes SiLU(tau) = 1
+  query_init: float = 0.0  # standard deviation of the queries at the start
+  gate: str = 'vector'  # vector | scalar | lowrank_dynamic | dense
+  gate_form: str = 'convex'  # convex | additive | additive_gated
+  gate_rank: int = 0  # rank of the low-rank gate and query; 0: dim / 16, at least 1
+  beta_init: float = 0.0  # gate bias at the start: gate = sigmoid(beta)
+  readout_mix: bool = True  # the head reads through the gate too
+  path: str = 'dual'  # dual | identity | attn: which of the two paths is there
+  identity_kind: str = 'identity'  # identity | scalar | vector | matrix
+
+
+@dataclasses.dataclass(frozen=True)
+class AttnRes:
+  """Switches of Block Attention Residuals (arXiv 2603.15031)."""
+
+  block_layers: int = 2  # layers a block, >= 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Optim:
+  """Two optimizers: optax for the dense part, row updates for the table."""
+
+  dense: str = 'adamw'  # adamw
+  dense_lr: float = 1e-3  # peak learning rate of the dense part
+  adam_b1: float = 0.9
+  adam_b2: float = 0.999
+  adam_eps: float = 1e-8
+  weight_decay: float = 0.0  # decoupled, on matrices only: no gates, queries, norms or biases
+  clip_norm: float = 1.0  # global norm of the dense gradient; 0: off
+  gate_lr_mult: float = 10.0  # learning rate of a connector's gates over dense_lr
+  query_lr_mult: float = 1.0  # learning rate of a connector's queries over dense_lr
+  table: str = 'rowwise_adagrad'  # rowwise_adagrad | lazy_adam
+  table_lr: float = 0.02  # peak learning rate of the table
+  table_eps: float = 1e-8
+  table_init_std: float = 0.01  # standard deviation of table rows at the start
+  table_l2: float = 0.0  # gradient += table_l2 * row, on the rows of the batch, once a step
+  schedule: str = 'constant'  # constant | linear | cosine: both learning rates, to zero
+  warmup: float = 0.0  # share of all steps with a rising learning rate, in [0, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+  """How long, and what is written when. Of each pair of durations exactly one is positive."""
+
+  steps: int = 0  # length of the run in steps ...
+  epochs: float = 1.0  # ... or in passes over the training split
+  eval_steps: int = 0  # evaluate on the validation split every so many steps ...
+  eval_epochs: float = 1.0  # ... or passes; the last step is always evaluated
+  checkpoint_steps: int = 0  # checkpoint this often besides every evaluation; 0: evaluations only
+  micro_batch: int = -1  # rows a device works on at a time; 0: all; -1: 128 on CPU, else all
+  log_steps: int = _op(50)  # steps between lines in metrics.jsonl
+  compilation_cache: bool = _op(True)  # keep compiled programs for the next start
+
+
+@dataclasses.dataclass(frozen=True)
+class Mesh:
+  """The devices. One device is a mesh of one."""
+
+  devices: int = _op(0)  # how many of the visible devices; 0: all
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """A whole run, frozen."""
+
+  seed: int = 0  # reaches initial values, row order and dropout
+  data: Data = Data()
+  model: Model = Model()
+  deres: DeRes = DeRes()
+  attnres: AttnRes = AttnRes()
+  optim: Optim = Optim()
+  train: Train = Train()
+  mesh: Mesh = Mesh()
+
+
+def base(overrides: str = '') -> ConfigDict:
+  """Returns every field at its default, locked: an unknown name is an error.
+
+  Args:
+    overrides: what stands after the colon in `--config=FILE.py:model.depth=16,seed=1`.
+  """
+  config = ConfigDict(dataclasses.asdict(Config())).lock()
+  return update(config, overrides)
+
+
+def update(config: ConfigDict, overrides: str) -> ConfigDict:
+  """Applies 'a.b=v,c=w' to `config`, each value read in the type of the field's default."""
+  for item in filter(None, overrides.split(',')):
+    name, equals, text = item.partition('=')
+    if not equals:
+      raise UserError(f'config string {item!r}: expected name=value, such as model.depth=16')
+    *path, leaf = name.split('.')
+    node = config
+    for key in path:
+      node = _child(node, key, name)
+    old = _child(node, leaf, name)
+    if isinstance(old, ConfigDict):
+      raise UserError(f'config {name!r} is a section: name one of its fields, {_names(old)}')
+    node[leaf] = _parse(text, type(old), name)
+  return config
+
+
+def _child(node: ConfigDict, key: str, name: str):
+  if not isinstance(node, ConfigDict) or key not in node:
+    fields = _names(node) if isinstance(node, ConfigDict) else 'none, it is a value'
+    raise UserError(f'unknown config field {name!r}: {key!r} is not one of {fields}')
+  return node[key]
+
+
+def _names(node: ConfigDict) -> str:
+  return ', '.join(sorted(node))
+
+
+def _parse(text: str, kind: type, name: str):
+  if kind is str:
+    return text
+  if kind is bool and text.lower() in ('true', 'false'):
+    return text.lower() == 'true'
+  try:
+    value = ast.literal_eval(text)
+  except (ValueError, SyntaxError):
+    value = None
+  if kind is float and type(value) in (int, float):
+    return float(value)
+  if kind is int and type(value) is int:
+    return value
+  raise UserError(f'config {name}={text!r}: expected a {kind.__name__}')
+
+
+def resolve(config: ConfigDict) -> Config:
+  """Freezes `config` and checks it; raises UserError with one line for the first mistake."""
+  frozen = _freeze(Config, config, '')
+  _check(frozen)
+  return frozen
+
+
+def _freeze(kind: type, node, path: str):
+  if not isinstance(node, ConfigDict | dict):
+    raise UserError(f'config {path or "root"} is {node!r}: expected a section')
+  known = typing.get_type_hints(kind)
+  for key in node:
+    if key not in known:
+      raise UserError(f'unknown config field {path + key!r}: choose one of {", ".join(known)}')
+  values = {}
+  for key, hint in known.items():
+    if key not in node:
+      raise UserError(f'config field {path + key!r} is missing: start from config.base()')
+    value = node[key]
+    if dataclasses.is_dataclass(hint):
+      value = _freeze(hint, value, f'{path}{key}.')
+    elif hint is float and type(value) is int:
+      value = float(value)
+    elif type(value) is not hint:
+      raise UserError(f'config {path}{key}={value!r}: expected a {hint.__name__}')
+    values[key] = value
+  return kind(**values)
+
+
+def _one_of(section: Any, prefix: str, **choices: tuple[str, ...]):
+  for key, names in choices.items():
+    value = getattr(section, key)
+    if value not in names:
+      raise UserError(f'config {prefix}.{key}={value!r}: choose one of {", ".join(names)}')
+
+
+def _at_least(section: Any, prefix: str, least: float, *keys: str):
+  for key in keys:
+    value = getattr(section, key)
+    if not value >= least:
+      raise UserError(f'config {prefix}.{key}={value}: expected at least {least}')
+
+
+def _check(c: Config):
+  if not 0 <= c.seed < 2**31:
+    raise UserError(f'config seed={c.seed}: expected 0 to {2**31 - 1}')
+  _at_least(c.data, 'data', 1, 'batch_size', 'eval_batch_size', 'window_blocks', 'threads')
+  _at_least(c.data, 'data', 1, 'prefetch')
+  _at_least(c.model, 'model', 1, 'depth', 'dim', 'heads', 'ffn_ratio', 'embed_dim', 'tokens')
+  _one_of(c.model, 'model', tokenizer=('field', 'autosplit'), norm=('rms', 'layer'))
+  _one_of(c.model, 'model', head=('mean', 'concat'), dtype=('float32', 'bfloat16'))
+  if c.model.dim % c.model.heads:
+    raise UserError(
+      f'config model.dim={c.model.dim} is not divisible by model.heads={c.model.heads}'
+    )
+  for key in ('dropout', 'embed_dropout'):
+    rate = getattr(c.model, key)
+    if not 0 <= rate < 1:
+      raise UserError(f'config model.{key}={rate}: expected 0 <= rate < 1')
+  _check_deres(c)
+  _at_least(c.attnres, 'attnres', 1, 'block_layers')
+  _check_optim(c.optim)
+  _check_durations(c.train)
+  _at_least(c.mesh, 'mesh', 0, 'devices')
+
+
+def _check_deres(c: Config):
+  d = c.deres
+  _at_least(d, 'deres', 1, 'block_layers', 'key_rank')
+  _at_least(d, 'deres', 0, 'gate_rank', 'query_init')
+  _one_of(d, 'deres', mix_site=('read', 'stream'), sites=('sublayer', 'layer'))
+  _one_of(d, 'deres', compress=('sum', 'mean', 'last', 'token_mean', 'lowrank_key'))
+  _one_of(d, 'deres', query=('static', 'static_per_token', 'lowrank_dynamic', 'shared'))
+  _one_of(d, 'deres', score_fn=('silu', 'softmax', 'softmax1', 'sigmoid', 'tanh', 'relu'))
+  _one_of(d, 'deres', silu_norm=('none', 'n_src', 'rms'))
+  _one_of(d, 'deres', gate=('vector', 'scalar', 'lowrank_dynamic', 'dense'))
+  _one_of(d, 'deres', gate_form=('convex', 'additive', 'additive_gated'))
+  _one_of(d, 'deres', path=('dual', 'identity', 'attn'))
+  _one_of(d, 'deres', identity_kind=('identity', 'scalar', 'vector', 'matrix'))
+  if d.compress == 'lowrank_key' and d.key_rank > c.model.dim:
+    raise UserError(f'config deres.key_rank={d.key_rank} exceeds model.dim={c.model.dim}')
+  # Scores that are zero at zero recall nothing at the start: harmless beside an identity path,
+  # fatal without one (Norm(0) has a huge gradient) and undefined under silu_norm=rms.
+  recalls_nothing = (
+    d.score_fn in ('silu', 'tanh', 'relu') and d.silu_center == 0 and d.query_init == 0
+  )
+  if d.path == 'attn' and recalls_nothing:
+    raise UserError(
+      f'config deres.path=attn with score_fn={d.score_fn} recalls exactly 0 at the start and '
+      'cannot learn: set deres.silu_center=1.2784645 and deres.include_partial=True'
+    )
+  if d.path == 'attn' and d.sites == 'layer':
+    raise UserError('config deres.path=attn has no stream to read between: set sites=sublayer')
+  if d.silu_norm == 'rms' and recalls_nothing:
+    raise UserError(
+      'config deres.silu_norm=rms divides by the norm of a recall that is 0 at the start: '
+      'set deres.silu_center=1.2784645 or choose silu_norm=none'
+    )
+  if d.score_fn == 'relu' and d.silu_center <= 0 and d.query_init == 0:
+    raise UserError(
+      'config deres.score_fn=relu has no gradient at score 0: set deres.query_init=0.02 '
+      'or deres.silu_center above 0'
+    )
+
+
+def _check_optim(o: Optim):
+  _one_of(o, 'optim', dense=('adamw',), table=('rowwise_adagrad', 'lazy_adam'))
+  _one_of(o, 'optim', schedule=('constant', 'linear', 'cosine'))
+  _at_least(o, 'optim', 0, 'dense_lr', 'table_lr', 'weight_decay', 'clip_norm', 'table_l2')
+  _at_least(o, 'optim', 0, 'table_init_std', 'gate_lr_mult', 'query_lr_mult')
+  if not 0 <= o.warmup < 1:
+    raise UserError(f'config optim.warmup={o.warmup}: expected a share of all steps in [0, 1)')
+
+
+def _check_durations(t: Train):
+  for steps, epochs in (('steps', 'epochs'), ('eval_steps', 'eval_epochs')):
+    a, b = getattr(t, steps), getattr(t, epochs)
+    if a < 0 or b < 0 or (a > 0) == (b > 0):
+      raise UserError(
+        f'config train.{steps}={a} and train.{epochs}={b}: set exactly one of them above 0 '
+        'and the other to 0'
+      )
+  _at_least(t, 'train', 1, 'log_steps')
+  _at_least(t, 'train', 0, 'checkpoint_steps')
+  _at_least(t, 'train', -1, 'micro_batch')
+
+
+def as_dict(config: Config) -> dict[str, Any]:
+  """The whole config as nested plain dicts (what `config.json` holds)."""
+  return dataclasses.asdict(config)
+
+
+def identity(config: Config) -> dict[str, Any]:
+  """The fields that decide what a run computes, flat: {'model.depth': 8, ...}."""
+  out = {}
+
+  def walk(node, prefix):
+    for field in dataclasses.fields(node):
+      value = getattr(node, field.name)
+      if dataclasses.is_dataclass(value):
+        walk(value, f'{prefix}{field.name}.')
+      elif not field.metadata.get('operational'):
+        out[prefix + field.name] = value
+
+  walk(config, '')
+  return out
+
+
+def config_hash(config: Config) -> str:
+  """Run identity: 12 hex digits of SHA-256 over `identity(config)`."""
+  text = json.dumps(identity(config), sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a user's mistake looks like: one line, exit code 2, never a stack trace."""
+
+
+class UserError(Exception):
+  """A mistake of the user's: says what was given, what was expected, and what to do.
+
+  The message is one line and holds the numbers. The commands print it to stderr and exit with 2;
+  every other exception is a fault of ours, keeps its trace and exits with 1.
+  """
+
+
+def choose(name: str, choices: dict, what: str):
+  """Returns choices[name], or raises UserError naming the valid ones."""
+  if name not in choices:
+    raise UserError(f'unknown {what} {name!r}: choose one of {", ".join(sorted(choices))}')
+  return choices[name]

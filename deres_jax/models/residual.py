@@ -1,0 +1,292 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Connectors: what stands between one sub-layer and the next.
+
+A connector owns the skip and the placement of norms and knows nothing of what it wraps:
+
+  start(x_BTD) -> h                    the state before the first sub-layer
+  read(h, site) -> (u_BTD, h)          the normed input of sub-layer `site`
+  write(h, y_BTD, site) -> h           takes the sub-layer's branch
+  finish(h) -> x_BTD                   what the head sees, normed
+
+Sites 0 .. sites-1 are sub-layers and site `sites` is the head's read. `read` returns the state
+too, because some connectors put aside there what `write` needs. Streams, block summaries, scores
+and gates are float32 whatever the sub-layers compute in.
+"""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from deres_jax.models import layers
+from deres_jax.models.stack import Shape
+
+Array = jax.Array
+
+
+class PreNorm(nn.Module):
+  """Identity residual: u = Norm(x), x <- x + y (Xiong et al. 2020)."""
+
+  shape: Shape
+  norm: str
+  dtype: jnp.dtype
+
+  def setup(self):
+    self.norms = layers.SiteNorms(self.shape.sites + 1, self.shape.dim, self.norm, self.dtype)
+
+  def start(self, x_BTD: Array) -> Array:
+    return x_BTD.astype(jnp.float32)
+
+  def read(self, h: Array, site: int) -> tuple[Array, Array]:
+    return self.norms(h, site), h
+
+  def write(self, h: Array, y_BTD: Array, site: int) -> Array:
+    del site
+    return h + y_BTD.astype(jnp.float32)
+
+  def finish(self, h: Array) -> Array:
+    return self.norms(h, self.shape.sites)
+
+
+class Recall(NamedTuple):
+  """State of a block connector.
+
+  Attributes:
+    x: identity stream [B, T, D]; with the defaults sum(sources) + partial == x at every site.
+    sources: b_0 (the embedding) and the completed block summaries, each [B, T, D], or [B, 1, D]
+      where blocks are compressed over tokens.
+    scores: of each source, for every read to come, [B, T, reads to come]: a static query scores a
+      source once for all its readers, in one product.
+    partial: sum of the branches in the open block [B, T, D], or None where it is empty.
+  """
+
+  x: Array
+  sources: tuple[Array, ...]
+  scores: tuple[Array, ...]
+  partial: Array | None
+
+
+class DeRes(nn.Module):
+  """Dual-path residual (arXiv 2606.07980): identity stream and block recall under a vector gate.
+
+    k_i = b_i / RMS(b_i)                 one key a completed block, shared by all its readers
+    z_i = kappa <w_s, k_i>
+    a_i = SiLU(z_i + tau)                Pointwise AttnRes (DeRes-P); softmax over i is DeRes-S
+    r   = sum_i a_i b_i
+    u_s = g_s * x + (1 - g_s) * r        g_s = sigmoid(beta_s), one a hidden dimension
+    x  <- x + F_s(Norm_s(u_s))
+
+  The paper leaves block compression, the reads a layer, the gate's input and the initial values
+  open; each is a switch here. With w = 0, SiLU(0) = 0 makes r = 0 and u = g x, which the norm maps
+  to Norm(x) for any gate that is constant over dimensions: the network starts exactly as PreNorm.
+  path='attn', score_fn='softmax' and include_partial=True is Block AttnRes (arXiv 2603.15031
+  eq. for h_l with b_n^{i-1} as last source), whose zero start is PreNorm too.
+
+  Attributes other than shape, norm and dtype are the switches of `config.DeRes`;
+  `block` is sub-layers a block.
+  """
+
+  shape: Shape
+  norm: str
+  dtype: jnp.dtype
+  block: int
+  mix_site: str = 'read'
+  sites: str = 'sublayer'
+  compress: str = 'sum'
+  key_rank: int = 16
+  include_partial: bool = False
+  query: str = 'static'
+  score_fn: str = 'silu'
+  score_scale: float = 1.0
+  silu_norm: str = 'none'
+  silu_center: float = 0.0
+  query_init: float = 0.0
+  gate: str = 'vector'
+  gate_form: str = 'convex'
+  gate_rank: int = 0
+  beta_init: float = 0.0
+  readout_mix: bool = True
+  path: str = 'dual'
+  identity_kind: str = 'identity'
+
+  def setup(self):
+    S, D = self.shape.sites, self.shape.dim
+    self.norms = layers.SiteNorms(S + 1, D, self.norm, self.dtype)
+    self.reads = self._reads()
+    if self.path != 'identity' and self.reads:
+      self._setup_queries()
+      if self.path == 'dual':
+        self._setup_gates()
+    eye = nn.initializers.ones
+    if self.identity_kind == 'scalar':
+      self.keep = self.param('keep', eye, (S, 1))
+    elif self.identity_kind == 'vector':
+      self.keep = self.param('keep', eye, (S, D))
+    elif self.identity_kind == 'matrix':
+      self.keep = self.param('keep', lambda key, shape: jnp.tile(jnp.eye(D), (S, 1, 1)), (S, D, D))
+
+  def _reads(self) -> tuple[int, ...]:
+    """The sites that mix: all, or the first of each layer; and the head's."""
+    step = 1 if self.sites == 'sublayer' else self.shape.per_layer
+    head = (self.shape.sites,) if self.readout_mix or self.path == 'attn' else ()
+    return (*range(0, self.shape.sites, step), *head)
+
+  def _rank(self) -> int:
+    return self.gate_rank or max(1, self.shape.dim // 16)
+
+  def _setup_queries(self):
+    D, n = self.shape.dim, len(self.reads)
+    width = self.key_rank if self.compress == 'lowrank_key' else D
+    lead = {'static_per_token': (n, self.shape.tokens), 'shared': (1,)}.get(self.query, (n,))
+    self.queries = self.param('query', nn.initializers.normal(self.query_init), (*lead, width))
+    if self.query == 'lowrank_dynamic':
+      down = nn.initializers.variance_scaling(1.0, 'fan_in', 'normal', batch_axis=(0,))
+      self.query_down = self.param('query_down', down, (n, D, self._rank()))
+      self.query_up = self.param('query_up', nn.initializers.zeros, (n, self._rank(), width))
+
+  def _setup_gates(self):
+    D, n = self.shape.dim, len(self.reads)
+    if self.gate_form == 'additive':
+      return
+    width = 1 if self.gate == 'scalar' else D
+    self.beta = self.param('gate', nn.initializers.constant(self.beta_init), (n, width))
+    if self.gate == 'lowrank_dynamic':
+      down = nn.initializers.variance_scaling(1.0, 'fan_in', 'normal', batch_axis=(0,))
+      self.gate_down = self.param('gate_down', down, (n, D, self._rank()))
+      self.gate_up = self.param('gate_up', nn.initializers.zeros, (n, self._rank(), D))
+    elif self.gate == 'dense':
+      self.gate_map = self.param('gate_map', nn.initializers.zeros, (n, D, D))
+
+  # The contract.
+
+  def start(self, x_BTD: Array) -> Recall:
+    x = x_BTD.astype(jnp.float32)
+    return self._append(Recall(x, (), (), None), x, reader=0)
+
+  def read(self, h: Recall, site: int) -> tuple[Array, Recall]:
+    u_BTD = self._mix(h, site)
+    if self.mix_site == 'stream':
+      h = h._replace(x=u_BTD)
+    return self.norms(u_BTD, site), h
+
+  def write(self, h: Recall, y_BTD: Array, site: int) -> Recall:
+    y = y_BTD.astype(jnp.float32)
+    x = self._identity(h.x, site) + y
+    h = h._replace(x=x, partial=y if h.partial is None else h.partial + y)
+    return self._close(h, site + 1) if (site + 1) % self.block == 0 else h
+
+  def finish(self, h: Recall) -> Array:
+    site = self.shape.sites
+    if h.partial is not None:
+      h = self._close(h, site)
+    return self.norms(self._mix(h, site), site)
+
+  # The two paths.
+
+  def _identity(self, x: Array, site: int) -> Array:
+    if self.identity_kind == 'identity':
+      return x
+    if self.identity_kind == 'matrix':
+      return x @ self.keep[site]
+    return x * self.keep[site]
+
+  def _mix(self, h: Recall, site: int) -> Array:
+    if self.path == 'identity' or site not in self.reads:
+      return h.x
+    reader = self.reads.index(site)
+    r = self._recall(h, site, reader)
+    if self.path == 'attn':
+      return r
+    if self.gate_form == 'additive':
+      return h.x + r
+    g = self._gate(h.x, reader)
+    if self.gate_form == 'additive_gated':
+      return h.x + 2 * g * r
+    return r + g * (h.x - r)
+
+  def _gate(self, x: Array, reader: int) -> Array:
+    z = self.beta[reader]
+    if self.gate == 'lowrank_dynamic':
+      z = z + layers.rms(x) @ self.gate_down[reader] @ self.gate_up[reader]
+    elif self.gate == 'dense':
+      z = z + layers.rms(x) @ self.gate_map[reader]
+    return jax.nn.sigmoid(z)
+
+  def _recall(self, h: Recall, site: int, reader: int) -> Array:
+    """r = sum_i a_i b_i at `site`, which is read number `reader`. [B, T, D]."""
+    sources, scores = h.sources, [s[..., reader - len(self.reads)] for s in h.scores]
+    if self.include_partial and h.partial is not None:
+      summary = self._summary(h, site, closed=False)
+      sources = (*sources, summary)
+      scores.append(self._score(summary, reader, reader + 1)[..., 0])
+    if self.query == 'lowrank_dynamic':
+      q_BTR = layers.rms(h.x) @ self.query_down[reader] @ self.query_up[reader]
+      scores = [
+        z + self.score_scale * jnp.sum(q_BTR * self._key(b), axis=-1)
+        for z, b in zip(scores, sources, strict=True)
+      ]
+    a_BTN = self._weigh(jnp.stack(scores, axis=-1))
+    # A sum of fused terms: stacking the sources would copy all of them at every read.
+    r = sum(a_BTN[..., i : i + 1] * b for i, b in enumerate(sources))
+    if self.silu_norm == 'rms':
+      size = jnp.sqrt(jnp.mean(h.x**2, -1, keepdims=True) / jnp.mean(r**2, -1, keepdims=True))
+      r = r * jax.lax.stop_gradient(size)
+    return r
+
+  def _weigh(self, z_BTN: Array) -> Array:
+    if self.score_fn == 'softmax':
+      return jax.nn.softmax(z_BTN, axis=-1)
+    if self.score_fn == 'softmax1':  # a null source at score 0: weights may sum to less than one
+      m = jnp.maximum(jnp.max(z_BTN, axis=-1, keepdims=True), 0.0)
+      e = jnp.exp(z_BTN - m)
+      return e / (jnp.exp(-m) + jnp.sum(e, axis=-1, keepdims=True))
+    pointwise = {
+      'silu': jax.nn.silu, 'sigmoid': jax.nn.sigmoid, 'tanh': jnp.tanh, 'relu': jax.nn.relu
+    }  # fmt: skip
+    a_BTN = pointwise[self.score_fn](z_BTN + self.silu_center)
+    return a_BTN / z_BTN.shape[-1] if self.silu_norm == 'n_src' else a_BTN
+
+  # Blocks.
+
+  def _close(self, h: Recall, site: int) -> Recall:
+    """The open block becomes a source for all reads from `site` on."""
+    reader = sum(r < site for r in self.reads)
+    return self._append(h, self._summary(h, site, closed=True), reader)._replace(partial=None)
+
+  def _summary(self, h: Recall, site: int, closed: bool) -> Array:
+    """What the open block, of which `site` - 1 is the last sub-layer, is compressed to."""
+    if self.compress == 'last':
+      return h.x
+    if self.compress == 'mean':
+      return h.partial / ((site - 1) % self.block + 1)
+    if self.compress == 'token_mean' and closed:
+      return jnp.mean(h.partial, axis=1, keepdims=True)
+    return h.partial
+
+  def _append(self, h: Recall, b: Array, reader: int) -> Recall:
+    if self.path == 'identity' or reader == len(self.reads):
+      return h
+    scores = self._score(b, reader, len(self.reads))
+    return h._replace(sources=(*h.sources, b), scores=(*h.scores, scores))
+
+  def _score(self, b: Array, first: int, last: int) -> Array:
+    """kappa <w_s, k> of source b for reads first .. last-1. [B, T, last - first].
+
+    The inverse RMS multiplies the product instead of the source, so no key is ever stored.
+    """
+    inverse = jax.lax.rsqrt(jnp.mean(b * b, axis=-1, keepdims=True) + 1e-6)
+    if self.compress == 'lowrank_key':
+      b = b[..., : self.key_rank]
+    w = self.queries[:1] if self.query == 'shared' else self.queries[first:last]
+    if self.query == 'static_per_token':
+      form = 'btd,ntd->btn'
+      b = jnp.broadcast_to(b, (b.shape[0], self.shape.tokens, b.shape[2]))
+    else:
+      form = 'btd,nd->btn'
+    z = jnp.einsum(form, b, w, preferred_element_type=jnp.float32) * (self.score_scale * inverse)
+    return jnp.broadcast_to(z, (*z.shape[:-1], last - first)) if self.query == 'shared' else z
+
+  def _key(self, b: Array) -> Array:
+    k = layers.rms(b)
+    return k[..., : self.key_rank] if self.compress == 'lowrank_key' else k

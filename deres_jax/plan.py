@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run will cost, before it runs: parameters, FLOPs, memory. Nothing is compiled.
+
+FLOPs are counted from the jaxpr by the rules of `deres_jax.flops` (a multiply-add is 2), per row,
+for the network between table rows and logit; table reads and optimizer updates move memory, not
+FLOPs, and are left out.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+
+from deres_jax import config as config_lib
+from deres_jax import flops, losses, models, step
+from deres_jax.models.layers import Context
+
+# Rows of the traced batch: what is computed once a batch (a gate's sigmoid) is shared out.
+_ROWS = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """Parameters, FLOPs a row and bytes a device of a config on a mesh.
+
+  Attributes:
+    params_dense: parameters of the network; params_embedding: of the table's real rows.
+    flops_forward_per_row: of one forward pass; flops_train_per_row: of forward and backward.
+    flops_connector_extra: share over the same network under the plain pre-norm residual.
+    bytes_*: on one device; dense state is parameters and optimizer state, table state is rows and
+      slots.
+  """
+
+  devices: int
+  params_dense: int
+  params_embedding: int
+  flops_forward_per_row: float
+  flops_train_per_row: float
+  flops_connector_extra: float
+  bytes_dense_state: int
+  bytes_table: int
+  bytes_table_slots: int
+
+
+def make(c: config_lib.Config, setup: step.Setup) -> Plan:
+  """The plan of a config whose parts are `setup`."""
+  state = step.abstract_state(setup)
+  forward = _forward(setup.model, setup)
+  plain = dataclasses.replace(c, model=dataclasses.replace(c.model, connector='prenorm'))
+  plain_forward = _forward(models.build(plain, len(setup.table.vocab_sizes), 0.0), setup)
+  return Plan(
+    devices=setup.mesh.size,
+    params_dense=sum(math.prod(x.shape) for x in jax.tree.leaves(state.params)),
+    params_embedding=setup.table.rows * setup.table.dim,
+    flops_forward_per_row=forward,
+    flops_train_per_row=_train(setup, state.params),
+    flops_connector_extra=forward / plain_forward - 1,
+    bytes_dense_state=_bytes((state.params, state.opt)),
+    bytes_table=_bytes(state.rows) // setup.mesh.size,
+    bytes_table_slots=_bytes(state.slots) // setup.mesh.size,
+  )
+
+
+def _bytes(tree) -> int:
+  return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def _rows(setup: step.Setup) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(
+    (_ROWS, len(setup.table.vocab_sizes), setup.table.dim), jnp.float32
+  )
+
+
+def _forward(model, setup: step.Setup) -> float:
+  variables = jax.eval_shape(model.init, jax.random.key(0), _rows(setup), Context())
+  counted = flops.count(lambda v, rows: model.apply(v, rows, Context()), variables, _rows(setup))
+  return counted.total / _ROWS
+
+
+def _train(setup: step.Setup, params) -> float:
+  def loss(params, rows_BFE, labels_B):
+    logits_B = setup.model.apply({'params': params}, rows_BFE, Context())
+    return losses.bce_sum(logits_B, labels_B, jnp.ones_like(labels_B))
+
+  labels = jax.ShapeDtypeStruct((_ROWS,), jnp.float32)
+  counted = flops.count(jax.grad(loss, argnums=(0, 1)), params, _rows(setup), labels)
+  return counted.total / _ROWS
+
+
+def table(plan: Plan) -> str:
+  """The plan for people."""
+  lines = [
+    ('devices', f'{plan.devices}'),
+    ('dense parameters', f'{plan.params_dense:,}'),
+    ('table parameters', f'{plan.params_embedding:,}'),
+    ('forward FLOPs a row', f'{plan.flops_forward_per_row:,.0f}'),
+    ('training FLOPs a row', f'{plan.flops_train_per_row:,.0f}'),
+    ("connector's extra FLOPs", f'{plan.flops_connector_extra:.2%} over the plain residual'),
+    ('dense state, a device', _mib(plan.bytes_dense_state)),
+    ('table, a device', _mib(plan.bytes_table)),
+    ('table slots, a device', _mib(plan.bytes_table_slots)),
+  ]
+  width = max(len(name) for name, _ in lines)
+  return '\n'.join(f'{name:<{width}}  {value}' for name, value in lines)
+
+
+def _mib(n: int) -> str:
+  return f'{n / 2**20:,.1f} MiB'
