@@ -32,9 +32,7 @@ class Checkpoints:
       preservation_policy=keep.AnyPreservationPolicy(
         [
           keep.LatestN(1),
-          keep.BestN(
-            get_metric_fn=lambda m: m['auc'], n=1, keep_checkpoints_without_metrics=False
-          ),
+          keep.BestN(get_metric_fn=lambda m: m['auc'], n=1, keep_checkpoints_without_metrics=False),
         ]
       ),
       cleanup_tmp_directories=True,

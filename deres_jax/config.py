@@ -232,11 +232,10 @@ def _freeze(kind: type, node, path: str):
   return kind(**values)
 
 
-def _one_of(section: Any, prefix: str, **choices: tuple[str, ...]):
-  for key, names in choices.items():
-    value = getattr(section, key)
-    if value not in names:
-      raise UserError(f'config {prefix}.{key}={value!r}: choose one of {", ".join(names)}')
+def _one_of(section: Any, prefix: str, key: str, *names: str):
+  value = getattr(section, key)
+  if value not in names:
+    raise UserError(f'config {prefix}.{key}={value!r}: choose one of {", ".join(names)}')
 
 
 def _at_least(section: Any, prefix: str, least: float, *keys: str):
@@ -252,8 +251,10 @@ def _check(c: Config):
   _at_least(c.data, 'data', 1, 'batch_size', 'eval_batch_size', 'window_blocks', 'threads')
   _at_least(c.data, 'data', 1, 'prefetch')
   _at_least(c.model, 'model', 1, 'depth', 'dim', 'heads', 'ffn_ratio', 'embed_dim', 'tokens')
-  _one_of(c.model, 'model', tokenizer=('field', 'autosplit'), norm=('rms', 'layer'))
-  _one_of(c.model, 'model', head=('mean', 'concat'), dtype=('float32', 'bfloat16'))
+  _one_of(c.model, 'model', 'tokenizer', 'field', 'autosplit')
+  _one_of(c.model, 'model', 'norm', 'rms', 'layer')
+  _one_of(c.model, 'model', 'head', 'mean', 'concat')
+  _one_of(c.model, 'model', 'dtype', 'float32', 'bfloat16')
   if c.model.dim % c.model.heads:
     raise UserError(
       f'config model.dim={c.model.dim} is not divisible by model.heads={c.model.heads}'
@@ -273,15 +274,16 @@ def _check_deres(c: Config):
   d = c.deres
   _at_least(d, 'deres', 1, 'block_layers', 'key_rank')
   _at_least(d, 'deres', 0, 'gate_rank', 'query_init')
-  _one_of(d, 'deres', mix_site=('read', 'stream'), sites=('sublayer', 'layer'))
-  _one_of(d, 'deres', compress=('sum', 'mean', 'last', 'token_mean', 'lowrank_key'))
-  _one_of(d, 'deres', query=('static', 'static_per_token', 'lowrank_dynamic', 'shared'))
-  _one_of(d, 'deres', score_fn=('silu', 'softmax', 'softmax1', 'sigmoid', 'tanh', 'relu'))
-  _one_of(d, 'deres', silu_norm=('none', 'n_src', 'rms'))
-  _one_of(d, 'deres', gate=('vector', 'scalar', 'lowrank_dynamic', 'dense'))
-  _one_of(d, 'deres', gate_form=('convex', 'additive', 'additive_gated'))
-  _one_of(d, 'deres', path=('dual', 'identity', 'attn'))
-  _one_of(d, 'deres', identity_kind=('identity', 'scalar', 'vector', 'matrix'))
+  _one_of(d, 'deres', 'mix_site', 'read', 'stream')
+  _one_of(d, 'deres', 'sites', 'sublayer', 'layer')
+  _one_of(d, 'deres', 'compress', 'sum', 'mean', 'last', 'token_mean', 'lowrank_key')
+  _one_of(d, 'deres', 'query', 'static', 'static_per_token', 'lowrank_dynamic', 'shared')
+  _one_of(d, 'deres', 'score_fn', 'silu', 'softmax', 'softmax1', 'sigmoid', 'tanh', 'relu')
+  _one_of(d, 'deres', 'silu_norm', 'none', 'n_src', 'rms')
+  _one_of(d, 'deres', 'gate', 'vector', 'scalar', 'lowrank_dynamic', 'dense')
+  _one_of(d, 'deres', 'gate_form', 'convex', 'additive', 'additive_gated')
+  _one_of(d, 'deres', 'path', 'dual', 'identity', 'attn')
+  _one_of(d, 'deres', 'identity_kind', 'identity', 'scalar', 'vector', 'matrix')
   if d.compress == 'lowrank_key' and d.key_rank > c.model.dim:
     raise UserError(f'config deres.key_rank={d.key_rank} exceeds model.dim={c.model.dim}')
   # Scores that are zero at zero recall nothing at the start: harmless beside an identity path,
@@ -309,8 +311,9 @@ def _check_deres(c: Config):
 
 
 def _check_optim(o: Optim):
-  _one_of(o, 'optim', dense=('adamw',), table=('rowwise_adagrad', 'lazy_adam'))
-  _one_of(o, 'optim', schedule=('constant', 'linear', 'cosine'))
+  _one_of(o, 'optim', 'dense', 'adamw')
+  _one_of(o, 'optim', 'table', 'rowwise_adagrad', 'lazy_adam')
+  _one_of(o, 'optim', 'schedule', 'constant', 'linear', 'cosine')
   _at_least(o, 'optim', 0, 'dense_lr', 'table_lr', 'weight_decay', 'clip_norm', 'table_l2')
   _at_least(o, 'optim', 0, 'table_init_std', 'gate_lr_mult', 'query_lr_mult')
   if not 0 <= o.warmup < 1:

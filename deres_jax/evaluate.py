@@ -12,7 +12,12 @@ from deres_jax import data, metrics
 
 
 def logits(
-  eval_step: Callable, params: Any, rows: jax.Array, batches: data.Batches, mesh: Mesh, ahead: int
+  eval_step: Callable,
+  params: Any,
+  rows: jax.Array,
+  batches: data.Batches,
+  mesh: Mesh,
+  ahead: int,
 ) -> tuple[np.ndarray, np.ndarray]:
   """(labels [N], logits [N]) float32 of all N rows of a split, in the order they are stored."""
 
@@ -29,7 +34,12 @@ def logits(
 
 
 def run(
-  eval_step: Callable, params: Any, rows: jax.Array, batches: data.Batches, mesh: Mesh, ahead: int
+  eval_step: Callable,
+  params: Any,
+  rows: jax.Array,
+  batches: data.Batches,
+  mesh: Mesh,
+  ahead: int,
 ) -> tuple[dict[str, float], np.ndarray]:
   """Figures (`metrics.evaluate_logits`) and the logits that they come from."""
   labels_N, logits_N = logits(eval_step, params, rows, batches, mesh, ahead)

@@ -194,8 +194,8 @@ def _add_plain(eqn, times: int, tally: _Tally) -> None:
 
 
 def _is(var, kind) -> bool:
-  dtype = getattr(var.aval, 'dtype', None)  # tokens and other abstract values have none
-  return dtype is not None and jnp.issubdtype(dtype, kind)
+  # Tokens and other abstract values have no dtype.
+  return hasattr(var.aval, 'dtype') and jnp.issubdtype(var.aval.dtype, kind)
 
 
 def _dot_general(eqn) -> int:

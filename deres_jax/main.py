@@ -63,7 +63,15 @@ def _parse(argv: list[str]) -> list[str]:
   try:
     return flags.FLAGS(argv)
   # What ml_collections raises for a wrong override, and Python for a wrong experiment file.
-  except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, UserError) as e:
+  except (
+    flags.Error,
+    AttributeError,
+    KeyError,
+    TypeError,
+    ValueError,
+    OSError,
+    UserError,
+  ) as e:
     _fail(e)
 
 

@@ -1,43 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CTR metrics: exact ones on the host, one streaming state for the device.
+"""Exact CTR metrics, on the host: every number that is reported comes from here.
 
-Two families, and why there are two:
+The functions take all rows of an evaluation as NumPy arrays and work in float64 and integers.
+For the numbers watched during training see `deres_jax.streaming`.
 
-* The exact functions take all rows of an evaluation as NumPy arrays and work in float64 and
-  integers. Every number that is reported comes from here (`evaluate_logits`).
-* `StreamState` is a small pytree that a jitted step can update, add and psum. It serves the
-  numbers watched during training. Its AUC is within 1e-5 of the exact one, or, where clicks
-  are few and logits narrow, within 1 % of the standard error.
-
-AUCs of batches or devices are never averaged: that drops every pair of rows that straddles
-two batches, and is biased by -0.02 once batches differ in base rate. States are summed and
-the ratio is taken once.
-
-Shape letters: N rows of an evaluation, B rows of a batch, G groups of rows with equal score,
-K histogram bins (in `StreamState`) or models compared on the same rows (in
-`delong_covariance`). Labels are 0 or 1, logits are natural-log odds, losses are in nats.
+Shape letters: N rows of an evaluation, G groups of rows with equal score, K models compared on
+the same rows. Labels are 0 or 1, logits are natural-log odds, losses are in nats.
 """
 
 import math
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 
 ECE_BINS = 20
 
-# Streaming histogram. 16,384 bins over [-15, 15] are 0.0018 wide in logit; a sigmoid at the
-# ends is 3e-7, below any click rate worth modelling, and the outer bins catch what is beyond.
-HIST_BINS = 16_384
-HIST_LIMIT = 15.0
 
-
-# Exact metrics, on the host.
-
-
-class _TieGroups(NamedTuple):
+class TieGroups(NamedTuple):
   """Rows grouped by equal score, in ascending order of score."""
 
   score_G: np.ndarray  # float64
@@ -65,7 +45,7 @@ def auc(labels_N, scores_N) -> float:
     ValueError: on empty or mismatched arrays, labels other than 0 and 1, scores that are not
       floats, or NaN scores.
   """
-  return _auc(_tie_groups(*_checked(labels_N, scores_N)))
+  return auc_of_groups(_tie_groups(*_checked(labels_N, scores_N)))
 
 
 def delong_se(labels_N, scores_N) -> float:
@@ -184,7 +164,7 @@ def evaluate_logits(labels_N, logits_N) -> dict[str, float | int]:
   click_rate = clicks / len(labels_N)
   logloss = _log_loss(labels_N, logits_N)
   return {
-    'auc': _auc(groups),
+    'auc': auc_of_groups(groups),
     'auc_se': _delong_se(groups),
     'logloss': logloss,
     'ne': _normalized_entropy(logloss, click_rate),
@@ -252,7 +232,7 @@ def _group_ends(sorted_N: np.ndarray) -> np.ndarray:
   return np.append(np.flatnonzero(sorted_N[1:] != sorted_N[:-1]), len(sorted_N) - 1)
 
 
-def _tie_groups(labels_N: np.ndarray, scores_N: np.ndarray) -> _TieGroups:
+def _tie_groups(labels_N: np.ndarray, scores_N: np.ndarray) -> TieGroups:
   if scores_N.dtype == np.float32:
     # The label rides in the lowest bit of the key: a sort without a gather is ten times
     # faster than argsort. It cannot split a tie, as groups are cut on the other bits.
@@ -271,10 +251,11 @@ def _tie_groups(labels_N: np.ndarray, scores_N: np.ndarray) -> _TieGroups:
     score_G = sorted_N[end_G]
   pos_G = np.diff(np.cumsum(sorted_labels_N, dtype=np.int64)[end_G], prepend=0)
   neg_G = np.diff(end_G + 1, prepend=0) - pos_G
-  return _TieGroups(score_G, pos_G, neg_G)
+  return TieGroups(score_G, pos_G, neg_G)
 
 
-def _auc(groups: _TieGroups) -> float:
+def auc_of_groups(groups: TieGroups) -> float:
+  """AUC of rows grouped by score; a tie counts half, one class only gives nan."""
   num_pos, num_neg = int(groups.pos_G.sum()), int(groups.neg_G.sum())
   if not num_pos or not num_neg:
     return math.nan
@@ -283,14 +264,14 @@ def _auc(groups: _TieGroups) -> float:
   return int((groups.pos_G * twice_below_G).sum()) / (2 * num_pos * num_neg)
 
 
-def _delong_se(groups: _TieGroups) -> float:
+def _delong_se(groups: TieGroups) -> float:
   pos_G, neg_G = groups.pos_G, groups.neg_G
   num_pos, num_neg = int(pos_G.sum()), int(neg_G.sum())
   if min(num_pos, num_neg) < 2:
     return math.nan
   v10_G = (np.cumsum(neg_G) - neg_G / 2) / num_neg
   v01_G = 1.0 - (np.cumsum(pos_G) - pos_G / 2) / num_pos
-  area = _auc(groups)
+  area = auc_of_groups(groups)
   var10 = float((pos_G * (v10_G - area) ** 2).sum()) / (num_pos - 1)
   var01 = float((neg_G * (v01_G - area) ** 2).sum()) / (num_neg - 1)
   return math.sqrt(var10 / num_pos + var01 / num_neg)
@@ -348,127 +329,10 @@ def _calibration(labels_N: np.ndarray, logits_N: np.ndarray) -> float:
   return float(_sigmoid(logits_N).sum()) / clicks if clicks else math.nan
 
 
-def _ece(groups: _TieGroups, bins: int) -> float:
+def _ece(groups: TieGroups, bins: int) -> float:
   size_G = groups.pos_G + groups.neg_G
   rows = int(size_G.sum())
   twice_midrank_G = 2 * np.cumsum(size_G) - size_G  # of ranks counted from 1/2 to rows - 1/2
   bin_G = twice_midrank_G * bins // (2 * rows)
   excess_G = size_G * _sigmoid(groups.score_G) - groups.pos_G
   return float(np.abs(np.bincount(bin_G, weights=excess_G)).sum()) / rows
-
-
-# Streaming metrics, on the device.
-
-
-@struct.dataclass
-class StreamState:
-  """Sums over rows from which AUC, loss and calibration follow; adds over batches, devices.
-
-  All fields are sums, so `jax.lax.psum(state, axes)` and `merge` are both right.
-  Counts are int32, exact where float32 would stop at 2^24: a bin holds 2^31 - 1 rows, so take
-  `compute` and start from `zeros` before two billion rows.
-  Each float sum is a pair, the sum and what rounding dropped from it: a lone float32 sum over
-  thousands of batches drifts by 1e-6, the size of the differences looked for.
-  """
-
-  pos_K: jax.Array  # int32, clicks by logit bin
-  neg_K: jax.Array  # int32, other rows by logit bin
-  loss_sum: jax.Array  # float32, nats
-  loss_dropped: jax.Array  # float32, to be added to loss_sum
-  prediction_sum: jax.Array  # float32, predicted clicks
-  prediction_dropped: jax.Array  # float32, to be added to prediction_sum
-
-  @classmethod
-  def zeros(cls) -> 'StreamState':
-    """The state of no rows."""
-    # One array per field: a jitted update can donate its state only if no two share a buffer.
-    counts = [jnp.zeros(HIST_BINS, jnp.int32) for _ in range(2)]
-    return cls(*counts, *[jnp.zeros((), jnp.float32) for _ in range(4)])
-
-  @classmethod
-  def from_batch(cls, logits_B, labels_B, weights_B) -> 'StreamState':
-    """The state of one batch; runs inside jit and shard_map. Note the order: logits first.
-
-    Args:
-      logits_B: natural-log odds, any float dtype.
-      labels_B: 0 or 1; anything above 0 is a click.
-      weights_B: 1 for a real row, 0 for padding. A mask: anything above 0 counts one row, and
-        what a padded row holds (NaN too) has no effect.
-
-    Returns:
-      A state whose loss, prediction and AUC are NaN if a real row has a NaN logit.
-
-    Raises:
-      ValueError: unless all three are 1-D and of one length (broadcasting would miscount).
-    """
-    shapes = (jnp.shape(logits_B), jnp.shape(labels_B), jnp.shape(weights_B))
-    if len(set(shapes)) != 1 or len(shapes[0]) != 1:
-      raise ValueError(f'logits, labels and weights must be 1-D and alike, got {shapes}')
-    real_B, click_B = jnp.asarray(weights_B) > 0, jnp.asarray(labels_B) > 0
-    logits_B = jnp.asarray(logits_B, jnp.float32)
-    # One scatter-add of B integers into both histograms: negatives first, then positives.
-    scale = HIST_BINS / (2 * HIST_LIMIT)
-    # NaN goes to bin 0, so that the row counts are right at least.
-    bin_B = jnp.nan_to_num(jnp.floor((logits_B + HIST_LIMIT) * scale), nan=0.0)
-    bin_B = jnp.clip(bin_B, 0, HIST_BINS - 1)
-    bin_B = bin_B.astype(jnp.int32) + HIST_BINS * click_B.astype(jnp.int32)
-    counts = jnp.zeros(2 * HIST_BINS, jnp.int32).at[bin_B].add(real_B.astype(jnp.int32))
-    neg_K, pos_K = jnp.split(counts, 2)
-    # softplus of the log odds of the label not seen: no cancellation at large logits.
-    loss_B = jax.nn.softplus(jnp.where(click_B, -logits_B, logits_B))
-    loss = jnp.sum(jnp.where(real_B, loss_B, 0.0))
-    prediction = jnp.sum(jnp.where(real_B, jax.nn.sigmoid(logits_B), 0.0))
-    return cls(pos_K, neg_K, loss, jnp.zeros_like(loss), prediction, jnp.zeros_like(loss))
-
-  def merge(self, other: 'StreamState') -> 'StreamState':
-    """The state of both sets of rows; runs inside jit and shard_map."""
-    loss_sum, loss_dropped = _two_sum(self.loss_sum, other.loss_sum)
-    prediction_sum, prediction_dropped = _two_sum(self.prediction_sum, other.prediction_sum)
-    return StreamState(
-      self.pos_K + other.pos_K,
-      self.neg_K + other.neg_K,
-      loss_sum,
-      self.loss_dropped + other.loss_dropped + loss_dropped,
-      prediction_sum,
-      self.prediction_dropped + other.prediction_dropped + prediction_dropped,
-    )
-
-  def compute(self) -> dict[str, float | int]:
-    """The metrics, on the host in float64; fetches the state, so call it rarely.
-
-    Returns:
-      Plain Python numbers: auc (rows of one bin tie at half; for its error see the head of
-      this file), loss (nats per row), mean_prediction, calibration (predicted over observed
-      clicks), rows, clicks, click_rate. Where rows or classes are missing, what does not
-      exist is nan.
-    """
-    state = jax.device_get(self)
-    pos_K, neg_K = state.pos_K.astype(np.int64), state.neg_K.astype(np.int64)
-    clicks = int(pos_K.sum())
-    rows = clicks + int(neg_K.sum())
-    loss = _pair_value(state.loss_sum, state.loss_dropped)
-    prediction = _pair_value(state.prediction_sum, state.prediction_dropped)
-    bins_K = np.arange(HIST_BINS, dtype=np.float64)
-    # A NaN logit has no place in the histogram; the prediction sum tells that there was one.
-    area = _auc(_TieGroups(bins_K, pos_K, neg_K)) if not math.isnan(prediction) else math.nan
-    return {
-      'auc': area,
-      'loss': loss / rows if rows else math.nan,
-      'mean_prediction': prediction / rows if rows else math.nan,
-      'calibration': prediction / clicks if clicks else math.nan,
-      'rows': rows,
-      'clicks': clicks,
-      'click_rate': clicks / rows if rows else math.nan,
-    }
-
-
-def _two_sum(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """a + b rounded, and exactly what the rounding dropped (Knuth's TwoSum)."""
-  total = a + b
-  b_kept = total - a
-  return total, (a - (total - b_kept)) + (b - b_kept)
-
-
-def _pair_value(total, dropped) -> float:
-  # An infinite total leaves NaN in the dropped part (inf - inf); the total alone is right then.
-  return float(total) + float(dropped) if np.isfinite(total) else float(total)

@@ -9,7 +9,6 @@ import optax
 from deres_jax import config as config_lib
 
 
-
 def schedule(o: config_lib.Optim, steps: int) -> Callable:
   """Factor in [0, 1] on both learning rates at a step: linear warm-up, then `o.schedule`."""
   warmup = round(o.warmup * steps)

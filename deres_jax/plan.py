@@ -67,9 +67,7 @@ def _bytes(tree) -> int:
 
 
 def _rows(setup: step.Setup) -> jax.ShapeDtypeStruct:
-  return jax.ShapeDtypeStruct(
-    (_ROWS, len(setup.table.vocab_sizes), setup.table.dim), jnp.float32
-  )
+  return jax.ShapeDtypeStruct((_ROWS, len(setup.table.vocab_sizes), setup.table.dim), jnp.float32)
 
 
 def _forward(model, setup: step.Setup) -> float:

@@ -20,7 +20,7 @@ from flax import linen as nn
 from jax.sharding import Mesh
 
 from deres_jax import config as config_lib
-from deres_jax import embedding, losses, metrics, models, optim, parallel
+from deres_jax import embedding, losses, models, optim, parallel, streaming
 from deres_jax.data import Batch
 from deres_jax.errors import UserError
 from deres_jax.models.layers import Context
@@ -164,11 +164,12 @@ def init_state(setup: Setup) -> State:
   return jax.jit(lambda: _init(setup), out_shardings=shardings)()
 
 
-def init_stream(setup: Setup) -> metrics.StreamState:
+def init_stream(setup: Setup) -> streaming.StreamState:
   """Streaming metrics of no rows, one state a device: [D, ...], summed when read."""
+
   def zeros():
     return jax.tree.map(
-      lambda x: jnp.zeros((setup.mesh.size, *x.shape), x.dtype), metrics.StreamState.zeros()
+      lambda x: jnp.zeros((setup.mesh.size, *x.shape), x.dtype), streaming.StreamState.zeros()
     )
 
   to = parallel.sharding(setup.mesh, parallel.BATCH)
@@ -217,7 +218,7 @@ def _row_keys(setup: Setup, step: Array, rows: int) -> Array:
   return jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(rows))
 
 
-def _train_body(setup: Setup, state: State, stream: metrics.StreamState, batch: Batch):
+def _train_body(setup: Setup, state: State, stream: streaming.StreamState, batch: Batch):
   b = batch.labels.shape[0]
   total_weight = jax.lax.psum(jnp.sum(batch.weights), AXIS)
   rows_CE = embedding.lookup(state.rows, batch.unique)
@@ -250,7 +251,7 @@ def _train_body(setup: Setup, state: State, stream: metrics.StreamState, batch: 
     rows=rows,
     slots=slots,
   )
-  seen = metrics.StreamState.from_batch(logits_b, batch.labels, batch.weights)
+  seen = streaming.StreamState.from_batch(logits_b, batch.labels, batch.weights)
   mine = jax.tree.map(lambda x: x[0], stream).merge(seen)
   return new, jax.tree.map(lambda x: x[None], mine)
 

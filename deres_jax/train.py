@@ -143,7 +143,11 @@ def _loop(run, state, clock, start, checkpoints, record, progress) -> checkpoint
   stream, began = step.init_stream(setup), time.monotonic()
   shown, shown_at = start, began
   batches = data.prefetch(
-    lambda k: data.put(run.train[k], setup.mesh), start, run.steps, c.data.threads, c.data.prefetch
+    lambda k: data.put(run.train[k], setup.mesh),
+    start,
+    run.steps,
+    c.data.threads,
+    c.data.prefetch,
   )
   for done, batch in enumerate(batches, start + 1):
     state, stream = train_step(state, stream, batch)
@@ -153,12 +157,14 @@ def _loop(run, state, clock, start, checkpoints, record, progress) -> checkpoint
     if saved or done % c.train.log_steps == 0:
       figures = read(stream)
       stream = step.init_stream(setup)
-      _check_finite(figures['loss'], done)
+      _check_finite(figures['logloss'], done)
       now = time.monotonic()
       speed = (run.train.rows_until(done) - run.train.rows_until(shown)) / (now - shown_at)
       shown, shown_at = done, now
       record.write(done, 'train', {**figures, 'rows_per_second': speed})
-      progress.step(done, f'loss {figures["loss"]:.4f}  auc {figures["auc"]:.4f}  {speed:,.0f} rows/s')
+      progress.step(
+        done, f'loss {figures["logloss"]:.4f}  auc {figures["auc"]:.4f}  {speed:,.0f} rows/s'
+      )
     else:
       progress.step(done)
     if saved:

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Eight simulated devices, a compilation cache, and prepared folders shared by all tests."""
+
+import os
+import pathlib
+
+REPO = pathlib.Path(__file__).resolve().parents[1]
+
+os.environ['XLA_FLAGS'] = (
+  os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
+)
+os.environ['JAX_PLATFORMS'] = 'cpu'
+os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(REPO / '.pytest_cache' / 'xla'))
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.2')
+
+import jax
+import pytest
+from absl import flags
+
+from data_pipelines import build
+
+flags.FLAGS.mark_as_parsed()
+jax.config.update('jax_numpy_rank_promotion', 'allow')
+
+
+@pytest.fixture(scope='session')
+def planted(tmp_path_factory) -> pathlib.Path:
+  """A small planted data set: 6,000 / 1,500 / 1,500 rows of 6 fields."""
+  out = tmp_path_factory.mktemp('planted') / 'data'
+  sizes = ['--rows_train=6000', '--rows_validation=1500', '--rows_test=1500', '--fields=6']
+  code = build.main(['--dataset=synthetic', f'--out={out}', *sizes, '--cardinality_max=40'])
+  assert not code
+  return out
+
+
+@pytest.fixture(scope='session')
+def samples() -> pathlib.Path:
+  """The folder of real samples; tests that need it skip where it is absent."""
+  folder = pathlib.Path(os.environ.get('DERES_DATA_SAMPLES', REPO.parent / 'shared' / 'data'))
+  if not (folder / 'criteo_sample.tsv.gz').is_file():
+    pytest.skip(f'no real samples in {folder}: set DERES_DATA_SAMPLES')
+  return folder

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Imports flow one way; settings have no hidden defaults."""
+
+import ast
+import pathlib
+
+import pytest
+
+REPO = pathlib.Path(__file__).resolve().parents[1]
+
+# Lower numbers know nothing of higher ones; equals do not know each other.
+LEVEL = {
+  'deres_jax': 0,
+  'deres_jax.errors': 0,
+  'deres_jax.config': 1,
+  'deres_jax.losses': 1,
+  'deres_jax.metrics': 1,
+  'deres_jax.streaming': 2,
+  'deres_jax.writer': 1,
+  'deres_jax.flops': 1,
+  'deres_jax.parallel': 1,
+  'deres_jax.checkpoint': 1,
+  'deres_jax.report': 1,
+  'deres_jax.models.layers': 1,
+  'deres_jax.models.stack': 2,
+  'deres_jax.models.classic': 2,
+  'deres_jax.models.heads': 2,
+  'deres_jax.models.tokenizer': 2,
+  'deres_jax.models.residual': 3,
+  'deres_jax.models.onetrans': 3,
+  'deres_jax.models': 4,
+  'deres_jax.embedding': 2,
+  'deres_jax.optim': 2,
+  'deres_jax.data': 3,
+  'deres_jax.step': 5,
+  'deres_jax.evaluate': 6,
+  'deres_jax.plan': 6,
+  'deres_jax.train': 7,
+  'deres_jax.main': 8,
+}
+
+
+def _module(path: pathlib.Path) -> str:
+  parts = path.relative_to(REPO).with_suffix('').parts
+  return '.'.join(parts[:-1] if parts[-1] == '__init__' else parts)
+
+
+def _files(folder: str) -> list[pathlib.Path]:
+  return sorted((REPO / folder).rglob('*.py'))
+
+
+def _imports(path: pathlib.Path) -> set[str]:
+  """Full names of all imported modules; `from a import b` gives a and a.b."""
+  out = set()
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.Import):
+      out |= {a.name for a in node.names}
+    elif isinstance(node, ast.ImportFrom):
+      assert node.level == 0, f'{path}: relative import'
+      out |= {node.module} | {f'{node.module}.{a.name}' for a in node.names}
+  return out
+
+
+@pytest.mark.parametrize('path', _files('deres_jax'), ids=_module)
+def test_deres_jax_imports_flow_one_way(path):
+  me = _module(path)
+  assert me in LEVEL, f'{me}: give it a level'
+  for other in _imports(path) & LEVEL.keys() - {'deres_jax', 'deres_jax.models', me}:
+    assert LEVEL[other] < LEVEL[me], f'{me} imports {other}'
+  if 'deres_jax.models' in _imports(path) and not me.startswith('deres_jax.models'):
+    assert LEVEL[me] > LEVEL['deres_jax.models'] or _imports(path) & {'deres_jax.models.layers'}
+
+
+@pytest.mark.parametrize('path', _files('deres_jax') + _files('data_pipelines'), ids=_module)
+def test_no_import_hides_in_a_function(path):
+  tree = ast.parse(path.read_text())
+  top = set(map(id, tree.body))
+  for node in ast.walk(tree):
+    if isinstance(node, ast.Import | ast.ImportFrom):
+      assert id(node) in top, f'{path}:{node.lineno}'
+
+
+def test_the_two_packages_meet_only_on_disk():
+  for path in _files('data_pipelines'):
+    assert not any(i.split('.')[0] in ('deres_jax', 'jax') for i in _imports(path)), path
+  for path in _files('deres_jax'):
+    assert not any(i.split('.')[0] == 'data_pipelines' for i in _imports(path)), path
+
+
+@pytest.mark.parametrize('path', _files('experiments'), ids=_module)
+def test_experiments_import_only_config_and_sweep(path):
+  ours = {i for i in _imports(path) if i.startswith('deres_jax')}
+  assert ours <= {'deres_jax', 'deres_jax.config', 'deres_jax.sweep'}
+  assert {i.split('.')[0] for i in _imports(path)} <= {'deres_jax', 'experiments'}
+
+
+@pytest.mark.parametrize('path', _files('deres_jax'), ids=_module)
+def test_no_hidden_defaults(path):
+  """Below resolve() a setting is an attribute: no getattr with a default, no **kwargs."""
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+      assert not (node.func.id == 'getattr' and len(node.args) == 3), f'{path}:{node.lineno}'
+    if isinstance(node, ast.FunctionDef):
+      assert node.args.kwarg is None, f'{path}:{node.lineno}: **{node.args.kwarg}'
