@@ -143,11 +143,8 @@ class Blocks:
     try:
       builder = tfds.builder_from_directory(schema.path / schema.tfds)
       self._source = builder.as_data_source(split)
-    except (FileNotFoundError, ValueError) as e:
-      raise UserError(
-        f'data.path={schema.path}: split {split} cannot be opened ({e}): '
-        f'python -m data_pipelines.doctor {schema.path} tells what is missing'
-      ) from e
+    except (OSError, ValueError, RuntimeError) as e:
+      raise self._damaged(e) from e
     full, last = divmod(self.rows, schema.block_rows)
     self.sizes = np.array([schema.block_rows] * full + [last] * (last > 0), np.int64)
     if len(self._source) != len(self.sizes):
@@ -159,7 +156,10 @@ class Blocks:
 
   def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
     """ids [n, F] int32 and labels [n] float32 of one block."""
-    example = self._source[index]
+    try:
+      example = self._source[index]
+    except (OSError, RuntimeError, ValueError) as e:  # a file that is gone, cut short or altered
+      raise self._damaged(e) from e
     ids, label = np.asarray(example['ids']), np.asarray(example['label'])
     expected = (int(self.sizes[index]), len(self._limits))
     if ids.shape != expected or label.shape != expected[:1] or ids.dtype != np.int32:
@@ -176,6 +176,12 @@ class Blocks:
         f'row {row}): build the folder again'
       )
     return ids, label.astype(np.float32)
+
+  def _damaged(self, e: Exception) -> UserError:
+    return UserError(
+      f'data.path={self.schema.path}: split {self.split} cannot be read ({e}): '
+      f'python -m data_pipelines.doctor {self.schema.path} tells what is wrong'
+    )
 
 
 class Batch(NamedTuple):

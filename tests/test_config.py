@@ -2,7 +2,6 @@
 import dataclasses
 
 import pytest
-from ml_collections import ConfigDict
 
 from deres_jax import config
 from deres_jax.errors import UserError
@@ -63,11 +62,11 @@ def test_a_locked_config_refuses_new_fields():
 
 
 def test_resolve_refuses_a_field_of_another_type_and_a_missing_one():
-  c = ConfigDict(config.base().to_dict())
-  c.model.depth = 'deep'
+  c = config.base().to_dict()
+  c['model']['depth'] = 'deep'
   with pytest.raises(UserError, match=r'model.depth=.deep.: expected a int'):
     config.resolve(c)
-  del c.model.depth
+  del c['model']['depth']
   with pytest.raises(UserError, match=r'model.depth. is missing'):
     config.resolve(c)
 

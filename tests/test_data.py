@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Batches are a pure function of (seed, epoch, step) and lose no row."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from deres_jax import data, embedding
+from deres_jax.errors import UserError
+
+
+def batches(folder, batch_size=512, devices=1, window_blocks=64, seed=7, split='train'):
+  schema = data.load_schema(str(folder))
+  table = embedding.Table(schema.vocab_sizes, 4)
+  blocks = data.Blocks(schema, split)
+  return data.Batches(blocks, table, batch_size, devices, window_blocks, seed)
+
+
+def decode(b, batch):
+  """(ids [n, F], labels [n]) of the real rows of a batch, through unique and inverse."""
+  devices, F = b._devices, batch.inverse.shape[1]
+  unique = batch.unique.reshape(devices, -1)
+  ids = np.concatenate(
+    [u[i] for u, i in zip(unique, batch.inverse.reshape(devices, -1, F), strict=True)]
+  )
+  real = batch.weights == 1
+  assert (ids[~real] == b._table.padding).all() and not batch.labels[~real].any()
+  return ids[real], batch.labels[real]
+
+
+def rows_of(b, indices):
+  parts = [decode(b, b[i]) for i in indices]
+  return np.concatenate([np.column_stack(p) for p in parts])
+
+
+def stored(b):
+  """All rows of the split in their order on disk, as the model numbers them."""
+  n = len(b._blocks.sizes)
+  parts = [b._blocks.read(i) for i in range(n)]
+  return np.concatenate([np.column_stack([ids + b._table.offsets, y]) for ids, y in parts])
+
+
+def as_multiset(rows):
+  return rows[np.lexsort(rows.T)]
+
+
+@pytest.mark.parametrize('window_blocks', [1, 64])
+@pytest.mark.parametrize('batch_size', [512, 6000, 8192])
+def test_every_row_stands_in_one_batch_of_an_epoch(planted, batch_size, window_blocks):
+  b = batches(planted, batch_size, window_blocks=window_blocks)
+  for epoch in range(2):
+    first = epoch * b.per_epoch
+    seen = rows_of(b, range(first, first + b.per_epoch))
+    np.testing.assert_array_equal(as_multiset(seen), as_multiset(stored(b)))
+  assert b.rows_until(2 * b.per_epoch) == 12_000
+  assert sum(b.rows(i) for i in range(b.per_epoch)) == 6000
+
+
+def test_epochs_seeds_and_windows_give_other_orders(planted):
+  b = batches(planted)
+  first, again = rows_of(b, [0]), rows_of(batches(planted), [0])
+  np.testing.assert_array_equal(first, again)
+  assert (first != rows_of(b, [b.per_epoch])).any()
+  assert (first != rows_of(batches(planted, seed=8), [0])).any()
+  assert (first != stored(b)[:512]).any()
+
+
+def test_a_batch_does_not_depend_on_what_was_read_before(planted):
+  forward = batches(planted, window_blocks=1)
+  there = [rows_of(forward, [i]) for i in range(30)]
+  back = batches(planted, window_blocks=1)
+  for i in reversed(range(30)):
+    np.testing.assert_array_equal(rows_of(back, [i]), there[i])
+
+
+def test_the_global_batch_does_not_depend_on_the_devices(planted):
+  one, eight = batches(planted), batches(planted, devices=8)
+  for i in (0, 5, one.per_epoch - 1):
+    np.testing.assert_array_equal(rows_of(one, [i]), rows_of(eight, [i]))
+    each = eight[i].unique.reshape(8, -1)
+    assert all(
+      len(set(u[u < eight._table.padding])) == (u < eight._table.padding).sum() for u in each
+    )
+
+
+def test_without_a_seed_rows_come_as_they_are_stored(planted):
+  b = batches(planted, seed=None, split='test')
+  np.testing.assert_array_equal(rows_of(b, range(b.per_epoch)), stored(b))
+
+
+def test_capacity_is_a_power_of_two_that_grows_and_drops_nothing(planted):
+  b = batches(planted, batch_size=64)
+  b._floor = 16  # too small on purpose: every batch must find room all the same
+  for i in range(3):
+    batch = b[i]
+    assert len(batch.unique) & (len(batch.unique) - 1) == 0
+    ids, _ = decode(b, batch)
+    assert len(ids) == 64 and (ids < b._table.rows).all()
+  assert len(batch.unique) > 16
+
+
+def test_prefetch_keeps_order_starts_anywhere_and_passes_errors_on():
+  assert list(data.prefetch(lambda i: i * i, 3, 9, 2, 4)) == [9, 16, 25, 36, 49, 64]
+
+  def fail(i):
+    if i == 4:
+      raise UserError('block 4 is bad')
+    return i
+
+  with pytest.raises(UserError, match='block 4 is bad'):
+    list(data.prefetch(fail, 0, 9, 2, 4))
+
+
+def test_permutations_are_pinned():
+  """A change here changes every run's data order: it needs a line in CHANGELOG."""
+  assert data.permutation(8, 1, 2, 3).tolist() == [1, 2, 4, 6, 5, 0, 7, 3]
+  assert sorted(data.permutation(1000, 0)) == list(range(1000))
+
+
+def spoil(planted, tmp_path, change):
+  folder = tmp_path / 'data'
+  shutil.copytree(planted, folder)
+  file = folder / 'schema.json'
+  schema = json.loads(file.read_text())
+  change(schema)
+  file.write_text(json.dumps(schema))
+  return folder
+
+
+@pytest.mark.parametrize(
+  ('change', 'words'),
+  [
+    (lambda s: s.update(format='other'), ['format', 'other', 'deres_jax.prepared']),
+    (lambda s: s.update(format_version=9), ['9']),
+    (lambda s: s.pop('fields'), ['damaged', 'fields', 'doctor']),
+    (lambda s: s['splits'].pop('test'), ['test']),
+    (lambda s: s['splits']['train'].update(rows='many'), ['damaged', 'many']),
+    (lambda s: s.update(tfds='../elsewhere'), ['outside']),
+    (lambda s: s['fields'][0].update(kind='dense'), ['dense', 'categorical']),
+  ],
+)
+def test_a_wrong_schema_is_one_clear_line(planted, tmp_path, change, words):
+  folder = spoil(planted, tmp_path, change)
+  with pytest.raises(UserError) as e:
+    data.load_schema(str(folder))
+  text = str(e.value)
+  assert '\n' not in text and all(w in text for w in words), text
+
+
+@pytest.mark.parametrize(
+  ('change', 'words'),
+  [
+    (lambda s: s['fields'][2].update(vocab_size=4), ['out of range 0..3', 'field', 'block']),
+    (lambda s: s['splits']['train'].update(rows=60_000), ['blocks', 'expects 15']),
+    (lambda s: s['splits']['train'].update(rows=5999), ['block 1', 'expects']),
+    (lambda s: s['fields'].pop(), ['expects int32']),
+    (lambda s: s.update(tfds='nowhere/1.0.0'), ['cannot be read', 'doctor']),
+  ],
+)
+def test_data_that_contradict_the_schema_are_refused(planted, tmp_path, change, words):
+  with pytest.raises(UserError) as e:
+    b = batches(spoil(planted, tmp_path, change))
+    rows_of(b, range(b.per_epoch))
+  text = str(e.value)
+  assert '\n' not in text and all(w in text for w in words), text
+
+
+def _remove(file):
+  file.unlink()
+
+
+def _truncate(file):
+  file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def _flip(file):
+  content = bytearray(file.read_bytes())
+  for at in range(0, len(content), 1009):
+    content[at] ^= 0xFF
+  file.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize('harm', [_remove, _truncate, _flip])
+def test_a_damaged_record_file_is_noticed_when_read(planted, tmp_path, harm):
+  folder = spoil(planted, tmp_path, lambda s: None)
+  harm(next(folder.rglob('*train.array_record*')))
+  with pytest.raises(UserError, match=r'split train cannot be read .*doctor'):
+    b = batches(folder)
+    rows_of(b, range(b.per_epoch))
+
+
+def test_missing_folders_are_named(tmp_path):
+  for path, words in [('', 'data.path is empty'), (tmp_path / 'no', 'no such folder')]:
+    with pytest.raises(UserError, match=words):
+      data.load_schema(str(path))
+  with pytest.raises(UserError, match='holds no schema.json'):
+    data.load_schema(str(tmp_path))
