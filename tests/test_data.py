@@ -195,5 +195,5 @@ def test_missing_folders_are_named(tmp_path):
   for path, words in [('', 'data.path is empty'), (tmp_path / 'no', 'no such folder')]:
     with pytest.raises(UserError, match=words):
       data.load_schema(str(path))
-  with pytest.raises(UserError, match='holds no schema.json'):
+  with pytest.raises(UserError, match=r'holds no schema\.json'):
     data.load_schema(str(tmp_path))

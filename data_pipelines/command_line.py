@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the commands share: one-line errors, exit codes, progress lines."""
+
+import argparse
+import errno
+import sys
+from collections.abc import Callable
+
+from data_pipelines.errors import UserError
+
+USER_MISTAKE = 2
+INTERRUPTED = 130
+
+# Faults of the place, not of the program: told in one line.
+_PLACE_ERRORS = (
+  errno.ENOSPC,
+  errno.EDQUOT,
+  errno.EACCES,
+  errno.EPERM,
+  errno.EROFS,
+  errno.ENOTDIR,
+  errno.EEXIST,
+  errno.ENOTEMPTY,
+  errno.ENAMETOOLONG,
+)
+
+
+class OneLineParser(argparse.ArgumentParser):
+  """An argument parser whose error is one line, without the usage."""
+
+  def __init__(self, **kwargs):
+    super().__init__(allow_abbrev=False, **kwargs)
+
+  def error(self, message: str):
+    """Prints the message and exits with code 2."""
+    self.exit(USER_MISTAKE, f'error: {message}; see --help\n')
+
+
+def say(line: str) -> None:
+  """Prints a progress line at once."""
+  print(line, flush=True)
+
+
+def guarded(command: Callable[[], int]) -> int:
+  """Runs a command; a user's mistake becomes one line on standard error and exit code 2."""
+  try:
+    return command()
+  except UserError as error:
+    line = str(error)
+  except KeyboardInterrupt:
+    print('interrupted; nothing was kept', file=sys.stderr)
+    return INTERRUPTED
+  except OSError as error:
+    if error.errno not in _PLACE_ERRORS:
+      raise
+    line = f'{error.filename or "output"}: {error.strerror}; give another place or make room'
+  print(f'error: {line}', file=sys.stderr)
+  return USER_MISTAKE

@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks a prepared folder against its schema.
+
+  python -m data_pipelines.doctor DIR
+
+One line a check, "ok" or "FAILED"; exit code 0 if the folder is whole, else 2.
+"""
+
+import hashlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from data_pipelines.command_line import OneLineParser, guarded, say
+from data_pipelines.errors import UserError
+from data_pipelines.rawfile import file_sha256
+from data_pipelines.schema import (
+  BLOCK_ROWS,
+  FIRST_TOKEN_ID,
+  PADDING_ID,
+  REJECTS_FILE,
+  SPLITS,
+  VOCABULARY_FOLDER,
+  read_schema,
+  structure_problems,
+)
+from data_pipelines.tally import Tally
+from data_pipelines.tfds_blocks import open_split, split_files
+
+SHOWN_FAILURES = 3
+
+
+class Checks:
+  """Prints the outcome of each check and remembers the failures."""
+
+  def __init__(self, tell: Callable[[str], None]):
+    self._tell = tell
+    self.count = 0
+    self.failures: list[str] = []
+
+  def equal(self, what: str, expected, found) -> bool:
+    """One check: found must equal expected."""
+    return self.holds(what, expected == found, f'expected {expected}, found {found}')
+
+  def holds(self, what: str, good: bool, problem: str) -> bool:
+    """One check that is good or has a problem."""
+    self.count += 1
+    if good:
+      self._tell(f'ok      {what}')
+    else:
+      self._tell(f'FAILED  {what}: {problem}')
+      self.failures.append(f'{what}: {problem}')
+    return good
+
+
+def check_folder(folder: Path, tell: Callable[[str], None]) -> Checks:
+  """Runs all checks on a prepared folder.
+
+  Raises:
+    UserError: no schema of this format, so there is nothing to check against.
+  """
+  checks = Checks(tell)
+  schema = read_schema(folder)
+  problems = structure_problems(schema)
+  shown = '; '.join(problems[:SHOWN_FAILURES])
+  if not checks.holds('schema: all entries', not problems, shown):
+    return checks
+  _check_counts(schema, checks)
+  _check_rejects(folder, schema['raw']['rows_rejected'], checks)
+  _check_vocabularies(folder, schema, checks)
+  tfds_folder = folder / schema['tfds']
+  readable = True
+  for name in ('dataset_info.json', 'features.json'):
+    readable &= checks.holds(f'file {name}', (tfds_folder / name).is_file(), 'missing')
+  for split in SPLITS:
+    # A damaged record file is not opened: its contents cannot be the ones described.
+    if _check_files(tfds_folder, split, schema['splits'][split]['files'], checks) and readable:
+      _check_content(tfds_folder, split, schema, checks)
+  return checks
+
+
+def _check_counts(schema: dict, checks: Checks) -> None:
+  raw, splits = schema['raw'], schema['splits']
+  checks.equal('schema: rows in a block', BLOCK_ROWS, schema['block_rows'])
+  checks.equal(
+    'schema: rows read = written + rejected',
+    raw['rows_read'],
+    raw['rows_written'] + raw['rows_rejected'],
+  )
+  total = sum(splits[split]['rows'] for split in SPLITS)
+  checks.equal('schema: rows written = rows of the splits', raw['rows_written'], total)
+  names = [field['name'] for field in schema['fields']]
+  repeated = sorted({name for name in names if names.count(name) > 1})
+  checks.holds('schema: field names', not repeated, f'repeated: {", ".join(repeated)}')
+
+
+def _check_rejects(folder: Path, rows_rejected: int, checks: Checks) -> None:
+  path = folder / REJECTS_FILE
+  lines = path.read_bytes().count(b'\n') if path.is_file() else 0
+  checks.equal(f'file {REJECTS_FILE}: rows', rows_rejected, lines)
+
+
+def _check_vocabularies(folder: Path, schema: dict, checks: Checks) -> None:
+  expected_names = [f'{field["name"]}.txt' for field in schema['fields']]
+  checks.equal('schema: vocabulary files', sorted(expected_names), sorted(schema['vocabulary']))
+  good = True
+  for field in schema['fields']:
+    name = f'{field["name"]}.txt'
+    path = folder / VOCABULARY_FOLDER / name
+    if not path.is_file():
+      good = checks.holds(f'vocabulary {name}', False, 'the file is missing')
+      continue
+    data = path.read_bytes()
+    found = hashlib.sha256(data).hexdigest()
+    if found != schema['vocabulary'].get(name):
+      good = checks.equal(f'vocabulary {name}: sha256', schema['vocabulary'].get(name), found)
+    size = data.count(b'\n') + FIRST_TOKEN_ID
+    if size != field['vocab_size']:
+      good = checks.equal(f'vocabulary {name}: vocab_size', field['vocab_size'], size)
+  if good:
+    checks.holds(f'vocabulary: {len(expected_names)} files', True, '')
+
+
+def _check_files(folder: Path, split: str, files: dict, checks: Checks) -> bool:
+  found_names = [path.name for path in split_files(folder, split)]
+  good = checks.equal(f'{split}: record files', sorted(files), found_names)
+  for name in sorted(set(files) & set(found_names)):
+    size = (folder / name).stat().st_size
+    if not checks.equal(f'{split}: bytes of {name}', files[name]['bytes'], size):
+      good = False
+      continue
+    found = file_sha256(folder / name)
+    good &= checks.equal(f'{split}: sha256 of {name}', files[name]['sha256'], found)
+  return good
+
+
+def _check_content(folder: Path, split: str, schema: dict, checks: Checks) -> None:
+  entry, fields = schema['splits'][split], schema['fields']
+  tally, lengths, odd = Tally(len(fields)), [], []
+  for k, block in enumerate(open_split(folder, split)):
+    ids_NF, label_N = block['ids'], block['label']
+    if ids_NF.shape != (len(label_N), len(fields)) or not 0 < len(label_N) <= BLOCK_ROWS:
+      odd.append(f'block {k}: ids {ids_NF.shape}, label {label_N.shape}')
+      continue
+    if label_N.max() > 1:
+      odd.append(f'block {k}: label {label_N.max()}')
+    lengths.append(len(label_N))
+    tally.update(ids_NF, label_N)
+  checks.holds(f'{split}: shapes and labels', not odd, '; '.join(odd[:SHOWN_FAILURES]))
+  checks.equal(f'{split}: rows', entry['rows'], tally.rows)
+  checks.equal(f'{split}: blocks', entry['blocks'], tally.blocks)
+  short = [k for k, length in enumerate(lengths[:-1]) if length != BLOCK_ROWS]
+  checks.holds(f'{split}: full blocks', not short, f'shorter blocks: {short[:SHOWN_FAILURES]}')
+  checks.equal(f'{split}: clicks', entry['clicks'], tally.clicks)
+  checks.equal(f'{split}: click rate', entry['click_rate'], tally.click_rate)
+  outside = [
+    f'{field["name"]}: expected ids {PADDING_ID + 1} to {field["vocab_size"] - 1}, '
+    f'found {low} to {high}'
+    for field, low, high in zip(fields, tally.min_id_F, tally.max_id_F, strict=True)
+    if low <= PADDING_ID or high >= field['vocab_size']
+  ]
+  problem = '; '.join(outside[:SHOWN_FAILURES])
+  checks.holds(f'{split}: ids in range', not outside or not tally.rows, problem)
+  expected_oov = [field['oov_rate'][split] for field in fields]
+  wrong = [
+    f'{field["name"]}: expected {expected}, found {found}'
+    for field, expected, found in zip(fields, expected_oov, tally.oov_rate_F(), strict=True)
+    if expected != found
+  ]
+  problem = '; '.join(wrong[:SHOWN_FAILURES])
+  checks.holds(f'{split}: out-of-vocabulary rates', not wrong, problem)
+  checks.equal(f'{split}: content sha256', entry['content_sha256'], tally.content_sha256)
+
+
+def doctor(folder: Path) -> int:
+  """Checks, prints, returns the exit code.
+
+  Raises:
+    UserError: the folder is not whole, or not a prepared data set at all.
+  """
+  checks = check_folder(folder, say)
+  if checks.failures:
+    first = ' | '.join(checks.failures[:SHOWN_FAILURES])
+    raise UserError(
+      f'{folder} is not whole, {len(checks.failures)} of {checks.count} checks failed: '
+      f'{first}; build it again'
+    )
+  say(f'{folder} is whole')
+  return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+  """The command; returns the exit code."""
+  parser = OneLineParser(
+    prog='python -m data_pipelines.doctor', description='Checks a prepared folder.'
+  )
+  parser.add_argument('folder', nargs='?', type=Path, metavar='DIR', help='the folder')
+  parser.add_argument('--path', type=Path, help='the folder, as a flag')
+  args = parser.parse_args(sys.argv[1:] if argv is None else argv)
+  if (args.folder is None) == (args.path is None):
+    parser.error('give one prepared folder: DIR or --path=DIR')
+  folder = args.folder or args.path
+  return guarded(lambda: doctor(folder))
+
+
+if __name__ == '__main__':
+  sys.exit(main())

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`schema.json`: describes a prepared folder, and is the only proof that it is finished."""
+
+import json
+import os
+from pathlib import Path
+
+from data_pipelines.errors import UserError
+
+FORMAT = 'deres_jax.prepared'
+FORMAT_VERSION = 1
+SCHEMA_FILE = 'schema.json'
+VOCABULARY_FOLDER = 'vocabulary'
+REJECTS_FILE = 'rejects.tsv'
+
+SPLITS = ('train', 'validation', 'test')
+BLOCK_ROWS = 4096  # rows in one record; only the last block of a split is shorter
+PADDING_ID = 0  # never occurs in single-valued fields
+OOV_ID = 1  # out of vocabulary, or missing
+FIRST_TOKEN_ID = 2  # line i (0-based) of a vocabulary file is the token of id i + 2
+
+
+def write_schema(folder: Path, schema: dict) -> None:
+  """Writes `folder/schema.json` atomically: a reader sees all of it or none."""
+  temporary = folder / (SCHEMA_FILE + '.tmp')
+  with open(temporary, 'w', encoding='ascii') as file:
+    json.dump(schema, file, indent=1, allow_nan=False)
+    file.write('\n')
+    file.flush()
+    os.fsync(file.fileno())
+  os.replace(temporary, folder / SCHEMA_FILE)
+
+
+def read_schema(folder: Path) -> dict:
+  """Returns the schema of a prepared folder.
+
+  Raises:
+    UserError: no folder, no schema.json, not JSON, or not this format and version.
+  """
+  path = folder / SCHEMA_FILE
+  if not folder.exists():
+    raise UserError(f'{folder}: no such folder; give the --out folder of data_pipelines.build')
+  if not path.is_file():
+    raise UserError(
+      f'{folder}: no {SCHEMA_FILE}, so it is not a finished prepared data set; '
+      'run python -m data_pipelines.build again'
+    )
+  try:
+    schema = json.loads(path.read_text(encoding='utf-8'))
+  except ValueError as error:
+    raise UserError(f'{path}: not JSON ({error}); build the data set again') from error
+  found = None
+  if isinstance(schema, dict):
+    found = (schema.get('format'), schema.get('format_version'))
+  if found != (FORMAT, FORMAT_VERSION):
+    raise UserError(
+      f'{path}: expected format {(FORMAT, FORMAT_VERSION)}, found {found}; '
+      'build the data set with this version of data_pipelines'
+    )
+  return schema
+
+
+_NUMBER = (int, float)
+_SPLIT = {
+  'rows': int,
+  'blocks': int,
+  'clicks': int,
+  'click_rate': _NUMBER,
+  'content_sha256': str,
+  'files': dict,
+}
+_STRUCTURE = {
+  'dataset': str,
+  'tfds': str,
+  'build': dict,
+  'block_rows': int,
+  'fields': [
+    {
+      'name': str,
+      'kind': str,
+      'vocab_size': int,
+      'min_count': int,
+      'missing_rate_train': _NUMBER,
+      'oov_rate': dict.fromkeys(SPLITS, _NUMBER),
+    }
+  ],
+  'splits': dict.fromkeys(SPLITS, _SPLIT),
+  'vocabulary': dict,
+  'raw': {'files': list, 'rows_read': int, 'rows_written': int, 'rows_rejected': int},
+}
+
+
+def structure_problems(schema: dict) -> list[str]:
+  """What is missing or of the wrong type in a schema; empty if nothing."""
+  return list(_problems(schema, _STRUCTURE, 'schema'))
+
+
+def _problems(value, expected, where: str):
+  if isinstance(expected, dict):
+    if not isinstance(value, dict):
+      yield f'{where}: expected an object, found {type(value).__name__}'
+      return
+    for key, inner in expected.items():
+      if key in value:
+        yield from _problems(value[key], inner, f'{where}.{key}')
+      else:
+        yield f'{where}.{key}: missing'
+  elif isinstance(expected, list):
+    if not isinstance(value, list) or not value:
+      yield f'{where}: expected a list with at least one entry, found {value!r}'
+      return
+    for i, item in enumerate(value):
+      yield from _problems(item, expected[0], f'{where}[{i}]')
+  elif not isinstance(value, expected) or isinstance(value, bool):
+    names = [t.__name__ for t in (expected if isinstance(expected, tuple) else (expected,))]
+    yield f'{where}: expected {" or ".join(names)}, found {value!r}'

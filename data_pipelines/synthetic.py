@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Planted data: rows that are a pure function of (seed, row), and what is known about them.
+
+Row i of a split is row i + offset of one endless table; the splits' offsets lie 2^40 rows
+apart. So a split's rows depend neither on its size nor on another's, and any range can be made
+alone.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from data_pipelines import synthetic_options
+from data_pipelines.counter_random import uniforms
+from data_pipelines.dataset import Dataset, Encoded, FieldInfo
+from data_pipelines.planted_metrics import bayes_metrics
+from data_pipelines.rejects import Rejects
+from data_pipelines.schema import FIRST_TOKEN_ID, SPLITS
+from data_pipelines.synthetic_options import MAX_ROWS, SyntheticOptions
+from data_pipelines.synthetic_teacher import Teacher, make_teacher, sigmoid
+from data_pipelines.synthetic_tfds import SyntheticCtr
+from data_pipelines.tfds_blocks import Log
+
+OFFSETS = {split: MAX_ROWS * i for i, split in enumerate(SPLITS)}
+_STREAM_ROWS = 0
+_CHUNK_ROWS = 1 << 16
+
+
+class SyntheticSource:
+  """Generates any range of rows of any split."""
+
+  def __init__(self, options: SyntheticOptions, teacher: Teacher):
+    """Args: the options and their teacher."""
+    self._seed = options.seed
+    self.teacher = teacher
+    self.num_fields = options.fields
+    self.rows = options.rows()
+
+  def draw(self, split: str, start: int, stop: int):
+    """Rows [start, stop): values int32 [rows, fields], logit parts [rows, 4], labels uint8."""
+    draws = uniforms(
+      self._seed, _STREAM_ROWS, OFFSETS[split] + start, stop - start, self.num_fields + 1
+    )
+    values_NF = self.teacher.values(draws[:, : self.num_fields])
+    parts_NO = self.teacher.parts(values_NF)
+    probability_N = sigmoid(parts_NO.sum(axis=1) + self.teacher.bias)
+    return values_NF, parts_NO, (draws[:, -1] < probability_N).astype(np.uint8)
+
+  def block(self, split: str, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+    """See BlockSource.block. Value v of a field has id v + 2."""
+    values_NF, _, label_N = self.draw(split, start, stop)
+    return values_NF + np.int32(FIRST_TOKEN_ID), label_N
+
+
+def split_metrics(source: SyntheticSource, split: str) -> dict:
+  """Reachable figures of one split (see bayes_metrics)."""
+  logits, mains, labels = [], [], []
+  for start in range(0, source.rows[split], _CHUNK_ROWS):
+    stop = min(start + _CHUNK_ROWS, source.rows[split])
+    _, parts_NO, label_N = source.draw(split, start, stop)
+    logits.append(parts_NO.sum(axis=1) + source.teacher.bias)
+    mains.append(parts_NO[:, 0])
+    labels.append(label_N)
+  return bayes_metrics(np.concatenate(logits), np.concatenate(mains), np.concatenate(labels))
+
+
+def field_names(options: SyntheticOptions) -> list[str]:
+  """f01, f02, ..."""
+  return [f'f{f + 1:02d}' for f in range(options.fields)]
+
+
+def _options(args: argparse.Namespace) -> dict:
+  return synthetic_options.to_json(synthetic_options.from_flags(args))
+
+
+def encode_dataset(options: dict, raw: Path | None, rejects: Rejects, log: Log) -> Encoded:
+  """See Dataset.encode."""
+  del raw, rejects  # nothing is read
+  o = synthetic_options.from_json(options)
+  teacher = make_teacher(o)
+  source = SyntheticSource(o, teacher)
+  names = field_names(o)
+  fields = []
+  for name, values in zip(names, o.cardinalities(), strict=True):
+    tokens = tuple(str(v) for v in range(values))
+    fields.append(FieldInfo(name, tokens, values + FIRST_TOKEN_ID, 0, 0.0))
+  planted = {
+    'order_shares': list(o.order_shares),
+    'logit_std': o.logit_std,
+    'bias': teacher.bias,
+    'sets': {
+      order: [[names[f] for f in fields] for fields in sets]
+      for order, sets in teacher.field_sets().items()
+    },
+    'splits': {},
+  }
+  for split in SPLITS:
+    planted['splits'][split] = split_metrics(source, split)
+    log(f'drew {source.rows[split]:,} rows of {split}')
+  return Encoded(tuple(fields), source, sum(source.rows.values()), planted)
+
+
+SYNTHETIC = Dataset(
+  name='synthetic',
+  about='planted interactions with a known best AUC; needs no raw file',
+  needs_raw=False,
+  add_flags=synthetic_options.add_flags,
+  options=_options,
+  encode=encode_dataset,
+  builder=SyntheticCtr,
+  config=None,
+)

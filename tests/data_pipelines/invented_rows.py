@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Invented raw rows in the Criteo text format (no row here is real), and how to read data back."""
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+from data_pipelines.tfds_blocks import open_split
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def criteo_line(rng: random.Random) -> str:
+  """One valid line without newline: small alphabets, so that tokens repeat."""
+  ints = ['' if rng.random() < 0.2 else str(rng.choice([-2, -1, *range(40)])) for _ in range(13)]
+  hexes = ['' if rng.random() < 0.2 else f'{rng.randrange(7) * 0x1234567:08x}' for _ in range(26)]
+  return '\t'.join([str(rng.randrange(2)), *ints, *hexes])
+
+
+def criteo_lines(count: int, seed: int = 0) -> list[str]:
+  """Valid lines."""
+  rng = random.Random(seed)
+  return [criteo_line(rng) for _ in range(count)]
+
+
+def write_lines(path: Path, lines: list[str]) -> Path:
+  """Writes lines with newlines; returns the path."""
+  path.write_text(''.join(f'{line}\n' for line in lines))
+  return path
+
+
+def read_prepared(folder: Path):
+  """The schema and, by split, the list of stored (ids, label) blocks."""
+  schema = json.loads((folder / 'schema.json').read_text())
+  blocks = {
+    split: [(b['ids'], b['label']) for b in open_split(folder / schema['tfds'], split)]
+    for split in schema['splits']
+  }
+  return schema, blocks
+
+
+def run_python(*args: str) -> subprocess.CompletedProcess:
+  """Runs python with arguments from the repository root."""
+  return subprocess.run(
+    [sys.executable, *args], cwd=REPOSITORY, capture_output=True, text=True, timeout=120
+  )

@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The step: any mesh, any micro-batch, the same numbers; and what it computes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from deres_jax import config, data, embedding, losses, parallel, step
+from deres_jax.errors import UserError
+from deres_jax.models.layers import Context
+
+TINY = (
+  'model.depth=2,model.dim=8,model.heads=2,model.embed_dim=4,model.ffn_ratio=2,'
+  'data.batch_size=256,data.eval_batch_size=256,deres.block_layers=1,optim.table_lr=0.1,'
+  # Adam turns a gradient that is zero but for rounding (the first query's) into a full step; a
+  # large epsilon keeps the step as smooth as the gradient, so that runs can be compared.
+  'optim.adam_eps=0.001'
+)
+
+
+def make(folder, devices=1, more='', steps=10):
+  c = config.resolve(config.base(f'{TINY},{more}'))
+  schema = data.load_schema(str(folder))
+  mesh = parallel.make_mesh(devices)
+  setup = step.make_setup(c, schema.vocab_sizes, schema.click_rate, mesh, steps)
+  blocks = data.Blocks(schema, 'train')
+  return setup, data.Batches(blocks, setup.table, c.data.batch_size, devices, 64, c.seed)
+
+
+def run(setup, batches, steps):
+  """Losses of every step, and the state at the end."""
+  state, train, read = (
+    step.init_state(setup),
+    step.make_train_step(setup),
+    step.make_read_stream(setup),
+  )
+  losses_S = []
+  for k in range(steps):
+    stream = step.init_stream(setup)
+    state, stream = train(state, stream, data.put(batches[k], setup.mesh))
+    losses_S.append(read(stream)['logloss'])
+  return np.array(losses_S), state
+
+
+def assert_close(a, b, rtol, atol):
+  for path, x in jax.tree_util.tree_leaves_with_path(a):
+    y = {jax.tree_util.keystr(p): v for p, v in jax.tree_util.tree_leaves_with_path(b)}[
+      jax.tree_util.keystr(path)
+    ]
+    np.testing.assert_allclose(x, y, rtol=rtol, atol=atol, err_msg=jax.tree_util.keystr(path))
+
+
+def test_eight_devices_train_like_one(planted):
+  more = 'optim.table_l2=0.001,model.dropout=0.1,model.embed_dropout=0.1'
+  one, state_one = run(*make(planted, 1, more), steps=4)
+  eight, state_eight = run(*make(planted, 8, more), steps=4)
+  np.testing.assert_allclose(one, eight, rtol=1e-5)
+  assert_close(state_one, state_eight, rtol=2e-3, atol=2e-5)
+
+
+def test_the_last_partial_batch_trains_on_its_rows_alone(planted):
+  setup, batches = make(planted, 8)
+  last = batches.per_epoch - 1
+  assert 0 < batches.rows(last) < 256
+  train, read = step.make_train_step(setup), step.make_read_stream(setup)
+  batch = data.put(batches[last], setup.mesh)
+  _, stream = train(step.init_state(setup), step.init_stream(setup), batch)
+  assert read(stream)['rows'] == batches.rows(last)
+
+
+@pytest.mark.parametrize('micro', [32, 64])
+def test_micro_batches_equal_the_whole_batch(planted, micro):
+  more = 'model.dropout=0.2,model.embed_dropout=0.1,train.micro_batch='
+  whole, state_whole = run(*make(planted, 1, f'{more}0'), steps=3)
+  parts, state_parts = run(*make(planted, 1, f'{more}{micro}'), steps=3)
+  np.testing.assert_allclose(whole, parts, rtol=1e-6)
+  assert_close(state_whole.params, state_parts.params, rtol=1e-3, atol=1e-5)
+  np.testing.assert_allclose(state_whole.rows, state_parts.rows, rtol=1e-3, atol=1e-5)
+
+
+def test_one_step_equals_a_plain_one(planted):
+  """The same step written with a dense table and no mesh, micro-batch or unique ids."""
+  setup, batches = make(planted, 8, 'optim.gate_lr_mult=3,optim.weight_decay=0.1')
+  state = step.init_state(setup)
+  params, table = jax.device_get(state.params), np.asarray(state.rows).reshape(-1, 4)
+  batch = batches[0]
+  ids = np.concatenate(
+    [
+      u[i]
+      for u, i in zip(batch.unique.reshape(8, -1), batch.inverse.reshape(8, 32, -1), strict=True)
+    ]
+  )
+
+  def loss(params, table):
+    logits = setup.model.apply({'params': params}, table[ids], Context())
+    return losses.bce_sum(logits, batch.labels, batch.weights) / 256
+
+  _, (gp, gt) = jax.value_and_grad(loss, argnums=(0, 1))(params, jnp.asarray(table))
+  updates, _ = setup.optimizer.update(gp, setup.optimizer.init(params), params)
+  want_params = optax.apply_updates(params, updates)
+  want_table = table - 0.1 * gt / (np.sqrt(np.mean(gt**2, -1, keepdims=True)) + 1e-8)
+  train = step.make_train_step(setup)
+  new, _ = train(state, step.init_stream(setup), data.put(batch, setup.mesh))
+  assert_close(jax.device_get(new.params), want_params, rtol=1e-4, atol=1e-6)
+  moved = np.abs(gt).sum(-1) > 0
+  rows = np.asarray(new.rows).reshape(-1, 4)
+  np.testing.assert_allclose(rows[moved], want_table[moved], rtol=1e-3, atol=1e-5)
+  np.testing.assert_array_equal(rows[~moved], table[~moved])
+
+
+def test_state_is_born_sharded_and_stays_so(planted):
+  setup, batches = make(planted, 8)
+  state = step.init_state(setup)
+  wanted = jax.tree.map(lambda x: x.sharding, step.abstract_state(setup))
+  assert state.rows.addressable_shards[0].data.shape[1] == embedding.GROUP // 8
+  train = step.make_train_step(setup)
+  old = state.rows
+  state, _ = train(state, step.init_stream(setup), data.put(batches[0], setup.mesh))
+  assert old.is_deleted(), 'the state must be donated'
+  for x, s in zip(jax.tree.leaves(state), jax.tree.leaves(wanted), strict=True):
+    assert x.sharding.is_equivalent_to(s, x.ndim)
+
+
+def test_dropout_noise_differs_by_step_and_is_off_in_evaluation(planted):
+  setup, batches = make(planted, 1, 'model.dropout=0.5')
+  evaluate = step.make_eval_step(setup)
+  state = step.init_state(setup)
+  batch = data.put(batches[0], setup.mesh)
+  a, b = (np.asarray(evaluate(state.params, state.rows, batch)) for _ in range(2))
+  np.testing.assert_array_equal(a, b)
+  one, two = (np.asarray(jax.random.key_data(_keys(setup, k))) for k in (0, 1))
+  assert one.shape[0] == 256 and (one != two).any()
+  assert len(np.unique(one, axis=0)) == 256
+
+
+def _keys(setup, k):
+  keys = jax.shard_map(
+    lambda: step._row_keys(setup, jnp.int32(k), 256),
+    mesh=setup.mesh,
+    in_specs=(),
+    out_specs=parallel.BATCH,
+    check_vma=False,
+  )
+  return jax.jit(keys)()
+
+
+def test_evaluation_is_the_same_on_every_mesh(planted):
+  out = []
+  for devices in (1, 2, 8):
+    setup, batches = make(planted, devices)
+    state = step.init_state(setup)
+    batch = data.put(batches[0], setup.mesh)
+    out.append(np.asarray(step.make_eval_step(setup)(state.params, state.rows, batch)))
+  np.testing.assert_allclose(out[0], out[1], rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(out[0], out[2], rtol=1e-5, atol=1e-6)
+
+
+def test_bfloat16_trains_near_float32(planted):
+  exact, _ = run(*make(planted, 1), steps=3)
+  rough, state = run(*make(planted, 1, 'model.dtype=bfloat16'), steps=3)
+  np.testing.assert_allclose(exact, rough, rtol=2e-2)
+  assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(state.params))
+
+
+def test_golden_losses(planted):
+  """Three losses of a pinned run. If a change is meant to move them, say so in CHANGELOG."""
+  losses_S, _ = run(*make(planted, 1), steps=3)
+  np.testing.assert_allclose(losses_S, GOLDEN, rtol=1e-4)
+
+
+GOLDEN = [0.607145, 0.606744, 0.586246]
+
+
+def test_sizes_that_do_not_fit_are_named(planted):
+  with pytest.raises(UserError, match=r'batch_size=100 is not divisible by the 8 devices'):
+    make(planted, 8, 'data.batch_size=100')
+  with pytest.raises(UserError, match=r'eval_batch_size=100 is not divisible by the 8 devices'):
+    make(planted, 8, 'data.eval_batch_size=100')
+  with pytest.raises(UserError, match=r'micro_batch=48 does not divide the 256 rows'):
+    make(planted, 1, 'train.micro_batch=48')
+  with pytest.raises(UserError, match=r'mesh.devices=9: only 8'):
+    make(planted, 9)
+  with pytest.raises(UserError, match=r'3 devices do not divide the table'):
+    make(planted, 3, 'data.batch_size=300,data.eval_batch_size=300')
+  with pytest.raises(UserError, match=r"unknown backbone .*'onetran'.* lr, onetrans"):
+    make(planted, 1, 'model.backbone=onetran')
+  with pytest.raises(UserError, match=r"unknown connector .*'dres'.* attnres, deres, prenorm"):
+    make(planted, 1, 'model.connector=dres')
+  with pytest.raises(UserError, match=r'embed_dim=1 \(it is 4\)'):
+    make(planted, 1, 'model.backbone=lr')
