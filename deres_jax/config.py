@@ -298,10 +298,13 @@ def _check_deres(c: Config):
     )
   if d.path == 'attn' and d.sites == 'layer':
     raise UserError('config deres.path=attn has no stream to read between: set sites=sublayer')
-  if d.silu_norm == 'rms' and recalls_nothing:
+  # With one source, r is a multiple of it: a negative weight would make r = -x and cancel the
+  # stream, a zero weight 0 / 0. Only weights that start positive are safe.
+  positive = d.score_fn in ('sigmoid', 'softmax', 'softmax1') or d.silu_center > 0
+  if d.silu_norm == 'rms' and (not positive or d.score_fn == 'relu'):
     raise UserError(
-      'config deres.silu_norm=rms divides by the norm of a recall that is 0 at the start: '
-      'set deres.silu_center=1.2784645 or choose silu_norm=none'
+      f'config deres.silu_norm=rms divides by the norm of a recall that score_fn={d.score_fn} '
+      'makes 0 or negative: set deres.silu_center=1.2784645 or choose silu_norm=none'
     )
   if d.score_fn == 'relu' and d.silu_center <= 0 and d.query_init == 0:
     raise UserError(

@@ -28,7 +28,7 @@ def planted(tmp_path_factory) -> pathlib.Path:
   """A small planted data set: 6,000 / 1,500 / 1,500 rows of 6 fields."""
   out = tmp_path_factory.mktemp('planted') / 'data'
   rows = ['--rows_train=6000', '--rows_validation=1500', '--rows_test=1500']
-  teacher = ['--fields=6', '--sets=6,4,2,1', '--cardinality_max=40']
+  teacher = ['--fields=6', '--cardinality_max=40']
   code = build.main(['--dataset=synthetic', f'--out={out}', *rows, *teacher])
   assert not code
   return out

@@ -127,7 +127,8 @@ class Attention(nn.Module):
     del ctx
     B, T, D = x_BTD.shape
     K = D // self.heads
-    qkv = TokenDense(3 * D, self.tokens, self.per_token, self.dtype, name='qkv')(x_BTD)
+    # Scale 2: q, k and v share a kernel [D, 3D] but start with the variance of one of [D, D].
+    qkv = TokenDense(3 * D, self.tokens, self.per_token, self.dtype, scale=2.0, name='qkv')(x_BTD)
     # [B, H, T, K] is the layout in which XLA's CPU products are fastest.
     qkv = qkv.reshape(B, T, 3, self.heads, K).transpose(2, 0, 3, 1, 4)
     q_BHTK, k_BHTK, v_BHTK = qkv[0], qkv[1], qkv[2]

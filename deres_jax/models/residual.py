@@ -279,13 +279,13 @@ class DeRes(nn.Module):
     if self.compress == 'lowrank_key':
       b = b[..., : self.key_rank]
     w = self.queries[:1] if self.query == 'shared' else self.queries[first:last]
+    form = 'btd,nd->btn'
     if self.query == 'static_per_token':
       form = 'btd,ntd->btn'
       b = jnp.broadcast_to(b, (b.shape[0], self.shape.tokens, b.shape[2]))
-    else:
-      form = 'btd,nd->btn'
     z = jnp.einsum(form, b, w, preferred_element_type=jnp.float32) * (self.score_scale * inverse)
-    return jnp.broadcast_to(z, (*z.shape[:-1], last - first)) if self.query == 'shared' else z
+    # A shared query has one score for all reads, a token-mean source one for all tokens.
+    return jnp.broadcast_to(z, (z.shape[0], self.shape.tokens, last - first))
 
   def _key(self, b: Array) -> Array:
     k = layers.rms(b)

@@ -87,8 +87,8 @@ def test_prepared_folder_carries_the_plan(tmp_path):
   schema, _ = prepare(tmp_path / 'a', '--fields=5', '--sets=5,4,2,1', '--seed=2')
   assert schema['build']['seed'] == 2 and schema['build']['sets'] == [5, 4, 2, 1]
   assert set(schema['build']) == {f.name for f in dataclasses.fields(SyntheticOptions)}
-  assert [f['vocab_size'] for f in schema['fields']] == [10, 20, 42, 91, 202]
-  assert (tmp_path / 'a/vocabulary/f01.txt').read_text() == '0\n1\n2\n3\n4\n5\n6\n7\n'
+  assert [f['vocab_size'] for f in schema['fields']] == [6, 9, 15, 24, 42]
+  assert (tmp_path / 'a/vocabulary/f01.txt').read_text() == '0\n1\n2\n3\n'
   assert schema['raw'] == {
     'files': [],
     'rows_read': 7000,
