@@ -9,7 +9,9 @@ devices are touched; below `resolve()` no code sees a ConfigDict.
 import ast
 import dataclasses
 import hashlib
+import importlib.util
 import json
+import pathlib
 import typing
 from typing import Any
 
@@ -157,6 +159,20 @@ def base(overrides: str = '') -> ConfigDict:
   """
   config = ConfigDict(dataclasses.asdict(Config())).lock()
   return update(config, overrides)
+
+
+def variant_of(file: str, sibling: str) -> ConfigDict:
+  """What `get_config()` of another experiment in the same folder returns, to be changed.
+
+  Args:
+    file: `__file__` of the experiment that calls.
+    sibling: file name of the other, such as 'criteo_8l.py'. It is executed.
+  """
+  path = pathlib.Path(file).with_name(sibling)
+  spec = importlib.util.spec_from_file_location(path.stem, path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config()
 
 
 def update(config: ConfigDict, overrides: str) -> ConfigDict:

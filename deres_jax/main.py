@@ -9,14 +9,13 @@ The same command goes on after an interruption. --config is Python code and is e
 import json
 import os
 import pathlib
-import sys
 
 import jax
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import config_flags
 
+from deres_jax import cli, plan, train
 from deres_jax import config as config_lib
-from deres_jax import plan, train
 from deres_jax.errors import UserError
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -29,8 +28,7 @@ MODE = flags.DEFINE_enum(
 
 
 def main(argv: list[str]):
-  if len(argv) > 1:
-    raise UserError(f'unexpected argument {argv[1]!r}: settings are flags, --config.a.b=v')
+  cli.no_arguments(argv)
   if CONFIG.value is None:
     raise UserError('no --config: give an experiment file, such as experiments/criteo_8l.py')
   c = config_lib.resolve(CONFIG.value)
@@ -59,41 +57,5 @@ def _compilation_cache(c: config_lib.Config):
     jax.config.update('jax_compilation_cache_dir', str(home / 'deres_jax' / 'xla'))
 
 
-def _parse(argv: list[str]) -> list[str]:
-  try:
-    return flags.FLAGS(argv)
-  # What ml_collections raises for a wrong override, and Python for a wrong experiment file.
-  except (
-    flags.Error,
-    AttributeError,
-    KeyError,
-    TypeError,
-    ValueError,
-    OSError,
-    UserError,
-  ) as e:
-    _fail(e)
-
-
-def _fail(e: Exception):
-  # ml_collections wraps its messages: "'dept'\\nDid you mean ...".
-  text = ' '.join(str(e.args[0] if e.args else e).replace('\\n', ' ').replace("\\'", "'").split())
-  if isinstance(e, AttributeError | KeyError):
-    text = f'unknown config field {text}'
-  print(f'error: {text}', file=sys.stderr)
-  sys.exit(2)
-
-
-def _guarded(argv: list[str]):
-  logging.set_verbosity(logging.WARNING)
-  try:
-    main(argv)
-  except UserError as e:
-    _fail(e)
-  except KeyboardInterrupt:
-    print('interrupted: the same command goes on from the last checkpoint', file=sys.stderr)
-    sys.exit(130)
-
-
 if __name__ == '__main__':
-  app.run(_guarded, flags_parser=_parse)
+  app.run(cli.guarded(main), flags_parser=cli.parse)

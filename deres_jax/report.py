@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One finished run beside a baseline and the best possible: three lines and a page.
+
+  python -m deres_jax.report --workdir=RUN --baseline=LR_RUN --out=report.html
+
+The page is one file: inline SVG, no script, nothing fetched. All text that comes from files is
+escaped.
+"""
+
+import dataclasses
+import html
+import json
+import pathlib
+from typing import Any
+
+from absl import app, flags
+
+from deres_jax import cli
+from deres_jax.errors import UserError
+
+WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the finished run.')
+BASELINE = flags.DEFINE_string('baseline', None, 'Folder of the finished run to compare with.')
+OUT = flags.DEFINE_string('out', None, 'Page to write; default: report.html in the workdir.')
+
+
+@dataclasses.dataclass(frozen=True)
+class Finished:
+  """result.json and metrics.jsonl of a run."""
+
+  workdir: pathlib.Path
+  result: dict[str, Any]
+  lines: list[dict[str, Any]]
+
+  @property
+  def name(self) -> str:
+    if self.result['backbone'] == 'lr':
+      return 'logistic regression'
+    return f'{self.result["backbone"]} + {self.result["connector"]}, {self.result["depth"]} layers'
+
+  @property
+  def bayes_auc(self) -> float | None:
+    """AUC on the test split of the teacher that drew its labels, if the data are planted."""
+    planted = self.result['planted']
+    return planted['splits']['test']['bayes_auc'] if planted else None
+
+
+def load(workdir: str) -> Finished:
+  """Reads a finished run; raises UserError where there is none."""
+  folder = pathlib.Path(workdir)
+  if not (folder / 'result.json').is_file():
+    raise UserError(f'{workdir} holds no result.json: train it to its end first')
+  lines = [json.loads(x) for x in (folder / 'metrics.jsonl').read_text().splitlines()]
+  return Finished(folder, json.loads((folder / 'result.json').read_text()), lines)
+
+
+def gap_closed(run: Finished, baseline: Finished) -> float | None:
+  """(AUC - AUC_baseline) / (AUC_Bayes - AUC_baseline) on the test split."""
+  if run.bayes_auc is None:
+    return None
+  low = baseline.result['auc']
+  return (run.result['auc'] - low) / (run.bayes_auc - low)
+
+
+def summary(run: Finished, baseline: Finished) -> str:
+  """The comparison in a few lines for a terminal."""
+  rows = [(x.name, x.result['auc'], x.result['auc_se']) for x in (baseline, run)]
+  lines = [f'{name:<34} test auc {auc:.4f}  (se {se:.4f})' for name, auc, se in rows]
+  closed = gap_closed(run, baseline)
+  if closed is not None:
+    lines.append(f'{"best possible (Bayes)":<34} test auc {run.bayes_auc:.4f}')
+    lines.append(f'{closed:.0%} of the gap between the two ends closed')
+  return '\n'.join(lines)
+
+
+# The page.
+
+_STYLE = """
+body{font:16px/1.5 system-ui,sans-serif;max-width:44rem;margin:2rem auto;padding:0 1rem;
+color:#1b1f24;background:#fff}
+h1{font-size:1.4rem}svg{width:100%;height:auto}
+table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
+td,th{padding:.3rem .6rem;border-bottom:1px solid #d8dee4;text-align:right}
+td:first-child,th:first-child{text-align:left}
+pre{background:#f6f8fa;padding:.8rem;overflow-x:auto;font-size:.85rem}
+"""
+
+_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 700, 320, 52, 16, 12, 40
+_BLUE, _GREY, _GREEN, _ORANGE = '#0969da', '#8c959f', '#1a7f37', '#bc4c00'
+
+
+def _chart(run: Finished, baseline: Finished) -> str:
+  """AUC by step: training (progressive), validation, and the two ends as level lines."""
+  series = {
+    split: [(x['step'], x['auc']) for x in run.lines if x['split'] == split and x['auc']]
+    for split in ('train', 'validation')
+  }
+  levels = [(baseline.name, baseline.result['auc'], _ORANGE)]
+  if run.bayes_auc is not None:
+    levels.append(('best possible', run.bayes_auc, _GREEN))
+  values = [auc for points in series.values() for _, auc in points] + [v for _, v, _ in levels]
+  low, high = min(values), max(values)
+  pad = 0.08 * (high - low) or 0.01
+  low, high = low - pad, high + pad
+  last = run.result['steps']
+
+  def x(step):
+    return _LEFT + (_WIDTH - _LEFT - _RIGHT) * step / last
+
+  def y(auc):
+    return _TOP + (_HEIGHT - _TOP - _BOTTOM) * (high - auc) / (high - low)
+
+  parts = [f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="AUC by step">']
+  for i in range(5):
+    auc = low + (high - low) * i / 4
+    parts.append(_line(_LEFT, y(auc), _WIDTH - _RIGHT, y(auc), '#eaeef2'))
+    parts.append(_text(_LEFT - 6, y(auc) + 4, f'{auc:.3f}', 'end'))
+  for i in range(5):
+    step = last * i // 4
+    parts.append(_text(x(step), _HEIGHT - _BOTTOM + 18, f'{step}', 'middle'))
+  parts.append(_text((_LEFT + _WIDTH) / 2, _HEIGHT - 6, 'step', 'middle'))
+  for name, value, colour in levels:
+    parts.append(_line(_LEFT, y(value), _WIDTH - _RIGHT, y(value), colour, dash='6 4'))
+    parts.append(_text(_WIDTH - _RIGHT, y(value) - 5, f'{name} {value:.4f}', 'end', colour))
+  for split, colour, width in (('train', _GREY, 1.5), ('validation', _BLUE, 2.5)):
+    path = ' '.join(f'{x(s):.1f},{y(a):.1f}' for s, a in series[split])
+    parts.append(
+      f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="{width}"/>'
+    )
+    if split == 'validation':
+      parts += [
+        f'<circle cx="{x(s):.1f}" cy="{y(a):.1f}" r="4" fill="{colour}"/>' for s, a in series[split]
+      ]
+  return '\n'.join([*parts, '</svg>'])
+
+
+def _line(x1, y1, x2, y2, colour, dash='') -> str:
+  return (
+    f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{colour}" '
+    f'stroke-dasharray="{dash}"/>'
+  )
+
+
+def _text(x, y, text, anchor, colour='#57606a') -> str:
+  return (
+    f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{colour}" font-size="12">'
+    f'{html.escape(text)}</text>'
+  )
+
+
+def page(run: Finished, baseline: Finished) -> str:
+  """The whole page."""
+  rows = [(x.name, x.result) for x in (baseline, run)]
+  cells = ''.join(
+    f'<tr><td>{html.escape(name)}</td><td>{r["auc"]:.4f} ± {r["auc_se"]:.4f}</td>'
+    f'<td>{r["logloss"]:.4f}</td><td>{r["calibration"]:.3f}</td>'
+    f'<td>{r["params_dense"]:,}</td><td>{r["flops_forward_per_row"]:,.0f}</td></tr>'
+    for name, r in rows
+  )
+  closed = gap_closed(run, baseline)
+  said = ''
+  if closed is not None:
+    best = run.result['planted']['splits']['test']
+    cells += (
+      f'<tr><td>best possible (Bayes)</td><td>{best["bayes_auc"]:.4f}</td>'
+      f'<td>{best["bayes_logloss"]:.4f}</td><td></td><td></td><td></td></tr>'
+    )
+    said = (
+      f'<p>The labels were drawn by a known teacher, so the best possible AUC is known. The model '
+      f'closed <b>{closed:.0%}</b> of the gap between {html.escape(baseline.name)} and it.</p>'
+    )
+  result = html.escape(json.dumps(run.result, indent=1))
+  return (
+    '<!doctype html><html lang="en"><meta charset="utf-8">'
+    '<meta name="viewport" content="width=device-width,initial-scale=1">'
+    f'<title>{html.escape(run.name)}</title><style>{_STYLE}</style>'
+    f'<h1>{html.escape(run.name)} on {html.escape(run.result["dataset"])}</h1>{said}'
+    '<p>AUC by step: <span style="color:#0969da">validation</span> and '
+    '<span style="color:#57606a">training rows before they are learnt from</span>.</p>'
+    f'{_chart(run, baseline)}'
+    '<h2>On the test split</h2><table><tr><th></th><th>AUC ± se</th><th>LogLoss</th>'
+    '<th>predicted / observed</th><th>dense parameters</th><th>FLOPs a row</th></tr>'
+    f'{cells}</table><h2>result.json</h2><pre>{result}</pre></html>\n'
+  )
+
+
+def main(argv: list[str]):
+  cli.no_arguments(argv)
+  if not WORKDIR.value or not BASELINE.value:
+    raise UserError('give both --workdir=RUN and --baseline=RUN')
+  run, baseline = load(WORKDIR.value), load(BASELINE.value)
+  out = pathlib.Path(OUT.value) if OUT.value else run.workdir / 'report.html'
+  out.write_text(page(run, baseline))
+  print(f'{summary(run, baseline)}\n{out}')
+
+
+if __name__ == '__main__':
+  app.run(cli.guarded(main), flags_parser=cli.parse)

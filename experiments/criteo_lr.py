@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Logistic regression on the rows of `criteo_8l.py`: the floor that a deep model must hold."""
+
+from deres_jax import config
+
+
+def get_config(overrides: str = ''):
+  c = config.base()
+  c.data.batch_size = 1024
+  c.model.backbone = 'lr'
+  c.model.embed_dim = 1
+  c.optim.table_init_std = 0.0
+  c.optim.table_lr = 0.05
+  c.optim.table_l2 = 1e-4
+  c.optim.schedule = 'cosine'
+  c.train.epochs = 5.0
+  return config.update(c, overrides)
