@@ -25,4 +25,5 @@ def get_config(overrides: str = ''):
   c.optim.warmup = 0.05
   c.train.epochs = 1.5
   c.train.eval_epochs = 0.25
+  c.train.log_steps = 49  # with every evaluation
   return config.update(c, overrides)
