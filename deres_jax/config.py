@@ -89,9 +89,26 @@ class DeRes:
 
 @dataclasses.dataclass(frozen=True)
 class AttnRes:
-  """Switches of Block Attention Residuals (arXiv 2603.15031)."""
+  """Switches of Block Attention Residuals (arXiv 2603.15031) and its pointwise form."""
 
   block_layers: int = 2  # layers a block, >= 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Residual:
+  """Switches of the single-stream connectors."""
+
+  interval_layers: int = 2  # interval: layers between the ends of the second skip, >= 1
+  layerscale_init: float = 0.1  # layerscale: factor of every branch at the start
+  highway_bias: float = -2.0  # highway: gate bias at the start, below 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Hyper:
+  """Switches of hc (arXiv 2409.19606), mhc (2512.24880) and mhc_lite (2601.05732)."""
+
+  streams: int = 4  # copies of the stream, 2 to 5
+  sinkhorn_iterations: int = 20  # mhc only, >= 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +129,8 @@ class Optim:
   table_eps: float = 1e-8
   table_init_std: float = 0.01  # standard deviation of table rows at the start
   table_l2: float = 0.0  # gradient += table_l2 * row, on the rows of the batch, once a step
-  schedule: str = 'constant'  # constant | linear | cosine: both learning rates, to zero
+  schedule: str = 'constant'  # constant | linear | cosine | wsd: of both learning rates
+  decay: float = 0.2  # wsd: share of all steps in which the rate falls to zero, in [0, 1]
   warmup: float = 0.0  # share of all steps with a rising learning rate, in [0, 1)
 
 
@@ -146,6 +164,8 @@ class Config:
   model: Model = Model()
   deres: DeRes = DeRes()
   attnres: AttnRes = AttnRes()
+  residual: Residual = Residual()
+  hyper: Hyper = Hyper()
   optim: Optim = Optim()
   train: Train = Train()
   mesh: Mesh = Mesh()
@@ -281,6 +301,10 @@ def _check(c: Config):
       raise UserError(f'config model.{key}={rate}: expected 0 <= rate < 1')
   _check_deres(c)
   _at_least(c.attnres, 'attnres', 1, 'block_layers')
+  _at_least(c.residual, 'residual', 1, 'interval_layers')
+  _at_least(c.hyper, 'hyper', 1, 'sinkhorn_iterations')
+  if not 2 <= c.hyper.streams <= 5:  # mhc_lite weighs all streams! permutations
+    raise UserError(f'config hyper.streams={c.hyper.streams}: expected 2 to 5')
   _check_optim(c.optim)
   _check_durations(c.train)
   _at_least(c.mesh, 'mesh', 0, 'devices')
@@ -332,9 +356,11 @@ def _check_deres(c: Config):
 def _check_optim(o: Optim):
   _one_of(o, 'optim', 'dense', 'adamw')
   _one_of(o, 'optim', 'table', 'rowwise_adagrad', 'lazy_adam')
-  _one_of(o, 'optim', 'schedule', 'constant', 'linear', 'cosine')
+  _one_of(o, 'optim', 'schedule', 'constant', 'linear', 'cosine', 'wsd')
   _at_least(o, 'optim', 0, 'dense_lr', 'table_lr', 'weight_decay', 'clip_norm', 'table_l2')
   _at_least(o, 'optim', 0, 'table_init_std', 'gate_lr_mult', 'query_lr_mult')
+  if not 0 <= o.decay <= 1:
+    raise UserError(f'config optim.decay={o.decay}: expected a share of all steps in [0, 1]')
   if not 0 <= o.warmup < 1:
     raise UserError(f'config optim.warmup={o.warmup}: expected a share of all steps in [0, 1)')
 

@@ -11,9 +11,15 @@ from deres_jax import config as config_lib
 
 def schedule(o: config_lib.Optim, steps: int) -> Callable:
   """Factor in [0, 1] on both learning rates at a step: linear warm-up, then `o.schedule`."""
-  warmup = round(o.warmup * steps)
+  warmup, decay = round(o.warmup * steps), round(o.decay * steps)
   rest = max(steps - warmup, 1)
-  if o.schedule == 'constant':
+  if o.schedule == 'wsd':  # warm-up, stable, decay (Hu et al. 2024, arXiv 2404.06395)
+    stable = max(rest - decay, 0)
+    after = optax.join_schedules(
+      [optax.constant_schedule(1.0), optax.linear_schedule(1.0, 0.0, max(rest - stable, 1))],
+      [stable],
+    )
+  elif o.schedule == 'constant':
     after = optax.constant_schedule(1.0)
   elif o.schedule == 'linear':
     after = optax.linear_schedule(1.0, 0.0, rest)

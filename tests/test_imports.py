@@ -28,6 +28,8 @@ LEVEL = {
   'deres_jax.models.heads': 2,
   'deres_jax.models.tokenizer': 2,
   'deres_jax.models.residual': 3,
+  'deres_jax.models.single': 3,
+  'deres_jax.models.hyper': 3,
   'deres_jax.models.onetrans': 3,
   'deres_jax.models': 4,
   'deres_jax.embedding': 2,

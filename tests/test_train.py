@@ -197,7 +197,7 @@ MISTAKES = {
   'edited config': (['--config.optim.table_lr=0.2'], ['optim.table_lr: 0.1 -> 0.2', 'workdir']),
   'unknown flag': (['--workdirr=x'], ['workdirr']),
   'stray argument': (['depth=3'], ['depth=3']),
-  'connector': (['--config.model.connector=dres'], ["'dres'", 'attnres, deres, prenorm']),
+  'connector': (['--config.model.connector=dres'], ["'dres'", 'attnres, ', 'deres, ', 'prenorm']),
   'mode': (['--mode=fly'], ['mode', 'fly', 'eval']),
   'no such experiment': (['--config=nowhere.py'], ['nowhere.py']),
 }

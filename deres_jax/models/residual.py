@@ -4,7 +4,7 @@
 A connector owns the skip and the placement of norms and knows nothing of what it wraps:
 
   start(x_BTD) -> h                    the state before the first sub-layer
-  read(h, site) -> (u_BTD, h)          the normed input of sub-layer `site`
+  read(h, site) -> (u_BTD, h)          the input of sub-layer `site`, normed where it should be
   write(h, y_BTD, site) -> h           takes the sub-layer's branch
   finish(h) -> x_BTD                   what the head sees, normed
 
