@@ -23,13 +23,13 @@ def write_json(path: pathlib.Path, value: Any):
 class Metrics:
   """metrics.jsonl and TensorBoard events of one run.
 
-  A run that resumes at step s drops the lines of later steps, which it will write again, and a
-  line that a crash tore.
+  A run that resumes at step s drops what it will write again: the lines of later steps and the
+  test figures, which come last whatever the step; and a line that a crash tore.
   """
 
   def __init__(self, workdir: pathlib.Path, step: int):
     self._path = workdir / 'metrics.jsonl'
-    lines = [x for x in self._lines() if x['step'] <= step]
+    lines = [x for x in self._lines() if x['step'] <= step and x['split'] != 'test']
     partial = self._path.with_name('metrics.jsonl.partial')
     partial.write_text(''.join(json.dumps(x) + '\n' for x in lines))
     os.replace(partial, self._path)
@@ -45,7 +45,7 @@ class Metrics:
         out.append(json.loads(line))
       except json.JSONDecodeError:
         continue  # torn by a crash: the step that wrote it runs again
-    return [x for x in out if isinstance(x, dict) and isinstance(x.get('step'), int)]
+    return [x for x in out if isinstance(x, dict) and {'step', 'split'} <= x.keys()]
 
   def write(self, step: int, split: str, figures: dict[str, float]):
     """One line: step, split and the figures; a figure that is not finite becomes null."""

@@ -25,9 +25,9 @@ The settings below were chosen on the validation splits alone. One pass, because
 overfits; the rates stay high and fall in the last quarter.
 
 All 45.8M rows: the same commands; nothing of it was measured here. What it needs: 39 B a row of
-prepared data (1.8 GB), about 1.7e15 FLOPs for one pass over the 36.7M training
-rows, and a table of about 911,000 rows, 62 MB with its slots. At batch 512 that is 72,000 steps: on accelerators take
---config.data.batch_size=8192 or more and choose the rates again on validation.
+prepared data (1.8 GB), about 1.7e15 FLOPs for one pass over the 36.7M training rows, and a table
+of about 911,000 rows, 62 MB with its slots. At batch 512 that is 72,000 steps: on accelerators
+take --config.data.batch_size=8192 or more and choose the rates again on validation.
 """
 
 from deres_jax import config

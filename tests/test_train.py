@@ -241,7 +241,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(planted, tmp_path):
 
 def test_a_torn_line_is_dropped_and_later_steps_are_cut(tmp_path):
   good = [{'step': s, 'split': 'train', 'auc': 0.5} for s in (1, 2, 3)]
-  text = ''.join(json.dumps(x) + '\n' for x in good) + '{"step": 4, "spl'
+  test = {'step': 2, 'split': 'test', 'auc': 0.7}  # written again by the run that resumes
+  text = ''.join(json.dumps(x) + '\n' for x in [test, *good]) + '{"step": 4, "spl'
   (tmp_path / 'metrics.jsonl').write_text(text)
   record = writer.Metrics(tmp_path, 2)
   record.write(3, 'train', {'auc': 0.6, 'bad': float('nan')})
