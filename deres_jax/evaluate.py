@@ -11,15 +11,10 @@ from jax.sharding import Mesh
 from deres_jax import data, metrics
 
 
-def logits(
-  eval_step: Callable,
-  params: Any,
-  rows: jax.Array,
-  batches: data.Batches,
-  mesh: Mesh,
-  ahead: int,
-) -> tuple[np.ndarray, np.ndarray]:
-  """(labels [N], logits [N]) float32 of all N rows of a split, in the order they are stored."""
+def run(
+  eval_step: Callable, params: Any, rows: jax.Array, batches: data.Batches, mesh: Mesh, ahead: int
+) -> tuple[dict[str, float], np.ndarray]:
+  """Figures (`metrics.evaluate_logits`) and logits [N] float32 of all N rows, as stored."""
 
   def load(index):
     batch = batches[index]
@@ -29,18 +24,5 @@ def logits(
   for labels_n, batch in data.prefetch(load, 0, batches.per_epoch, 1, ahead):
     labels.append(labels_n)
     out.append(eval_step(params, rows, batch))  # fetched below: the device runs ahead
-  out = [np.asarray(o)[: len(y)] for o, y in zip(out, labels, strict=True)]
-  return np.concatenate(labels), np.concatenate(out)
-
-
-def run(
-  eval_step: Callable,
-  params: Any,
-  rows: jax.Array,
-  batches: data.Batches,
-  mesh: Mesh,
-  ahead: int,
-) -> tuple[dict[str, float], np.ndarray]:
-  """Figures (`metrics.evaluate_logits`) and the logits that they come from."""
-  labels_N, logits_N = logits(eval_step, params, rows, batches, mesh, ahead)
-  return metrics.evaluate_logits(labels_N, logits_N), logits_N
+  logits_N = np.concatenate([np.asarray(o)[: len(y)] for o, y in zip(out, labels, strict=True)])
+  return metrics.evaluate_logits(np.concatenate(labels), logits_N), logits_N

@@ -65,11 +65,13 @@ def sinkhorn(logits: Array, iterations: int) -> Array:
   Columns are normalised first, rows last, so row sums are exact and column sums converge. In the
   log domain: a row far below the others would underflow to 0 / 0, and its gradient much earlier.
   """
-  z = logits.astype(jnp.float32)
-  for _ in range(iterations):
+
+  def normalise(_, z):
     z = z - jax.nn.logsumexp(z, axis=-2, keepdims=True)
-    z = z - jax.nn.logsumexp(z, axis=-1, keepdims=True)
-  return jnp.exp(z)
+    return z - jax.nn.logsumexp(z, axis=-1, keepdims=True)
+
+  # A loop, not unrolled: twenty copies a site would be most of a model's compilation.
+  return jnp.exp(jax.lax.fori_loop(0, iterations, normalise, logits.astype(jnp.float32)))
 
 
 class HyperConnections(nn.Module):

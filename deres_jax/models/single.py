@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from deres_jax.models import layers
+from deres_jax.models.residual import PreNorm
 from deres_jax.models.stack import Shape
 
 Array = jax.Array
@@ -112,7 +113,7 @@ class Interval(nn.Module):
     return self.norms(h[0], self.shape.sites)
 
 
-class Learnable(nn.Module):
+class Learnable(PreNorm):
   """x <- keep * x + scale * y under pre-norm, with learned factors: the ablation's residuals.
 
   kind scalar: keep and scale are one number a site; vector: one a dimension; matrix: keep is
@@ -121,14 +122,11 @@ class Learnable(nn.Module):
   1 decay with depth.
   """
 
-  shape: Shape
-  norm: str
-  dtype: jnp.dtype
   kind: str
 
   def setup(self):
     S, D = self.shape.sites, self.shape.dim
-    self.norms = layers.SiteNorms(S + 1, D, self.norm, self.dtype)
+    super().setup()
     if self.kind == 'matrix':
       self.keep = self.param('keep', _tiled_eye, (S, D, D))
       return
@@ -136,23 +134,14 @@ class Learnable(nn.Module):
     self.keep = self.param('keep', nn.initializers.ones, (S, width))
     self.scale = self.param('scale', nn.initializers.ones, (S, width))
 
-  def start(self, x_BTD: Array) -> Array:
-    return x_BTD.astype(jnp.float32)
-
-  def read(self, h: Array, site: int) -> tuple[Array, Array]:
-    return self.norms(h, site), h
-
   def write(self, h: Array, y_BTD: Array, site: int) -> Array:
     y = y_BTD.astype(jnp.float32)
     if self.kind == 'matrix':
       return h @ self.keep[site] + y
     return self.keep[site] * h + self.scale[site] * y
 
-  def finish(self, h: Array) -> Array:
-    return self.norms(h, self.shape.sites)
 
-
-class Scaled(nn.Module):
+class Scaled(PreNorm):
   """x <- x + a * y with a learned factor that starts small.
 
   rezero: one number a site, starts at 0, no norm before the sub-layer (Bachlechner et al. 2020,
@@ -160,9 +149,6 @@ class Scaled(nn.Module):
     al. 2021, arXiv 2103.17239: 0.1 up to 18 layers).
   """
 
-  shape: Shape
-  norm: str
-  dtype: jnp.dtype
   kind: str
   init: float
 
@@ -172,9 +158,6 @@ class Scaled(nn.Module):
     width = 1 if self.kind == 'rezero' else D
     start = 0.0 if self.kind == 'rezero' else self.init
     self.scale = self.param('scale', nn.initializers.constant(start), (S, width))
-
-  def start(self, x_BTD: Array) -> Array:
-    return x_BTD.astype(jnp.float32)
 
   def read(self, h: Array, site: int) -> tuple[Array, Array]:
     return (h.astype(self.dtype) if self.kind == 'rezero' else self.norms(h, site)), h
@@ -186,32 +169,20 @@ class Scaled(nn.Module):
     return self.norms(h, 0 if self.kind == 'rezero' else self.shape.sites)
 
 
-class Highway(nn.Module):
+class Highway(PreNorm):
   """x <- (1 - g) * x + g * y under pre-norm, g = sigmoid(x / RMS(x) W + b) (arXiv 1505.00387).
 
   W starts at zero and b at `bias` below 0, so the skip carries most at the start.
   """
 
-  shape: Shape
-  norm: str
-  dtype: jnp.dtype
   bias: float
 
   def setup(self):
     S, D = self.shape.sites, self.shape.dim
-    self.norms = layers.SiteNorms(S + 1, D, self.norm, self.dtype)
+    super().setup()
     self.gate_map = self.param('gate_map', nn.initializers.zeros, (S, D, D))
     self.beta = self.param('gate', nn.initializers.constant(self.bias), (S, D))
-
-  def start(self, x_BTD: Array) -> Array:
-    return x_BTD.astype(jnp.float32)
-
-  def read(self, h: Array, site: int) -> tuple[Array, Array]:
-    return self.norms(h, site), h
 
   def write(self, h: Array, y_BTD: Array, site: int) -> Array:
     g = jax.nn.sigmoid(layers.rms(h) @ self.gate_map[site] + self.beta[site])
     return h + g * (y_BTD.astype(jnp.float32) - h)
-
-  def finish(self, h: Array) -> Array:
-    return self.norms(h, self.shape.sites)
