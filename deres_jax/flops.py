@@ -43,6 +43,7 @@ def _names(text: str) -> frozenset[str]:
 
 ELEMENTWISE = _names("""
   add add_any sub mul div rem neg abs sign max min clamp floor ceil round square integer_pow pow
+  one_minus_square
   sqrt rsqrt cbrt exp exp2 expm1 log log1p logistic tanh sinh cosh asinh acosh atanh
   sin cos tan asin acos atan atan2 erf erfc erf_inv lgamma digamma
   """)
