@@ -65,6 +65,8 @@ def test_epochs_seeds_and_windows_give_other_orders(planted):
   assert (first != rows_of(b, [b.per_epoch])).any()
   assert (first != rows_of(batches(planted, seed=8), [0])).any()
   assert (first != stored(b)[:512]).any()
+  one = batches(planted, split='validation')  # a single block: only its rows can change places
+  assert len(one._blocks.sizes) == 1 and (rows_of(one, [0]) != rows_of(one, [one.per_epoch])).any()
 
 
 def test_a_batch_does_not_depend_on_what_was_read_before(planted):
