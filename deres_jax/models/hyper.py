@@ -74,13 +74,10 @@ def sinkhorn(logits: Array, iterations: int) -> Array:
   return jnp.exp(jax.lax.fori_loop(0, iterations, normalise, logits.astype(jnp.float32)))
 
 
-class HyperConnections(nn.Module):
-  """N streams with dynamic read, write and mixing maps (arXiv 2409.19606, eq. 1-5).
+class Streams(nn.Module):
+  """What N-stream connectors share: N copies of the tokens, a weighted write, a summed readout.
 
-    Hn = LayerNorm(H), each stream;  A = A_static + s_a tanh(Hn W_a) [N, N + 1];
-    b = b_static + s_b tanh(Hn w_b) [N];  (u, H') = A^T H;  H <- H' + b (outer) F(Norm(u))
-
-  Starts as N copies of the PreNorm stream; the head reads the sum of the streams.
+  `read` of a subclass returns (streams after mixing, write weight of each) as its state.
   """
 
   shape: Shape
@@ -89,28 +86,11 @@ class HyperConnections(nn.Module):
   streams: int
 
   def setup(self):
-    S, D, N = self.shape.sites, self.shape.dim, self.streams
-    self.norms = layers.SiteNorms(S + 1, D, self.norm, self.dtype)
-    self.stream_norms = layers.SiteNorms(S, D, 'layer', jnp.float32)
-    mix = np.stack([np.column_stack([np.eye(N)[k % N], np.eye(N)]) for k in range(S)])
-    self.mix_static = self.param('mix_static', lambda key: jnp.asarray(mix, jnp.float32))
-    self.post_static = self.param('post_static', nn.initializers.ones, (S, N))
-    self.mix_map = self.param('mix_map', nn.initializers.zeros, (S, D, N + 1))
-    self.post_map = self.param('post_map', nn.initializers.zeros, (S, D))
-    self.mix_scale = self.param('mix_scale', nn.initializers.constant(0.01), (S,))
-    self.post_scale = self.param('post_scale', nn.initializers.constant(0.01), (S,))
+    self.norms = layers.SiteNorms(self.shape.sites + 1, self.shape.dim, self.norm, self.dtype)
 
   def start(self, x_BTD: Array):
     x = x_BTD.astype(jnp.float32)
     return jnp.repeat(x[:, :, None], self.streams, axis=2), None
-
-  def read(self, h, site: int):
-    h_BTND, _ = h
-    n_BTND = self.stream_norms(h_BTND, site)
-    a = self.mix_static[site] + self.mix_scale[site] * jnp.tanh(n_BTND @ self.mix_map[site])
-    post = self.post_static[site] + self.post_scale[site] * jnp.tanh(n_BTND @ self.post_map[site])
-    mixed = jnp.einsum('btnk,btnd->btkd', a, h_BTND)
-    return self.norms(mixed[:, :, 0], site), (mixed[:, :, 1:], post)
 
   def write(self, h, y_BTD: Array, site: int):
     del site
@@ -121,7 +101,37 @@ class HyperConnections(nn.Module):
     return self.norms(jnp.sum(h[0], axis=2), self.shape.sites)
 
 
-class ManifoldHyper(nn.Module):
+class HyperConnections(Streams):
+  """N streams with dynamic read, write and mixing maps (arXiv 2409.19606, eq. 1-5).
+
+    Hn = LayerNorm(H), each stream;  A = A_static + s_a tanh(Hn W_a) [N, N + 1];
+    b = b_static + s_b tanh(Hn w_b) [N];  (u, H') = A^T H;  H <- H' + b (outer) F(Norm(u))
+
+  Starts as N copies of the PreNorm stream; the head reads the sum of the streams.
+  """
+
+  def setup(self):
+    S, D, N = self.shape.sites, self.shape.dim, self.streams
+    super().setup()
+    self.stream_norms = layers.SiteNorms(S, D, 'layer', jnp.float32)
+    mix = np.stack([np.column_stack([np.eye(N)[k % N], np.eye(N)]) for k in range(S)])
+    self.mix_static = self.param('mix_static', lambda key: jnp.asarray(mix, jnp.float32))
+    self.post_static = self.param('post_static', nn.initializers.ones, (S, N))
+    self.mix_map = self.param('mix_map', nn.initializers.zeros, (S, D, N + 1))
+    self.post_map = self.param('post_map', nn.initializers.zeros, (S, D))
+    self.mix_scale = self.param('mix_scale', nn.initializers.constant(0.01), (S,))
+    self.post_scale = self.param('post_scale', nn.initializers.constant(0.01), (S,))
+
+  def read(self, h, site: int):
+    h_BTND, _ = h
+    n_BTND = self.stream_norms(h_BTND, site)
+    a = self.mix_static[site] + self.mix_scale[site] * jnp.tanh(n_BTND @ self.mix_map[site])
+    post = self.post_static[site] + self.post_scale[site] * jnp.tanh(n_BTND @ self.post_map[site])
+    mixed = jnp.einsum('btnk,btnd->btkd', a, h_BTND)
+    return self.norms(mixed[:, :, 0], site), (mixed[:, :, 1:], post)
+
+
+class ManifoldHyper(Streams):
   """mHC: N streams mixed by doubly stochastic maps (arXiv 2512.24880).
 
     x' = RMSNorm(vec(H)) [M];  pre = sigmoid(a_pre x' P_pre + b_pre) [N];
@@ -134,16 +144,12 @@ class ManifoldHyper(nn.Module):
   scales a start at 0.01. The head reads the sum of the streams.
   """
 
-  shape: Shape
-  norm: str
-  dtype: jnp.dtype
-  streams: int
   iterations: int
   lite: bool
 
   def setup(self):
     S, D, N = self.shape.sites, self.shape.dim, self.streams
-    self.norms = layers.SiteNorms(S + 1, D, self.norm, self.dtype)
+    super().setup()
     self.permutations = np.stack([np.eye(N)[list(p)] for p in itertools.permutations(range(N))])
     width = len(self.permutations) if self.lite else N * N
     down = nn.initializers.normal(0.02)
@@ -159,10 +165,6 @@ class ManifoldHyper(nn.Module):
       near = (6 * np.eye(N) - 3).reshape(-1)
     self.res_bias = self.param('res_bias', lambda key: jnp.tile(jnp.float32(near), (S, 1)))
     self.map_scale = self.param('map_scale', nn.initializers.constant(0.01), (S, 3))
-
-  def start(self, x_BTD: Array):
-    x = x_BTD.astype(jnp.float32)
-    return jnp.repeat(x[:, :, None], self.streams, axis=2), None
 
   def read(self, h, site: int):
     h_BTND, _ = h
@@ -182,11 +184,3 @@ class ManifoldHyper(nn.Module):
       weights = jax.nn.softmax(z, axis=-1)
       return jnp.einsum('btp,pmn->btmn', weights, jnp.asarray(self.permutations, jnp.float32))
     return sinkhorn(z.reshape(*z.shape[:2], self.streams, self.streams), self.iterations)
-
-  def write(self, h, y_BTD: Array, site: int):
-    del site
-    h_BTND, post_BTN = h
-    return h_BTND + post_BTN[..., None] * y_BTD.astype(jnp.float32)[:, :, None], None
-
-  def finish(self, h) -> Array:
-    return self.norms(jnp.sum(h[0], axis=2), self.shape.sites)

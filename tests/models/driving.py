@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import reference
+from arrays import assert_close, double
 
 from deres_jax import config, models
 from deres_jax.models.stack import Shape
@@ -104,18 +105,6 @@ def run(module, params, branches, x_BTD=None):
   x_BTD = embedding() if x_BTD is None else x_BTD
   forward = nn.apply(lambda m, x: loop(m, x, branches), module)
   return forward({'params': params}, jnp.asarray(x_BTD, jnp.float32))
-
-
-def double(params):
-  return jax.tree.map(lambda p: np.asarray(p, np.float64), params)
-
-
-def assert_close(got, want, tolerance=1e-5):
-  """Errors relative to the largest entry; a NaN fails."""
-  got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
-  assert got.shape == want.shape
-  error = np.max(np.abs(got - want)) / np.max(np.abs(want))
-  assert error <= tolerance, error
 
 
 def assert_same_run(got, want):
