@@ -51,15 +51,63 @@ class Model:
   heads: int = 4  # attention heads; divides dim
   ffn_ratio: int = 4  # hidden width of the FFN over dim
   embed_dim: int = 16  # width of a table row; 1 for backbone lr
-  tokenizer: str = 'field'  # field: a token a field | autosplit: one dense map, then a split
-  tokens: int = 16  # number of tokens, autosplit only
+  # field: a token a field | autosplit: one dense map, then a split | slice: even slices of all
+  # rows, a map each | global: a token of all rows, then slices
+  tokenizer: str = 'field'
+  tokens: int = 16  # number of tokens of all tokenizers but field
   causal: bool = False  # attention sees earlier tokens only (an order of fields is arbitrary)
-  norm: str = 'rms'  # rms | layer: the norm that connectors place
-  head: str = 'mean'  # mean | concat: how final tokens become one logit
+  pyramid_events: int = -1  # onetrans: events left after the last layer, oldest go; -1: all stay
+  norm: str = 'rms'  # rms | layer | none: the norm that connectors place
+  # mean | concat | global: of the first token | mlp: of all through hidden layers, to one logit
+  head: str = 'mean'
+  aux_weight: float = 0.0  # weight of the mean loss of logits read between layers; 0: none
   dropout: float = 0.0  # on each sub-layer's branch, in [0, 1)
   embed_dropout: float = 0.0  # on table rows, in [0, 1)
   dtype: str = 'float32'  # float32 | bfloat16: sub-layers' arithmetic; the stream stays float32
   remat: bool = False  # recompute sub-layers in the backward pass (memory for time)
+
+
+@dataclasses.dataclass(frozen=True)
+class Mlp:
+  """Hidden ReLU layers: of the classic models, of head=mlp and of autoint_plus."""
+
+  units: int = 400
+  layers: int = 3
+  dropout: float = 0.0  # after each, in [0, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixer:
+  """Sizes of token mixers, each named by its backbone."""
+
+  hiformer_rank: int = 64  # rank of the composite q, k and v maps
+  wukong_interactions: int = 0  # tokens that the interaction block makes; 0: half of all
+  wukong_rank: int = 24  # columns of the projection of the interactions
+  wukong_units: int = 512  # width of the interaction block's hidden layers
+  wukong_layers: int = 1  # their number
+  unimixer_block: int = 8  # block size; divides tokens x dim
+  unimixer_bases: int = 4  # unimixing_lite: shared bases of the local matrices
+  unimixer_rank: int = 16  # unimixing_lite: rank of the global matrix
+  unimixer_iterations: int = 5  # Sinkhorn iterations
+  unimixer_tau_start: float = 1.0  # temperature at the first step; it falls linearly ...
+  unimixer_tau_end: float = 0.05  # ... to this one at the last
+
+
+@dataclasses.dataclass(frozen=True)
+class Classic:
+  """Sizes of the interaction models outside the token factory."""
+
+  cross_layers: int = 3  # dcnv2
+  cross_rank: int = 0  # dcnv2: rank of each cross matrix; 0: full
+  cin_layers: int = 3  # xdeepfm: layers of the compressed interaction network
+  cin_maps: int = 64  # xdeepfm: feature maps of each
+  mask_blocks: int = 2  # masknet: parallel blocks
+  mask_ratio: float = 0.5  # masknet: width of a mask's hidden layer over that of all rows
+  mask_units: int = 256  # masknet: outputs of a block
+  fusion_second_layers: int = 1  # finalmlp: hidden layers of the second stream
+  fusion_heads: int = 10  # finalmlp: heads of the bilinear fusion; divides mlp.units
+  fusion_gate_units: int = 0  # finalmlp: hidden width of the stream gates; 0: no gates
+  din_units: int = 64  # din: hidden width of the attention
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +121,8 @@ class DeRes:
   key_rank: int = 16  # dimensions of the key, compress=lowrank_key only
   include_partial: bool = False  # the unfinished block is a source too
   query: str = 'static'  # static | static_per_token | lowrank_dynamic | shared
-  score_fn: str = 'silu'  # silu | softmax | softmax1 | sigmoid | tanh | relu
+  # silu | softmax | softmax1 | sigmoid | tanh | relu | silu_clipped: negative weights zeroed
+  score_fn: str = 'silu'
   score_scale: float = 1.0  # kappa: multiplies <query, key>
   silu_norm: str = 'none'  # none | n_src | rms: scale of the recalled sum
   silu_center: float = 0.0  # tau: score_fn(z + tau); 1.2784645 makes SiLU(tau) = 1
@@ -89,9 +138,10 @@ class DeRes:
 
 @dataclasses.dataclass(frozen=True)
 class AttnRes:
-  """Switches of Block Attention Residuals (arXiv 2603.15031) and its pointwise form."""
+  """Switches of Block Attention Residuals (arXiv 2603.15031), its pointwise form and haares."""
 
   block_layers: int = 2  # layers a block, >= 1
+  detail_init: float = -2.0  # haares: logit of the detail sources at the start, below 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,6 +212,9 @@ class Config:
   seed: int = 0  # reaches initial values, row order and dropout
   data: Data = Data()
   model: Model = Model()
+  mlp: Mlp = Mlp()
+  mixer: Mixer = Mixer()
+  classic: Classic = Classic()
   deres: DeRes = DeRes()
   attnres: AttnRes = AttnRes()
   residual: Residual = Residual()
@@ -287,18 +340,11 @@ def _check(c: Config):
   _at_least(c.data, 'data', 1, 'batch_size', 'eval_batch_size', 'window_blocks', 'threads')
   _at_least(c.data, 'data', 1, 'prefetch')
   _at_least(c.model, 'model', 1, 'depth', 'dim', 'heads', 'ffn_ratio', 'embed_dim', 'tokens')
-  _one_of(c.model, 'model', 'tokenizer', 'field', 'autosplit')
-  _one_of(c.model, 'model', 'norm', 'rms', 'layer')
-  _one_of(c.model, 'model', 'head', 'mean', 'concat')
-  _one_of(c.model, 'model', 'dtype', 'float32', 'bfloat16')
-  if c.model.dim % c.model.heads:
-    raise UserError(
-      f'config model.dim={c.model.dim} is not divisible by model.heads={c.model.heads}'
-    )
-  for key in ('dropout', 'embed_dropout'):
-    rate = getattr(c.model, key)
-    if not 0 <= rate < 1:
-      raise UserError(f'config model.{key}={rate}: expected 0 <= rate < 1')
+  _check_model(c.model)
+  _check_rates(c.model, 'model', 'dropout', 'embed_dropout')
+  _check_rates(c.mlp, 'mlp', 'dropout')
+  _at_least(c.mlp, 'mlp', 1, 'units', 'layers')
+  _check_mixer(c)
   _check_deres(c)
   _at_least(c.attnres, 'attnres', 1, 'block_layers')
   _at_least(c.residual, 'residual', 1, 'interval_layers')
@@ -310,6 +356,53 @@ def _check(c: Config):
   _at_least(c.mesh, 'mesh', 0, 'devices')
 
 
+def _check_model(m: Model):
+  _one_of(m, 'model', 'tokenizer', 'field', 'autosplit', 'slice', 'global')
+  _one_of(m, 'model', 'norm', 'rms', 'layer', 'none')
+  _one_of(m, 'model', 'head', 'mean', 'concat', 'global', 'mlp')
+  _one_of(m, 'model', 'dtype', 'float32', 'bfloat16')
+  _at_least(m, 'model', -1, 'pyramid_events')
+  _at_least(m, 'model', 0, 'aux_weight')
+  if m.dim % m.heads:
+    raise UserError(f'config model.dim={m.dim} is not divisible by model.heads={m.heads}')
+  if m.tokenizer == 'global' and m.tokens < 2:
+    raise UserError(f'config model.tokens={m.tokens}: tokenizer=global needs at least 2')
+  # A setting that a backbone would silently ignore is a mistake.
+  for key, off, readers in (
+    ('causal', False, ('transformer', 'onetrans', 'hstu')),
+    ('pyramid_events', -1, ('transformer', 'onetrans')),
+  ):
+    if getattr(m, key) != off and m.backbone not in readers:
+      raise UserError(
+        f'config model.{key}={getattr(m, key)}: backbone {m.backbone} cannot do it, only '
+        f'{", ".join(readers)} can: set it to {off}'
+      )
+
+
+def _check_rates(section: Any, prefix: str, *keys: str):
+  for key in keys:
+    rate = getattr(section, key)
+    if not 0 <= rate < 1:
+      raise UserError(f'config {prefix}.{key}={rate}: expected 0 <= rate < 1')
+
+
+def _check_mixer(c: Config):
+  x = c.mixer
+  _at_least(x, 'mixer', 1, 'hiformer_rank', 'wukong_rank', 'wukong_units', 'wukong_layers')
+  _at_least(x, 'mixer', 0, 'wukong_interactions')
+  _at_least(x, 'mixer', 1, 'unimixer_block', 'unimixer_bases', 'unimixer_rank')
+  _at_least(x, 'mixer', 1, 'unimixer_iterations')
+  for key in ('unimixer_tau_start', 'unimixer_tau_end'):
+    if not getattr(x, key) > 0:
+      raise UserError(f'config mixer.{key}={getattr(x, key)}: expected a temperature above 0')
+  _at_least(c.classic, 'classic', 1, 'cross_layers', 'cin_layers', 'cin_maps', 'mask_blocks')
+  _at_least(c.classic, 'classic', 1, 'mask_units', 'fusion_second_layers', 'fusion_heads')
+  _at_least(c.classic, 'classic', 1, 'din_units')
+  _at_least(c.classic, 'classic', 0, 'cross_rank', 'fusion_gate_units')
+  if not c.classic.mask_ratio > 0:
+    raise UserError(f'config classic.mask_ratio={c.classic.mask_ratio}: expected above 0')
+
+
 def _check_deres(c: Config):
   d = c.deres
   _at_least(d, 'deres', 1, 'block_layers', 'key_rank')
@@ -318,7 +411,9 @@ def _check_deres(c: Config):
   _one_of(d, 'deres', 'sites', 'sublayer', 'layer')
   _one_of(d, 'deres', 'compress', 'sum', 'mean', 'last', 'token_mean', 'lowrank_key')
   _one_of(d, 'deres', 'query', 'static', 'static_per_token', 'lowrank_dynamic', 'shared')
-  _one_of(d, 'deres', 'score_fn', 'silu', 'softmax', 'softmax1', 'sigmoid', 'tanh', 'relu')
+  _one_of(
+    d, 'deres', 'score_fn', 'silu', 'softmax', 'softmax1', 'sigmoid', 'tanh', 'relu', 'silu_clipped'
+  )
   _one_of(d, 'deres', 'silu_norm', 'none', 'n_src', 'rms')
   _one_of(d, 'deres', 'gate', 'vector', 'scalar', 'lowrank_dynamic', 'dense')
   _one_of(d, 'deres', 'gate_form', 'convex', 'additive', 'additive_gated')
@@ -329,7 +424,9 @@ def _check_deres(c: Config):
   # Scores that are zero at zero recall nothing at the start: harmless beside an identity path,
   # fatal without one (Norm(0) has a huge gradient) and undefined under silu_norm=rms.
   recalls_nothing = (
-    d.score_fn in ('silu', 'tanh', 'relu') and d.silu_center == 0 and d.query_init == 0
+    d.score_fn in ('silu', 'tanh', 'relu', 'silu_clipped')
+    and d.silu_center == 0
+    and d.query_init == 0
   )
   if d.path == 'attn' and recalls_nothing:
     raise UserError(
@@ -341,14 +438,14 @@ def _check_deres(c: Config):
   # With one source, r is a multiple of it: a negative weight would make r = -x and cancel the
   # stream, a zero weight 0 / 0. Only weights that start positive are safe.
   positive = d.score_fn in ('sigmoid', 'softmax', 'softmax1') or d.silu_center > 0
-  if d.silu_norm == 'rms' and (not positive or d.score_fn == 'relu'):
+  if d.silu_norm == 'rms' and (not positive or d.score_fn in ('relu', 'silu_clipped')):
     raise UserError(
       f'config deres.silu_norm=rms divides by the norm of a recall that score_fn={d.score_fn} '
       'makes 0 or negative: set deres.silu_center=1.2784645 or choose silu_norm=none'
     )
-  if d.score_fn == 'relu' and d.silu_center <= 0 and d.query_init == 0:
+  if d.score_fn in ('relu', 'silu_clipped') and d.silu_center <= 0 and d.query_init == 0:
     raise UserError(
-      'config deres.score_fn=relu has no gradient at score 0: set deres.query_init=0.02 '
+      f'config deres.score_fn={d.score_fn} has no gradient at score 0: set deres.query_init=0.02 '
       'or deres.silu_center above 0'
     )
 

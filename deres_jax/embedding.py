@@ -29,10 +29,16 @@ GROUP = 1024
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-  """Sizes of the table. Field f's id v is row offsets[f] + v; `padding` is no row at all."""
+  """Sizes of the table. Field f's id v is row offsets[f] + v; `padding` is no row at all.
+
+  Attributes:
+    dim: columns of a row.
+    linear: how many of them, the last, are weights of a linear part, which start at zero.
+  """
 
   vocab_sizes: tuple[int, ...]
   dim: int
+  linear: int = 0
 
   @property
   def rows(self) -> int:
@@ -98,7 +104,8 @@ class RowOptimizer:
 
 def init_rows(key: Array, table: Table, std: float) -> Array:
   """Rows from N(0, std^2). [R, GROUP, E] float32, the same values on every mesh."""
-  return std * jax.random.normal(key, table.shape, jnp.float32)
+  rows = std * jax.random.normal(key, table.shape, jnp.float32)
+  return jnp.where(jnp.arange(table.dim) < table.dim - table.linear, rows, 0.0)
 
 
 # What follows runs inside shard_map: `rows` and `slots` are this device's part [R, GROUP/D, ...].

@@ -14,7 +14,10 @@ from deres_jax import data, metrics
 def run(
   eval_step: Callable, params: Any, rows: jax.Array, batches: data.Batches, mesh: Mesh, ahead: int
 ) -> tuple[dict[str, float], np.ndarray]:
-  """Figures (`metrics.evaluate_logits`) and logits [N] float32 of all N rows, as stored."""
+  """Figures (`metrics.evaluate_logits`) and logits [N] float32 of all N rows, as stored.
+
+  eval_step: (params, rows, batch) -> logits.
+  """
 
   def load(index):
     batch = batches[index]

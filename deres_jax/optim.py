@@ -47,7 +47,11 @@ def rates(params, gate_mult: float, query_mult: float):
 
 def decays(params):
   """True for kernels of maps; gates, queries, norms, biases and learnable skips do not decay."""
-  return jax.tree_util.tree_map_with_path(lambda path, _: _leaf(path) == 'kernel', params)
+
+  def of(path, _):
+    return _leaf(path) in ('kernel', 'kernel_shared')
+
+  return jax.tree_util.tree_map_with_path(of, params)
 
 
 def dense(o: config_lib.Optim, factor: Callable, params) -> optax.GradientTransformation:

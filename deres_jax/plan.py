@@ -48,7 +48,9 @@ def make(c: config_lib.Config, setup: step.Setup) -> Plan:
   state = step.abstract_state(setup)
   forward = _forward(setup.model, setup)
   plain = dataclasses.replace(c, model=dataclasses.replace(c.model, connector='prenorm'))
-  plain_forward = _forward(models.build(plain, len(setup.table.vocab_sizes), 0.0), setup)
+  plain_forward = _forward(
+    models.build(plain, models.Layout(len(setup.table.vocab_sizes)), 0.0), setup
+  )
   return Plan(
     devices=setup.mesh.size,
     params_dense=sum(math.prod(x.shape) for x in jax.tree.leaves(state.params)),

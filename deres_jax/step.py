@@ -73,6 +73,8 @@ class Setup:
   table_init_std: float
   micro_batch: int  # rows that a device works on at a time; divides its part of a batch
   noise: bool  # whether the model draws dropout
+  aux_weight: float  # of the auxiliary losses' mean
+  steps: int  # length of the run
   seed: int
 
 
@@ -86,9 +88,10 @@ def make_setup(
   """
   parallel.check_batch(c.data.batch_size, mesh, 'data.batch_size')
   parallel.check_batch(c.data.eval_batch_size, mesh, 'data.eval_batch_size')
-  table = embedding.Table(vocab_sizes, c.model.embed_dim)
+  table = embedding.Table(vocab_sizes, *models.row_width(c))
   table.check(mesh.size)
-  model = models.build(c, len(vocab_sizes), math.log(click_rate / (1 - click_rate)))
+  layout = models.Layout(fields=len(vocab_sizes))
+  model = models.build(c, layout, math.log(click_rate / (1 - click_rate)))
   rows_BFE = jax.ShapeDtypeStruct((1, len(vocab_sizes), table.dim), jnp.float32)
   variables = jax.eval_shape(model.init, jax.random.key(0), rows_BFE, Context())
   factor = optim.schedule(c.optim, steps)
@@ -103,7 +106,9 @@ def make_setup(
     table_lr=o.table_lr,
     table_init_std=o.table_init_std,
     micro_batch=_micro_batch(c.train.micro_batch, c.data.batch_size // mesh.size, mesh),
-    noise=c.model.dropout > 0 or c.model.embed_dropout > 0,
+    noise=c.model.dropout > 0 or c.model.embed_dropout > 0 or c.mlp.dropout > 0,
+    aux_weight=c.model.aux_weight,
+    steps=steps,
     seed=c.seed,
   )
 
@@ -210,6 +215,11 @@ def micro_grads(loss: Callable, params: Any, x: Array, rest: tuple, micro: int):
   return total, join(out), gp, join(gx)
 
 
+def _progress(setup: Setup, step: Array) -> Array:
+  """Share of the run that is done after `step` steps."""
+  return step.astype(jnp.float32) / setup.steps
+
+
 def _row_keys(setup: Setup, step: Array, rows: int) -> Array:
   """A PRNG key for each of this device's rows, by its place in the global batch."""
   key = jax.random.fold_in(jax.random.key(setup.seed), 2)
@@ -224,10 +234,17 @@ def _train_body(setup: Setup, state: State, stream: streaming.StreamState, batch
   rows_CE = embedding.lookup(state.rows, batch.unique)
   keys_b = _row_keys(setup, state.step, b) if setup.noise else None
 
+  progress = _progress(setup, state.step)
+
   def loss(params, rows_mFE, labels_m, weights_m, keys_m):
-    logits_m = setup.model.apply({'params': params}, rows_mFE, Context(keys_m))
+    ctx = Context(keys_m, progress)
+    logits_m, aux = setup.model.apply({'params': params}, rows_mFE, ctx, mutable=['aux'])
+    total = losses.bce_sum(logits_m, labels_m, weights_m)
+    aux = [losses.bce_sum(z, labels_m, weights_m) for z in jax.tree.leaves(aux)]
+    if aux:
+      total += setup.aux_weight * sum(aux) / len(aux)
     # Divided here, so that gradients of micro-batches and devices only have to be added.
-    return losses.bce_sum(logits_m, labels_m, weights_m) / total_weight, logits_m
+    return total / total_weight, logits_m
 
   _, logits_b, g_params, g_bFE = micro_grads(
     loss,
@@ -269,17 +286,21 @@ def make_train_step(setup: Setup) -> Callable:
 
 
 def make_eval_step(setup: Setup) -> Callable:
-  """(params, rows, batch) -> logits [B] float32 on every device."""
+  """(params, rows, step, batch) -> logits [B] float32 on every device.
 
-  def body(params, rows, batch):
+  `step` is the one that the parameters are of: annealed temperatures depend on it.
+  """
+
+  def body(params, rows, step, batch):
     rows_bFE = embedding.lookup(rows, batch.unique)[batch.inverse]
-    logits = setup.model.apply({'params': params}, rows_bFE, Context())
+    ctx = Context(progress=_progress(setup, step))
+    logits = setup.model.apply({'params': params}, rows_bFE, ctx)
     return jax.lax.all_gather(logits.astype(jnp.float32), AXIS, tiled=True)
 
   step = jax.shard_map(
     body,
     mesh=setup.mesh,
-    in_specs=(parallel.REPLICATED, parallel.TABLE, parallel.BATCH),
+    in_specs=(parallel.REPLICATED, parallel.TABLE, parallel.REPLICATED, parallel.BATCH),
     out_specs=parallel.REPLICATED,
     check_vma=False,
   )

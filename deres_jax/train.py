@@ -94,7 +94,7 @@ def train(c: config_lib.Config, workdir: pathlib.Path) -> dict[str, Any]:
     chosen = best[0] if best else checkpoints.latest()
     params, rows = checkpoints.restore_params(chosen, step.abstract_state(run.setup))
     progress.line(f'evaluating step {chosen}, the best on validation, on the test split')
-    figures, logits_N = _evaluate(run, params, rows, 'test')
+    figures, logits_N = _evaluate(run, params, rows, chosen, 'test')
     record.write(run.steps, 'test', figures)
     np.save(workdir / 'test_logits.npy', logits_N)
     content = _result(run, clock, chosen, best, figures, workdir)
@@ -170,7 +170,7 @@ def _loop(run, state, clock, start, checkpoints, record, progress) -> checkpoint
     if saved:
       auc = None
       if evaluated:
-        figures, _ = _evaluate(run, state.params, state.rows, 'validation')
+        figures, _ = _evaluate(run, state.params, state.rows, done, 'validation')
         record.write(done, 'validation', figures)
         auc = figures['auc'] if math.isfinite(figures['auc']) else None
         progress.line(
@@ -194,11 +194,16 @@ def _check_finite(loss: float, done: int):
     )
 
 
-def _evaluate(run: Run, params, rows, split: str) -> tuple[dict[str, float], np.ndarray]:
+def _evaluate(run: Run, params, rows, at: int, split: str) -> tuple[dict[str, float], np.ndarray]:
+  """Figures and logits of the state after `at` steps."""
   c = run.config
   batches = _batches(c, run.schema, run.setup, split, c.data.eval_batch_size)
   eval_step = step.make_eval_step(run.setup)
-  return evaluate.run(eval_step, params, rows, batches, run.setup.mesh, c.data.prefetch)
+
+  def logits(params, rows, batch):
+    return eval_step(params, rows, np.int32(at), batch)
+
+  return evaluate.run(logits, params, rows, batches, run.setup.mesh, c.data.prefetch)
 
 
 def evaluate_best(c: config_lib.Config, workdir: pathlib.Path) -> dict[str, Any]:
@@ -215,7 +220,7 @@ def evaluate_best(c: config_lib.Config, workdir: pathlib.Path) -> dict[str, Any]
   params, rows = checkpoints.restore_params(chosen, step.abstract_state(run.setup))
   out = {'step': chosen}
   for split in ('validation', 'test'):
-    out[split], _ = _evaluate(run, params, rows, split)
+    out[split], _ = _evaluate(run, params, rows, chosen, split)
   checkpoints.close()
   writer.write_json(workdir / 'eval.json', out)
   return out

@@ -31,7 +31,7 @@ def test_an_experiment_resolves_builds_and_names_its_command(file):
   module = load(file.stem)
   c = config.resolve(module.get_config('seed=5'))
   assert c.seed == 5
-  models.build(c, 39, 0.0)
+  models.build(c, models.Layout(39), 0.0)
   assert module.__doc__.strip()
 
 

@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Backbones and connectors by name, and the model that a config and a schema make."""
-
-import dataclasses
+"""The model that a config and a data layout make: any token backbone under any connector."""
 
 import flax.linen as nn
 import jax
@@ -9,185 +7,184 @@ import jax.numpy as jnp
 
 from deres_jax import config as config_lib
 from deres_jax.errors import UserError, choose
-from deres_jax.models import (
-  classic,
-  heads,
-  hyper,
-  layers,
-  onetrans,
-  residual,
-  single,
-  tokenizer,
-)
+from deres_jax.models import classic, heads, layers, tokenizer
+from deres_jax.models.backbones import READS_EVENTS, TOKEN_BACKBONES
+from deres_jax.models.connectors import CONNECTORS
+from deres_jax.models.layers import Layout
 from deres_jax.models.stack import Shape, Stack
 
 
 class TokenModel(nn.Module):
-  """Table rows -> tokens -> stack -> logit. [B, F, E] -> [B]."""
+  """Table rows -> tokens -> stack -> logit. [B, S, E] -> [B].
 
+  Where `aux_heads` are and the collection 'aux' is mutable, the logit of each inner layer's input
+  is put there: TokenMixer-Large's auxiliary losses. The 'deep' part, if any, adds the logit of
+  hidden layers over the rows: AutoInt+.
+  """
+
+  layout: Layout
   tokens: nn.Module
+  events: nn.Module | None
   stack: nn.Module
   head: nn.Module
+  aux_heads: tuple[nn.Module, ...]
+  deep: nn.Module | None
   embed_dropout: float
 
+  def __call__(self, rows_BSE: jax.Array, ctx: layers.Context) -> jax.Array:
+    rows_BSE = layers.dropout(rows_BSE, self.embed_dropout, ctx, layers.EMBED_SALT)
+    if self.events is None:
+      rows_BFE = tokenizer.pooled(rows_BSE, self.layout, ctx)
+      x_BTD, ctx = self.tokens(rows_BFE), ctx.with_mask(None)
+    else:
+      rows_BFE = tokenizer.fields_of(rows_BSE, self.layout)
+      x_BTD = self.tokens(rows_BFE)
+      there = jnp.ones(x_BTD.shape[:2], bool)
+      ctx = ctx.with_mask(jnp.concatenate([ctx.mask_BT, there], axis=1))
+      e_BLD = self.events(tokenizer.events_of(rows_BSE, self.layout))
+      x_BTD = jnp.concatenate([e_BLD, x_BTD], axis=1)
+    x_BTD, between = self.stack(x_BTD, ctx)
+    if self.is_mutable_collection('aux'):
+      for head, u_BTD in zip(self.aux_heads, between, strict=False):
+        self.sow('aux', 'logits', head(u_BTD, ctx))
+    logits_B = self.head(x_BTD, ctx)
+    return logits_B if self.deep is None else logits_B + self.deep(rows_BFE, ctx)
+
+
+class DeepPart(nn.Module):
+  """Hidden layers over all rows side by side, to a logit. [B, F, E] -> [B]."""
+
+  mlp: layers.Mlp
+
+  @nn.compact
   def __call__(self, rows_BFE: jax.Array, ctx: layers.Context) -> jax.Array:
-    # Sub-layers salt their noise by their site, counted from 0.
-    rows_BFE = layers.dropout(rows_BFE, self.embed_dropout, ctx, salt=2**16)
-    return self.head(self.stack(self.tokens(rows_BFE), ctx))
+    return heads.logit(self, self.mlp(rows_BFE.reshape(rows_BFE.shape[0], -1), ctx), 0.0)
 
 
-# Connectors of (config, shape of the stack, compute dtype).
+def _mlp(c: config_lib.Config) -> dict:
+  return dict(units=c.mlp.units, depth=c.mlp.layers, dropout=c.mlp.dropout)
 
 
-def _prenorm(c: config_lib.Config, shape: Shape, dtype) -> nn.Module:
-  return residual.PreNorm(shape, c.model.norm, dtype)
-
-
-def _postnorm(c: config_lib.Config, shape: Shape, dtype) -> nn.Module:
-  return single.PostNorm(shape, c.model.norm, dtype)
-
-
-def _siamese(c: config_lib.Config, shape: Shape, dtype) -> nn.Module:
-  return single.Siamese(shape, c.model.norm, dtype)
-
-
-def _interval(c: config_lib.Config, shape: Shape, dtype) -> nn.Module:
-  return single.Interval(shape, c.model.norm, dtype, c.residual.interval_layers)
-
-
-def _learnable(kind: str):
-  def make(c: config_lib.Config, shape: Shape, dtype) -> nn.Module:
-    return single.Learnable(shape, c.model.norm, dtype, kind)
-
-  return make
-
-
-def _scaled(kind: str):
-  def make(c: config_lib.Config, shape: Shape, dtype) -> nn.Module:
-    return single.Scaled(shape, c.model.norm, dtype, kind, c.residual.layerscale_init)
-
-  return make
-
-
-def _highway(c: config_lib.Config, shape: Shape, dtype) -> nn.Module:
-  return single.Highway(shape, c.model.norm, dtype, c.residual.highway_bias)
-
-
-def _denseformer(c: config_lib.Config, shape: Shape, dtype) -> nn.Module:
-  return hyper.DenseFormer(shape, c.model.norm, dtype)
-
-
-def _hc(c: config_lib.Config, shape: Shape, dtype) -> nn.Module:
-  return hyper.HyperConnections(shape, c.model.norm, dtype, c.hyper.streams)
-
-
-def _mhc(lite: bool):
-  def make(c: config_lib.Config, shape: Shape, dtype) -> nn.Module:
-    h = c.hyper
-    return hyper.ManifoldHyper(shape, c.model.norm, dtype, h.streams, h.sinkhorn_iterations, lite)
-
-  return make
-
-
-def _deres(c: config_lib.Config, shape: Shape, dtype) -> nn.Module:
-  switches = dataclasses.asdict(c.deres)
-  block = switches.pop('block_layers') * shape.per_layer
-  return residual.DeRes(shape, c.model.norm, dtype, block, **switches)
-
-
-def _deres_s(c: config_lib.Config, shape: Shape, dtype) -> nn.Module:
-  """DeRes-S: softmax instead of SiLU; the open block is a source, so it starts as PreNorm."""
-  softmax = dataclasses.replace(c.deres, score_fn='softmax', include_partial=True)
-  return _deres(dataclasses.replace(c, deres=softmax), shape, dtype)
-
-
-def _attnres(c: config_lib.Config, shape: Shape, dtype) -> nn.Module:
-  block = c.attnres.block_layers * shape.per_layer
-  return residual.DeRes(
-    shape, c.model.norm, dtype, block, path='attn', score_fn='softmax', include_partial=True
-  )
-
-
-def _attnres_full(c: config_lib.Config, shape: Shape, dtype) -> nn.Module:
-  return residual.DeRes(
-    shape, c.model.norm, dtype, 1, path='attn', score_fn='softmax', include_partial=True
-  )
-
-
-def _attnres_pointwise(c: config_lib.Config, shape: Shape, dtype) -> nn.Module:
-  """SiLU(z + tau) with SiLU(tau) = 1: all weights are 1 at the start, so it starts as PreNorm."""
-  block = c.attnres.block_layers * shape.per_layer
-  return residual.DeRes(
-    shape,
-    c.model.norm,
-    dtype,
-    block,
-    path='attn',
-    score_fn='silu',
-    silu_center=1.2784645,
-    include_partial=True,
-  )
-
-
-CONNECTORS = {
-  'prenorm': _prenorm,
-  'postnorm': _postnorm,
-  'siamese': _siamese,
-  'interval': _interval,
-  'scalar': _learnable('scalar'),
-  'vector': _learnable('vector'),
-  'matrix': _learnable('matrix'),
-  'rezero': _scaled('rezero'),
-  'layerscale': _scaled('layerscale'),
-  'highway': _highway,
-  'denseformer': _denseformer,
-  'hc': _hc,
-  'mhc': _mhc(lite=False),
-  'mhc_lite': _mhc(lite=True),
-  'attnres': _attnres,
-  'attnres_full': _attnres_full,
-  'attnres_pointwise': _attnres_pointwise,
-  'deres': _deres,
-  'deres_s': _deres_s,
-}
-
-
-def _onetrans(c: config_lib.Config, fields: int, prior_logit: float) -> nn.Module:
+def _token_model(c: config_lib.Config, layout: Layout, prior_logit: float) -> nn.Module:
   m = c.model
   dtype = jnp.dtype(m.dtype)
-  if m.tokenizer == 'field':
-    tokens, make = fields, tokenizer.FieldTokens(fields, m.dim, dtype)
-  else:
-    tokens, make = m.tokens, tokenizer.AutoSplit(m.tokens, m.dim, dtype)
-  subs = onetrans.sublayers(m.depth, tokens, m.heads, m.ffn_ratio, m.causal, dtype)
-  shape = Shape(sites=len(subs), per_layer=2, tokens=tokens, dim=m.dim)
-  connector = choose(m.connector, CONNECTORS, 'connector (model.connector)')(c, shape, dtype)
+  events = layout.events if m.backbone in READS_EVENTS else 0
+  fields = layout.fields + (0 if events else layout.event_fields)
+  own = fields if m.tokenizer == 'field' else m.tokens
+  if m.pyramid_events > events:
+    raise UserError(
+      f'config model.pyramid_events={m.pyramid_events}: the data has a history of {events} events '
+      'to shorten; set it lower, or to -1 for no pyramid'
+    )
+  backbone = TOKEN_BACKBONES[m.backbone](c, own, events, dtype)
+  shape = Shape(len(backbone.sublayers), backbone.per_layer, events + own, m.dim)
+
+  def head(salt: int) -> heads.LogitHead:
+    mlp = layers.Mlp(**_mlp(c), salt=salt, dtype=dtype) if m.head == 'mlp' else None
+    return heads.LogitHead(m.head, prior_logit, own, mlp)
+
+  inner = range(1, m.depth) if m.aux_weight else ()
+  deep = layers.Mlp(**_mlp(c), salt=2**17, dtype=dtype)
   return TokenModel(
-    make,
-    Stack(subs, connector, m.dropout, m.remat),
-    heads.LogitHead(m.head, prior_logit),
-    m.embed_dropout,
+    layout=layout,
+    tokens=tokenizer.TOKENIZERS[m.tokenizer](own, m.dim, dtype),
+    events=tokenizer.EventTokens(m.dim, dtype) if events else None,
+    stack=Stack(
+      backbone.sublayers,
+      CONNECTORS[m.connector](c, shape, dtype),
+      backbone.per_layer,
+      m.dropout,
+      m.remat,
+    ),
+    head=head(2**18),
+    aux_heads=tuple(head(2**19 * l) for l in inner),
+    deep=DeepPart(deep) if m.backbone == 'autoint_plus' else None,
+    embed_dropout=m.embed_dropout,
   )
 
 
-def _lr(c: config_lib.Config, fields: int, prior_logit: float) -> nn.Module:
-  del fields
-  if c.model.embed_dim != 1:
+# Classic models: the class and its own sizes from the config.
+_CLASSICS = {
+  'lr': (classic.LogisticRegression, lambda c: {}),
+  'fm': (classic.FactorizationMachine, lambda c: {}),
+  'dnn': (classic.Dnn, lambda c: {}),
+  'deepfm': (classic.DeepFM, lambda c: {}),
+  'dcnv2': (
+    classic.DCNv2,
+    lambda c: dict(depth=c.classic.cross_layers, rank=c.classic.cross_rank),
+  ),
+  'xdeepfm': (
+    classic.XDeepFM,
+    lambda c: dict(depth=c.classic.cin_layers, maps=c.classic.cin_maps),
+  ),
+  'dlrm': (classic.Dlrm, lambda c: {}),
+  'masknet': (
+    classic.MaskNet,
+    lambda c: dict(
+      blocks=c.classic.mask_blocks, ratio=c.classic.mask_ratio, units=c.classic.mask_units
+    ),
+  ),
+  'finalmlp': (
+    classic.FinalMLP,
+    lambda c: dict(
+      second_depth=c.classic.fusion_second_layers,
+      heads=c.classic.fusion_heads,
+      gate_units=c.classic.fusion_gate_units,
+    ),
+  ),
+  'din': (classic.Din, lambda c: dict(attention_units=c.classic.din_units)),
+}
+
+# Models whose table rows end in a linear weight, beside the vector of model.embed_dim.
+_LINEAR = ('fm', 'deepfm', 'xdeepfm')
+
+
+def _classic_model(c: config_lib.Config, layout: Layout, prior_logit: float) -> nn.Module:
+  name = c.model.backbone
+  if name == 'lr' and c.model.embed_dim != 1:
     raise UserError(
       f'backbone lr has one weight an id: set model.embed_dim=1 (it is {c.model.embed_dim})'
     )
-  return classic.LogisticRegression(prior_logit)
+  if name == 'din' and not layout.events:
+    raise UserError(
+      'backbone din reads behaviour sequences and this data has none: choose dnn, of which it is '
+      'the extension, or prepare data with sequences'
+    )
+  if name == 'finalmlp' and c.mlp.units % c.classic.fusion_heads:
+    raise UserError(
+      f'config mlp.units={c.mlp.units} is not divisible by '
+      f'classic.fusion_heads={c.classic.fusion_heads}'
+    )
+  kind, sizes = _CLASSICS[name]
+  return kind(
+    layout=layout,
+    prior_logit=prior_logit,
+    embed_dropout=c.model.embed_dropout,
+    mlp=_mlp(c),
+    dtype=jnp.dtype(c.model.dtype),
+    **sizes(c),
+  )
 
 
-# Each makes a model [B, F, E] -> [B] of (config, number of fields, log odds of the click rate).
-BACKBONES = {'lr': _lr, 'onetrans': _onetrans}
+# Each makes a model [B, S, E] -> [B] of (config, layout, log odds of the click rate).
+BACKBONES = {
+  **dict.fromkeys(_CLASSICS, _classic_model),
+  **dict.fromkeys(TOKEN_BACKBONES, _token_model),
+}
 
 
-def build(c: config_lib.Config, fields: int, prior_logit: float) -> nn.Module:
-  """The Linen module of a config: (rows_BFE, Context) -> logits_B, float32.
+def row_width(c: config_lib.Config) -> tuple[int, int]:
+  """Columns of a table row, and how many of them, the last, are linear weights."""
+  linear = 1 if c.model.backbone in _LINEAR else 0
+  return c.model.embed_dim + linear, linear
+
+
+def build(c: config_lib.Config, layout: Layout, prior_logit: float) -> nn.Module:
+  """The Linen module of a config: (rows_BSE, Context) -> logits_B, float32.
 
   Raises:
-    UserError: an unknown backbone or connector; the message lists the choices.
+    UserError: an unknown backbone or connector, which lists the choices, or a pair or sizes that
+      cannot be, which says why.
   """
   choose(c.model.connector, CONNECTORS, 'connector (model.connector)')
-  return choose(c.model.backbone, BACKBONES, 'backbone (model.backbone)')(c, fields, prior_logit)
+  return choose(c.model.backbone, BACKBONES, 'backbone (model.backbone)')(c, layout, prior_logit)

@@ -2,6 +2,10 @@
 """Building blocks of every backbone: norm, dense maps, attention, feed-forward, dropout.
 
 Shapes: B rows, T tokens, D width, H heads, K head width, O outputs, F fields, E table-row width.
+
+A row's tokens are its events, oldest first (sequence data only), then its field tokens: OneTrans'
+[S; NS]. `own` is the number of trailing tokens that have weights of their own: T gives every token
+its own, 0 lets all share, and the number of field tokens is OneTrans' mixed case.
 """
 
 import dataclasses
@@ -14,21 +18,55 @@ import jax.numpy as jnp
 Array = jax.Array
 
 
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """What the table rows [B, S, E] of a model are, S = fields + events * event_fields.
+
+  Attributes:
+    fields: single-valued fields, which stand first.
+    events: length of the behaviour sequence, oldest event first; 0: the data has none.
+    event_fields: attributes of an event, which stand side by side.
+    targets: for the first len(targets) attributes of an event, the field of the row that says the
+      same of the candidate (its item, its category ...).
+  """
+
+  fields: int
+  events: int = 0
+  event_fields: int = 0
+  targets: tuple[int, ...] = ()
+
+  @property
+  def slots(self) -> int:
+    return self.fields + self.events * self.event_fields
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Context:
-  """What a sub-layer may know besides its input.
+  """What a model may know besides its table rows.
 
   Attributes:
     keys_B: a PRNG key a row, or None outside training. Noise is a function of a row's key and of
       the place that draws it, so it does not depend on micro-batches or on the mesh.
+    progress: share of the training steps that are done, 0 to 1: annealed temperatures follow it.
+    mask_BT: True where a token is there and False where a short history is padded, or None where
+      all are. A model is given that of the events, [B, events], and hands on that of its tokens.
   """
 
   keys_B: Array | None = None
+  progress: Array | float = 1.0
+  mask_BT: Array | None = None
 
   @property
   def train(self) -> bool:
     return self.keys_B is not None
+
+  def with_mask(self, mask_BT: Array | None) -> 'Context':
+    return dataclasses.replace(self, mask_BT=mask_BT)
+
+
+# Places that draw noise are told apart by a salt: sub-layers take their site, counted from 0.
+EMBED_SALT = 2**16
 
 
 def dropout(x: Array, rate: float, ctx: Context, salt: int) -> Array:
@@ -51,7 +89,7 @@ def rms(x: Array, eps: float = 1e-6) -> Array:
 class SiteNorms(nn.Module):
   """One norm a site of a connector, in one module. [B, T, D] float32 -> [B, T, D] dtype.
 
-  kind rms: RMSNorm (Zhang & Sennrich 2019); layer: LayerNorm with gain and bias.
+  kind rms: RMSNorm (Zhang & Sennrich 2019); layer: LayerNorm with gain and bias; none: as it is.
   """
 
   sites: int
@@ -60,15 +98,18 @@ class SiteNorms(nn.Module):
   dtype: jnp.dtype
 
   def setup(self):
+    if self.kind == 'none':
+      return
     self.scale = self.param('scale', nn.initializers.ones, (self.sites, self.dim))
     if self.kind == 'layer':
       self.bias = self.param('bias', nn.initializers.zeros, (self.sites, self.dim))
 
-  def __call__(self, x: Array, site: int) -> Array:
+  def __call__(self, x: Array, site: int | slice) -> Array:
+    """A slice of sites norms [..., those sites, D], each with its own gain."""
     if self.kind == 'layer':
       x = x.astype(jnp.float32)
       x = rms(x - jnp.mean(x, axis=-1, keepdims=True)) * self.scale[site] + self.bias[site]
-    else:
+    elif self.kind == 'rms':
       x = rms(x) * self.scale[site]
     return x.astype(self.dtype)
 
@@ -76,14 +117,14 @@ class SiteNorms(nn.Module):
 class TokenDense(nn.Module):
   """Linear map of every token. [B, T, D] -> [B, T, features].
 
-  per_token gives each of `tokens` positions its own matrix, kernel [T, D, O], as OneTrans does
-  for non-sequence tokens (arXiv 2510.26104); else all share one, kernel [D, O]. The token axis is
-  a batch axis for the initialiser: a plain Xavier on [T, D, O] would take T for a fan.
+  The last `own` tokens have a matrix each, kernel [own, D, O], as OneTrans' non-sequence tokens do
+  (arXiv 2510.26104); the tokens before them share one, kernel_shared [D, O]. With own=0 the kernel
+  that all share is `kernel` [D, O]. The token axis is a batch axis for the initialiser: a plain
+  Xavier on [T, D, O] would take T for a fan.
   """
 
   features: int
-  tokens: int
-  per_token: bool
+  own: int
   dtype: jnp.dtype
   use_bias: bool = False
   scale: float = 1.0
@@ -91,70 +132,168 @@ class TokenDense(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
-    lead = (self.tokens,) if self.per_token else ()
-    init = nn.initializers.variance_scaling(
-      self.scale, 'fan_avg', 'uniform', batch_axis=(0,) if self.per_token else ()
-    )
-    kernel = self.param('kernel', init, (*lead, x.shape[-1], self.features)).astype(self.dtype)
+    T = x.shape[1]
     x = x.astype(self.dtype)
-    if self.per_token:
-      # Tokens first: a batched product whose batch axis leads is 2-3 times faster on XLA's CPU.
-      y = jnp.einsum('tbd,tdo->tbo', x.swapaxes(0, 1), kernel).swapaxes(0, 1)
-    else:
-      y = jnp.einsum('btd,do->bto', x, kernel)
+    if self.own == 0:
+      return self._shared(x, 'kernel', 'bias')
+    if self.own == T:
+      return self._own(x)
+    # Apart even where a pyramid has left no event: parameters do not depend on the data's shape.
+    shared = self._shared(x[:, : T - self.own], 'kernel_shared', 'bias_shared')
+    return jnp.concatenate([shared, self._own(x[:, T - self.own :])], axis=1)
+
+  def _init(self, batch_axis: tuple[int, ...]) -> Callable:
+    return nn.initializers.variance_scaling(self.scale, 'fan_avg', 'uniform', batch_axis=batch_axis)
+
+  def _shared(self, x: Array, kernel: str, bias: str) -> Array:
+    w = self.param(kernel, self._init(()), (x.shape[-1], self.features))
+    y = jnp.einsum('btd,do->bto', x, w.astype(self.dtype))
     if self.use_bias:
-      bias = self.param('bias', self.bias_init, (*lead, self.features))
-      y = y + bias.astype(self.dtype)
+      y = y + self.param(bias, self.bias_init, (self.features,)).astype(self.dtype)
+    return y
+
+  def _own(self, x: Array) -> Array:
+    w = self.param('kernel', self._init((0,)), (self.own, x.shape[-1], self.features))
+    # Tokens first: a batched product whose batch axis leads is 2-3 times faster on XLA's CPU.
+    y = jnp.einsum('tbd,tdo->tbo', x.swapaxes(0, 1), w.astype(self.dtype)).swapaxes(0, 1)
+    if self.use_bias:
+      y = y + self.param('bias', self.bias_init, (self.own, self.features)).astype(self.dtype)
     return y
 
 
-class Attention(nn.Module):
-  """Multi-head softmax attention over tokens; returns the branch only. [B, T, D] -> [B, T, D].
+def split_heads(x_BTM: Array, parts: int, heads: int) -> Array:
+  """[B, T, parts * heads * K] -> [parts, B, heads, T, K], XLA's fastest layout for products."""
+  B, T, M = x_BTM.shape
+  return x_BTM.reshape(B, T, parts, heads, M // (parts * heads)).transpose(2, 0, 3, 1, 4)
 
-  q, k, v maps are per token if `per_token` (OneTrans' mixed attention over non-sequence tokens);
-  the output map is shared. Softmax in float32.
+
+def join_heads(x_BHTK: Array) -> Array:
+  """[B, H, T, K] -> [B, T, H * K]."""
+  B, H, T, K = x_BHTK.shape
+  return x_BHTK.transpose(0, 2, 1, 3).reshape(B, T, H * K)
+
+
+def visible(queries: int, keys: int, causal: bool, ctx: Context) -> Array | None:
+  """Which keys a query may see, [B or 1, 1, queries, keys], or None for all.
+
+  The queries are the last ones of the keys' list.
+  """
+  see = None
+  if causal:
+    see = jnp.tril(jnp.ones((keys, keys), bool))[None, None, keys - queries :]
+  if ctx.mask_BT is not None:
+    there = ctx.mask_BT[:, None, None, :]
+    see = there if see is None else see & there
+  return see
+
+
+# Scores of what must not be seen: finite, so that a padded query that sees nothing has no NaN.
+UNSEEN = -1e30
+
+
+def attend(q_BHQK: Array, k_BHTK: Array, v_BHTK: Array, see: Array | None, scale: float) -> Array:
+  """softmax(scale q k^T) v, softmax in float32. [B, H, Q, K]."""
+  z = jnp.einsum('bhqk,bhtk->bhqt', q_BHQK, k_BHTK, preferred_element_type=jnp.float32) * scale
+  if see is not None:
+    z = jnp.where(see, z, UNSEEN)
+  a = jax.nn.softmax(z, axis=-1).astype(v_BHTK.dtype)
+  return jnp.einsum('bhqt,bhtk->bhqk', a, v_BHTK)
+
+
+class Attention(nn.Module):
+  """Multi-head softmax attention over tokens; returns the branch only. [B, T, D] -> [B, Q, D].
+
+  q, k, v maps are mixed (see TokenDense), the output map is shared. With `queries` below T only
+  the last tokens ask and stay: OneTrans' pyramid.
   """
 
-  tokens: int
+  own: int
   heads: int
-  per_token: bool
   causal: bool
+  queries: int
   dtype: jnp.dtype
   out_scale: float
 
   @nn.compact
   def __call__(self, x_BTD: Array, ctx: Context) -> Array:
-    del ctx
-    B, T, D = x_BTD.shape
-    K = D // self.heads
-    # Scale 2: q, k and v share a kernel [D, 3D] but start with the variance of one of [D, D].
-    qkv = TokenDense(3 * D, self.tokens, self.per_token, self.dtype, scale=2.0, name='qkv')(x_BTD)
-    # [B, H, T, K] is the layout in which XLA's CPU products are fastest.
-    qkv = qkv.reshape(B, T, 3, self.heads, K).transpose(2, 0, 3, 1, 4)
-    q_BHTK, k_BHTK, v_BHTK = qkv[0], qkv[1], qkv[2]
-    z = jnp.einsum('bhqk,bhtk->bhqt', q_BHTK, k_BHTK, preferred_element_type=jnp.float32)
-    z = z * K**-0.5
-    if self.causal:
-      z = jnp.where(jnp.tril(jnp.ones((T, T), bool)), z, -jnp.inf)
-    a = jax.nn.softmax(z, axis=-1).astype(self.dtype)
-    y = jnp.einsum('bhqt,bhtk->bhqk', a, v_BHTK)
-    y = y.transpose(0, 2, 1, 3).reshape(B, T, D)
-    return TokenDense(D, T, False, self.dtype, scale=self.out_scale, name='out')(y)
+    T, D = x_BTD.shape[1:]
+    # The scales let maps that share a kernel start with the variance of one of [D, D].
+    if self.queries == T:
+      qkv = TokenDense(3 * D, self.own, self.dtype, scale=2.0, name='qkv')(x_BTD)
+      q, k, v = split_heads(qkv, 3, self.heads)
+    else:
+      last = x_BTD[:, T - self.queries :]
+      q = TokenDense(D, self.own, self.dtype, name='q')(last)
+      kv = TokenDense(2 * D, self.own, self.dtype, scale=1.5, name='kv')(x_BTD)
+      (q,), (k, v) = split_heads(q, 1, self.heads), split_heads(kv, 2, self.heads)
+    see = visible(self.queries, T, self.causal, ctx)
+    y = attend(q, k, v, see, (D // self.heads) ** -0.5)
+    return TokenDense(D, 0, self.dtype, scale=self.out_scale, name='out')(join_heads(y))
 
 
 class FeedForward(nn.Module):
-  """W2 gelu(W1 x), shared or per token; returns the branch only. [B, T, D] -> [B, T, D]."""
+  """W2 gelu(W1 x); returns the branch only. [B, T, D] -> [B, T, D]."""
 
-  tokens: int
+  own: int
   ratio: int
-  per_token: bool
   dtype: jnp.dtype
   out_scale: float
+  use_bias: bool = False
 
   @nn.compact
   def __call__(self, x_BTD: Array, ctx: Context) -> Array:
     del ctx
     D = x_BTD.shape[-1]
-    h = TokenDense(self.ratio * D, self.tokens, self.per_token, self.dtype, name='up')(x_BTD)
-    down = TokenDense(D, self.tokens, self.per_token, self.dtype, scale=self.out_scale, name='down')
-    return down(jax.nn.gelu(h))
+    up = TokenDense(self.ratio * D, self.own, self.dtype, use_bias=self.use_bias, name='up')
+    down = TokenDense(
+      D, self.own, self.dtype, use_bias=self.use_bias, scale=self.out_scale, name='down'
+    )
+    return down(jax.nn.gelu(up(x_BTD)))
+
+
+class SwiGLU(nn.Module):
+  """W_down (swish(W_gate x + b) * (W_up x + b)) + b (Shazeer 2020). [B, T, D] -> [B, T, D].
+
+  The gate and the up map share a kernel, the gate's outputs first.
+  """
+
+  own: int
+  ratio: int
+  dtype: jnp.dtype
+  out_scale: float
+
+  @nn.compact
+  def __call__(self, x_BTD: Array) -> Array:
+    D = x_BTD.shape[-1]
+    M = self.ratio * D
+    # Scale: Xavier's variance for two maps [D, M] that share a kernel [D, 2 M].
+    both = TokenDense(
+      2 * M, self.own, self.dtype, use_bias=True, scale=(D + 2 * M) / (D + M), name='up'
+    )(x_BTD)
+    down = TokenDense(D, self.own, self.dtype, use_bias=True, scale=self.out_scale, name='down')
+    return down(jax.nn.silu(both[..., :M]) * both[..., M:])
+
+
+class Mlp(nn.Module):
+  """ReLU layers of equal width, with dropout; ends in a ReLU. [B, I] -> [B, units].
+
+  The `salt` tells its noise from that of other places; layer i draws at salt + i.
+  """
+
+  units: int
+  depth: int
+  dropout: float
+  salt: int
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, x_BI: Array, ctx: Context) -> Array:
+    for i in range(self.depth):
+      dense = nn.Dense(
+        self.units,
+        dtype=self.dtype,
+        kernel_init=nn.initializers.xavier_uniform(),
+        name=f'layer_{i}',
+      )
+      x_BI = dropout(jax.nn.relu(dense(x_BI)), self.dropout, ctx, self.salt + i)
+    return x_BI

@@ -219,7 +219,7 @@ class DeRes(nn.Module):
     if self.include_partial and h.partial is not None:
       summary = self._summary(h, site, closed=False)
       sources = (*sources, summary)
-      scores.append(self._score(summary, reader, reader + 1)[..., 0])
+      scores.append(self._score(summary, h.x.shape[1], reader, reader + 1)[..., 0])
     if self.query == 'lowrank_dynamic':
       q_BTR = layers.rms(h.x) @ self.query_down[reader] @ self.query_up[reader]
       scores = [
@@ -242,8 +242,12 @@ class DeRes(nn.Module):
       e = jnp.exp(z_BTN - m)
       return e / (jnp.exp(-m) + jnp.sum(e, axis=-1, keepdims=True))
     pointwise = {
-      'silu': jax.nn.silu, 'sigmoid': jax.nn.sigmoid, 'tanh': jnp.tanh, 'relu': jax.nn.relu
-    }  # fmt: skip
+      'silu': jax.nn.silu,
+      'sigmoid': jax.nn.sigmoid,
+      'tanh': jnp.tanh,
+      'relu': jax.nn.relu,
+      'silu_clipped': lambda z: jax.nn.relu(jax.nn.silu(z)),  # negative weights zeroed
+    }
     a_BTN = pointwise[self.score_fn](z_BTN + self.silu_center)
     return a_BTN / z_BTN.shape[-1] if self.silu_norm == 'n_src' else a_BTN
 
@@ -267,10 +271,10 @@ class DeRes(nn.Module):
   def _append(self, h: Recall, b: Array, reader: int) -> Recall:
     if self.path == 'identity' or reader == len(self.reads):
       return h
-    scores = self._score(b, reader, len(self.reads))
+    scores = self._score(b, h.x.shape[1], reader, len(self.reads))
     return h._replace(sources=(*h.sources, b), scores=(*h.scores, scores))
 
-  def _score(self, b: Array, first: int, last: int) -> Array:
+  def _score(self, b: Array, tokens: int, first: int, last: int) -> Array:
     """kappa <w_s, k> of source b for reads first .. last-1. [B, T, last - first].
 
     The inverse RMS multiplies the product instead of the source, so no key is ever stored.
@@ -282,10 +286,11 @@ class DeRes(nn.Module):
     form = 'btd,nd->btn'
     if self.query == 'static_per_token':
       form = 'btd,ntd->btn'
-      b = jnp.broadcast_to(b, (b.shape[0], self.shape.tokens, b.shape[2]))
+      w = w[:, self.shape.tokens - tokens :]  # a pyramid drops the first tokens
+      b = jnp.broadcast_to(b, (b.shape[0], tokens, b.shape[2]))
     z = jnp.einsum(form, b, w, preferred_element_type=jnp.float32) * (self.score_scale * inverse)
     # A shared query has one score for all reads, a token-mean source one for all tokens.
-    return jnp.broadcast_to(z, (z.shape[0], self.shape.tokens, last - first))
+    return jnp.broadcast_to(z, (z.shape[0], tokens, last - first))
 
   def _key(self, b: Array) -> Array:
     k = layers.rms(b)

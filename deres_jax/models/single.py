@@ -45,6 +45,35 @@ class PostNorm(nn.Module):
     return h.astype(self.dtype)
 
 
+class Projected(nn.Module):
+  """x <- ReLU(x W + y), no norm: AutoInt's skip (arXiv 1810.11921). W is [D, D] a site.
+
+  W starts with Xavier's variance, as the paper's residual map does.
+  """
+
+  shape: Shape
+  dtype: jnp.dtype
+
+  def setup(self):
+    S, D = self.shape.sites, self.shape.dim
+    init = nn.initializers.variance_scaling(1.0, 'fan_avg', 'uniform', batch_axis=(0,))
+    self.kernel = self.param('kernel', init, (S, D, D))
+
+  def start(self, x_BTD: Array) -> Array:
+    return x_BTD.astype(jnp.float32)
+
+  def read(self, h: Array, site: int) -> tuple[Array, Array]:
+    del site
+    return h.astype(self.dtype), h
+
+  def write(self, h: Array, y_BTD: Array, site: int) -> Array:
+    w = self.kernel[site].astype(self.dtype)
+    return jax.nn.relu((h.astype(self.dtype) @ w).astype(jnp.float32) + y_BTD.astype(jnp.float32))
+
+  def finish(self, h: Array) -> Array:
+    return h.astype(self.dtype)
+
+
 class Siamese(nn.Module):
   """SiameseNorm: a post-norm and a pre-norm stream side by side (Li et al. 2026).
 

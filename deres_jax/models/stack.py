@@ -6,6 +6,7 @@ and the norms. History grows with depth, so this is a Python loop, unrolled when
 """
 
 import dataclasses
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -20,7 +21,7 @@ class Shape:
   Attributes:
     sites: number of sub-layers; site `sites` is the read of the head.
     per_layer: sub-layers a layer (attention and feed-forward: 2).
-    tokens: T.
+    tokens: T at the start; a backbone may drop tokens with depth, the first ones first.
     dim: D.
   """
 
@@ -32,28 +33,54 @@ class Shape:
 
 @dataclasses.dataclass(frozen=True)
 class SubLayer:
-  """A named step of a backbone: `module(**sizes)` maps [B, T, D] to its branch [B, T, D]."""
+  """A named step of a backbone: `module(**sizes)` maps [B, T, D] to its branch.
+
+  The branch is [B, T, D], or [B, tokens, D] where `tokens` is set: only the last ones go on.
+  """
 
   name: str
   module: type[nn.Module]
   sizes: dict
+  tokens: int | None = None
+
+
+def keep_last(state: Any, before: int, after: int) -> Any:
+  """A connector's state for the last tokens only: all its arrays are [B, T, ...] (or T = 1)."""
+
+  def cut(x: jax.Array) -> jax.Array:
+    return x[:, before - after :] if x.shape[1] == before else x
+
+  return jax.tree.map(cut, state)
 
 
 class Stack(nn.Module):
-  """Runs [B, T, D] through all sub-layers and the connector's finish."""
+  """Runs [B, T, D] through all sub-layers and the connector's finish.
+
+  Returns the connector's last read, and what the first sub-layer of each later layer read (for
+  auxiliary losses).
+  """
 
   sublayers: tuple[SubLayer, ...]
   connector: nn.Module
+  per_layer: int
   dropout: float
   remat: bool
 
   @nn.compact
-  def __call__(self, x_BTD: jax.Array, ctx: layers.Context) -> jax.Array:
-    h = self.connector.start(x_BTD)
+  def __call__(
+    self, x_BTD: jax.Array, ctx: layers.Context
+  ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    h, between = self.connector.start(x_BTD), []
     for site, sub in enumerate(self.sublayers):
       kind = nn.remat(sub.module) if self.remat else sub.module
       u_BTD, h = self.connector.read(h, site)
+      if site and site % self.per_layer == 0:
+        between.append(u_BTD)
       y_BTD = kind(**sub.sizes, name=sub.name)(u_BTD, ctx)
       y_BTD = layers.dropout(y_BTD, self.dropout, ctx, salt=site)
+      if sub.tokens is not None and sub.tokens < u_BTD.shape[1]:
+        h = keep_last(h, u_BTD.shape[1], sub.tokens)
+        if ctx.mask_BT is not None:
+          ctx = ctx.with_mask(ctx.mask_BT[:, -sub.tokens :])
       h = self.connector.write(h, y_BTD, site)
-    return self.connector.finish(h)
+    return self.connector.finish(h), tuple(between)

@@ -29,7 +29,7 @@ ALONE = {
   'compress': ['sum', 'mean', 'last', 'token_mean', 'lowrank_key'],
   'include_partial': [False, True],
   'query': ['static', 'static_per_token', 'lowrank_dynamic', 'shared'],
-  'score_fn': ['silu', 'softmax', 'softmax1', 'sigmoid', 'tanh', 'relu'],
+  'score_fn': ['silu', 'softmax', 'softmax1', 'sigmoid', 'tanh', 'relu', 'silu_clipped'],
   'score_scale': [0.5],
   'silu_norm': ['none', 'n_src', 'rms'],
   'silu_center': [0.0, TAU],

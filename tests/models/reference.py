@@ -102,6 +102,7 @@ POINTWISE = {
   'sigmoid': sigmoid,
   'tanh': math.tanh,
   'relu': lambda z: max(z, 0.0),
+  'silu_clipped': lambda z: max(z * sigmoid(z), 0.0),
 }
 
 

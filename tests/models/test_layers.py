@@ -29,7 +29,7 @@ from arrays import (
   row_keys,
 )
 
-from deres_jax.models import classic, heads, layers, tokenizer
+from deres_jax.models import heads, layers, tokenizer
 
 # Dense maps, attention, feed-forward, norms.
 
@@ -37,7 +37,7 @@ from deres_jax.models import classic, heads, layers, tokenizer
 @pytest.mark.parametrize('per_token', [False, True])
 @pytest.mark.parametrize('use_bias', [False, True])
 def test_token_dense(per_token, use_bias):
-  module = layers.TokenDense(6, T, per_token, F32, use_bias=use_bias)
+  module = layers.TokenDense(6, T if per_token else 0, F32, use_bias=use_bias)
   x_BTD = np.float32(normal(B, T, D))
   params = randomised(module, x_BTD)
   lead = (T,) if per_token else ()
@@ -54,7 +54,7 @@ def test_token_dense(per_token, use_bias):
 def test_a_token_s_own_matrix_starts_with_the_fans_of_one_matrix(per_token, scale):
   """Xavier: variance 2 / (D + O). Counting tokens in a fan would shrink it T times."""
   tokens, width, outputs = 6, 64, 96
-  module = layers.TokenDense(outputs, tokens, per_token, F32, scale=scale)
+  module = layers.TokenDense(outputs, tokens if per_token else 0, F32, scale=scale)
   kernel = np.asarray(initial(module, jnp.zeros((1, tokens, width)))['kernel'])
   std = math.sqrt(scale * 2 / (width + outputs))
   for matrix_DO in kernel.reshape(-1, width, outputs):
@@ -69,7 +69,7 @@ def test_a_token_s_own_matrix_starts_with_the_fans_of_one_matrix(per_token, scal
 @pytest.mark.parametrize('per_token', [False, True])
 @pytest.mark.parametrize('n_heads', [1, 2, 4])
 def test_attention(per_token, causal, n_heads):
-  module = layers.Attention(T, n_heads, per_token, causal, F32, out_scale=1.0)
+  module = layers.Attention(T if per_token else 0, n_heads, causal, T, F32, out_scale=1.0)
   x_BTD = np.float32(normal(B, T, D))
   params = randomised(module, x_BTD, PLAIN)
   lead = (T,) if per_token else ()
@@ -80,7 +80,7 @@ def test_attention(per_token, causal, n_heads):
 
 @pytest.mark.parametrize('causal', [False, True])
 def test_only_causal_attention_is_blind_to_later_tokens(causal):
-  module = layers.Attention(T, 2, True, causal, F32, out_scale=1.0)
+  module = layers.Attention(T, 2, causal, T, F32, out_scale=1.0)
   x_BTD = np.float32(normal(B, T, D))
   params = randomised(module, x_BTD, PLAIN)
   before = module.apply({'params': params}, x_BTD, PLAIN)
@@ -92,7 +92,7 @@ def test_only_causal_attention_is_blind_to_later_tokens(causal):
 
 @pytest.mark.parametrize('per_token', [False, True])
 def test_shared_attention_does_not_know_the_order_of_tokens(per_token):
-  module = layers.Attention(T, 2, per_token, False, F32, out_scale=1.0)
+  module = layers.Attention(T if per_token else 0, 2, False, T, F32, out_scale=1.0)
   x_BTD, order = np.float32(normal(B, T, D)), np.array([2, 0, 3, 1])
   params = randomised(module, x_BTD, PLAIN)
   y_BTD = module.apply({'params': params}, x_BTD, PLAIN)
@@ -103,7 +103,7 @@ def test_shared_attention_does_not_know_the_order_of_tokens(per_token):
 @pytest.mark.parametrize('ratio', [1, 4])
 @pytest.mark.parametrize('per_token', [False, True])
 def test_feed_forward(per_token, ratio):
-  module = layers.FeedForward(T, ratio, per_token, F32, out_scale=1.0)
+  module = layers.FeedForward(T if per_token else 0, ratio, F32, out_scale=1.0)
   x_BTD = np.float32(normal(B, T, D))
   params = randomised(module, x_BTD, PLAIN)
   lead, M = ((T,) if per_token else ()), ratio * D
@@ -144,8 +144,8 @@ def test_site_norms_reckon_in_float32_and_answer_in_dtype(kind):
 @pytest.mark.parametrize(
   'module',
   [
-    layers.Attention(T, 2, True, True, jnp.bfloat16, out_scale=1.0),
-    layers.FeedForward(T, 2, True, jnp.bfloat16, out_scale=1.0),
+    layers.Attention(T, 2, True, T, jnp.bfloat16, out_scale=1.0),
+    layers.FeedForward(T, 2, jnp.bfloat16, out_scale=1.0),
   ],
   ids=['attention', 'feed_forward'],
 )
@@ -249,22 +249,14 @@ def test_tokens_start_at_rms_1_whatever_the_size_of_rows(make, size):
 
 @pytest.mark.parametrize('pool', ['mean', 'concat'])
 def test_logit_head(pool):
-  module = heads.LogitHead(pool, prior_logit=-1.5)
+  module = heads.LogitHead(pool, prior_logit=-1.5, tokens=T)
   x_BTD = np.float32(normal(B, T, D))
-  params = randomised(module, x_BTD)
+  params = randomised(module, x_BTD, PLAIN)
   assert leaf_shapes(params) == {'kernel': (D if pool == 'mean' else T * D,), 'bias': ()}
   p = double(params)
   kernel_TD = np.tile(p['kernel'] / T, (T, 1)) if pool == 'mean' else p['kernel'].reshape(T, D)
   want_B = [np.sum(np.float64(x_BTD[b]) * kernel_TD) + p['bias'] for b in range(B)]
-  assert_close(module.apply({'params': params}, x_BTD), want_B)
-  start = initial(module, x_BTD)
+  assert_close(module.apply({'params': params}, x_BTD, PLAIN), want_B)
+  start = initial(module, x_BTD, PLAIN)
   assert start['bias'] == -1.5 and 0 < np.std(start['kernel']) < 0.04
-  assert module.apply({'params': start}, x_BTD.astype(jnp.bfloat16)).dtype == F32
-
-
-def test_logistic_regression():
-  module = classic.LogisticRegression(prior_logit=0.7)
-  rows_BF1 = np.float32(normal(B, F, 1))
-  assert initial(module, rows_BF1, PLAIN) == {'bias': np.float32(0.7)}
-  got = module.apply({'params': {'bias': np.float32(0.2)}}, rows_BF1, PLAIN)
-  assert_close(got, [0.2 + sum(float(w) for w in row) for row in rows_BF1[:, :, 0]])
+  assert module.apply({'params': start}, x_BTD.astype(jnp.bfloat16), PLAIN).dtype == F32

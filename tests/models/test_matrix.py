@@ -53,7 +53,7 @@ def build(connector, dtype='float32'):
   overrides += f',model.connector={connector},model.dtype={dtype},deres.block_layers=1'
   overrides += ',residual.interval_layers=1'
   c = config.resolve(config.base(f'{overrides},attnres.block_layers=1,model.ffn_ratio=2'))
-  return models.build(c, F, -1.0)
+  return models.build(c, models.Layout(F), -1.0)
 
 
 ROWS = np.float32(normal(B, F, E))

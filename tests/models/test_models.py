@@ -43,7 +43,7 @@ def resolve(**fields):
 
 
 def build(**fields):
-  return models.build(resolve(**fields), F, prior_logit=-1.0)
+  return models.build(resolve(**fields), models.Layout(F), prior_logit=-1.0)
 
 
 ROWS = np.float32(normal(B, F, E, seed=7))
@@ -82,7 +82,7 @@ def test_parameters_of_onetrans(connector, tokenizer_, norm):
 def test_maps_into_the_stream_start_smaller_with_depth():
   """By sqrt(2 L) in deviation, the output map and the second feed-forward matrix only."""
   depth, width = 8, 32
-  subs = onetrans.sublayers(depth, T, 2, 4, causal=False, dtype=F32)
+  subs = onetrans.sublayers(depth, T, T, [0] * depth, 2, 4, causal=False, dtype=F32)
   x_BTD = jnp.zeros((1, T, width))
   std = {}
   for sub in subs[:2]:

@@ -90,7 +90,9 @@ def random_combinations(count):
       continue
     # With one source silu_norm=rms gives r = x, or -x where its weight is negative, or 0 / 0
     # where it is zero: u may then be nothing but rounding.
-    if switches['silu_norm'] == 'rms' and switches['score_fn'] in ('silu', 'tanh', 'relu'):
+    if switches['silu_norm'] == 'rms' and switches['score_fn'] in (
+      'silu', 'tanh', 'relu', 'silu_clipped'
+    ):  # fmt: skip
       continue
     try:
       resolve({**SMALL, **switches})

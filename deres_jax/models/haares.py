@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""HAARES (arXiv 2606.06564, first called WAV): block attention residuals in several resolutions.
+
+For the contract (start, read, write, finish) see `deres_jax.models.residual`.
+"""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from deres_jax.models import layers
+from deres_jax.models.stack import Shape
+
+Array = jax.Array
+
+
+class Sources(NamedTuple):
+  """State: what can be read, and the open block.
+
+  Attributes:
+    sums: b_0 (the tokens) and the sum of each completed block, each [B, T, D].
+    details: of all completed blocks, each [B, T, D].
+    branches: outputs of the open block's sub-layers so far.
+  """
+
+  sums: tuple[Array, ...]
+  details: tuple[Array, ...]
+  branches: tuple[Array, ...]
+
+
+class Haares(nn.Module):
+  """Softmax over block sums and, of each completed block, its zero-sum details.
+
+    phase = sum of the branches at the first site of a layer - sum of all others (attention - FFN)
+    split = sum of the first half of a block's branches - sum of the second
+    d     = detail * sg(RMS(sum) / RMS(detail))       of the block's sum: comparable in size
+    u     = sum_i softmax_i(<w_s, v_i / RMS(v_i)> + c_s [v_i is a detail]) v_i
+
+  c starts at `detail_init` below 0 and w at 0, so a read starts close to Block AttnRes's mean. The
+  open block is a source through its sum, as in AttnRes. Backbones of one sub-layer a layer have no
+  phase; a block whose halves are its phases (one layer of two) has no split. Learned c, one a
+  site for both kinds, and -2 are our reading.
+  """
+
+  shape: Shape
+  norm: str
+  dtype: jnp.dtype
+  block: int
+  detail_init: float
+
+  def setup(self):
+    S, D = self.shape.sites, self.shape.dim
+    self.norms = layers.SiteNorms(S + 1, D, self.norm, self.dtype)
+    self.queries = self.param('query', nn.initializers.zeros, (S + 1, D))
+    # Reads before the first block is complete see no detail.
+    late = max(S + 1 - self.block, 0)
+    self.detail = self.param('detail', nn.initializers.constant(self.detail_init), (late,))
+
+  def start(self, x_BTD: Array) -> Sources:
+    return Sources((x_BTD.astype(jnp.float32),), (), ())
+
+  def read(self, h: Sources, site: int) -> tuple[Array, Sources]:
+    return self.norms(self._mix(h, site), site), h
+
+  def write(self, h: Sources, y_BTD: Array, site: int) -> Sources:
+    h = h._replace(branches=(*h.branches, y_BTD.astype(jnp.float32)))
+    if (site + 1) % self.block:
+      return h
+    details = (*h.details, *self._details(h.branches))
+    return Sources((*h.sums, sum(h.branches)), details, ())
+
+  def finish(self, h: Sources) -> Array:
+    return self.norms(self._mix(h, self.shape.sites), self.shape.sites)
+
+  def _details(self, branches: tuple[Array, ...]) -> list[Array]:
+    """Phase and split of a completed block."""
+    per_layer = self.shape.per_layer
+    # Blocks are whole layers, so the first sub-layer of a block is the first of a layer.
+    phase = [i % per_layer == 0 for i in range(self.block)]
+    split = [i < self.block // 2 for i in range(self.block)]
+    patterns = [phase, split] if per_layer > 1 and phase != split else [split]
+    size = _size(sum(branches))
+    out = []
+    for plus in patterns:
+      d = sum(y if p else -y for y, p in zip(branches, plus, strict=True))
+      out.append(d * jax.lax.stop_gradient(size / _size(d)))
+    return out
+
+  def _mix(self, h: Sources, site: int) -> Array:
+    sums = (*h.sums, sum(h.branches)) if h.branches else h.sums
+    w_D = self.queries[site]
+    logits = [layers.rms(v) @ w_D for v in sums]
+    if h.details:
+      logits += [layers.rms(v) @ w_D + self.detail[site - self.block] for v in h.details]
+    a_BTN = jax.nn.softmax(jnp.stack(logits, axis=-1), axis=-1)
+    return sum(a_BTN[..., i : i + 1] * v for i, v in enumerate((*sums, *h.details)))
+
+
+def _size(x: Array) -> Array:
+  """RMS along the last axis, kept away from 0."""
+  return jnp.sqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-6)
