@@ -16,17 +16,24 @@ from deres_jax.models.stack import Shape
 Array = jax.Array
 
 
+class Source(NamedTuple):
+  """A value [B, T, D] and its scores for all reads to come [B, T, reads to come]."""
+
+  value: Array
+  scores: Array
+
+
 class Sources(NamedTuple):
   """State: what can be read, and the open block.
 
   Attributes:
-    sums: b_0 (the tokens) and the sum of each completed block, each [B, T, D].
-    details: of all completed blocks, each [B, T, D].
-    branches: outputs of the open block's sub-layers so far.
+    sums: b_0 (the tokens) and the sum of each completed block.
+    details: of all completed blocks.
+    branches: outputs of the open block's sub-layers so far, each [B, T, D].
   """
 
-  sums: tuple[Array, ...]
-  details: tuple[Array, ...]
+  sums: tuple[Source, ...]
+  details: tuple[Source, ...]
   branches: tuple[Array, ...]
 
 
@@ -59,7 +66,7 @@ class Haares(nn.Module):
     self.detail = self.param('detail', nn.initializers.constant(self.detail_init), (late,))
 
   def start(self, x_BTD: Array) -> Sources:
-    return Sources((x_BTD.astype(jnp.float32),), (), ())
+    return Sources((self._source(x_BTD.astype(jnp.float32), 0),), (), ())
 
   def read(self, h: Sources, site: int) -> tuple[Array, Sources]:
     return self.norms(self._mix(h, site), site), h
@@ -68,11 +75,20 @@ class Haares(nn.Module):
     h = h._replace(branches=(*h.branches, y_BTD.astype(jnp.float32)))
     if (site + 1) % self.block:
       return h
-    details = (*h.details, *self._details(h.branches))
-    return Sources((*h.sums, sum(h.branches)), details, ())
+    details = [self._source(d, site + 1) for d in self._details(h.branches)]
+    total = self._source(sum(h.branches), site + 1)
+    return Sources((*h.sums, total), (*h.details, *details), ())
 
   def finish(self, h: Sources) -> Array:
     return self.norms(self._mix(h, self.shape.sites), self.shape.sites)
+
+  def _scores(self, v: Array, first: int, last: int) -> Array:
+    """<w_s, v / RMS(v)> for reads first .. last - 1, in one product. [B, T, last - first]."""
+    inverse = jax.lax.rsqrt(jnp.mean(v * v, axis=-1, keepdims=True) + 1e-6)
+    return v @ self.queries[first:last].T * inverse
+
+  def _source(self, v: Array, first: int) -> Source:
+    return Source(v, self._scores(v, first, self.shape.sites + 1))
 
   def _details(self, branches: tuple[Array, ...]) -> list[Array]:
     """Phase and split of a completed block."""
@@ -89,13 +105,17 @@ class Haares(nn.Module):
     return out
 
   def _mix(self, h: Sources, site: int) -> Array:
-    sums = (*h.sums, sum(h.branches)) if h.branches else h.sums
-    w_D = self.queries[site]
-    logits = [layers.rms(v) @ w_D for v in sums]
+    sources = (*h.sums, *h.details)
+    values = [s.value for s in sources]
+    logits = [s.scores[..., site - (self.shape.sites + 1)] for s in sources]
     if h.details:
-      logits += [layers.rms(v) @ w_D + self.detail[site - self.block] for v in h.details]
+      first = len(h.sums)
+      logits[first:] = [z + self.detail[site - self.block] for z in logits[first:]]
+    if h.branches:
+      values.append(sum(h.branches))
+      logits.append(self._scores(values[-1], site, site + 1)[..., 0])
     a_BTN = jax.nn.softmax(jnp.stack(logits, axis=-1), axis=-1)
-    return sum(a_BTN[..., i : i + 1] * v for i, v in enumerate((*sums, *h.details)))
+    return sum(a_BTN[..., i : i + 1] * v for i, v in enumerate(values))
 
 
 def _size(x: Array) -> Array:

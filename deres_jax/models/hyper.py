@@ -59,19 +59,20 @@ class DenseFormer(nn.Module):
     return self.norms(h[0], self.shape.sites)
 
 
+def _normalise(_, z_NN: Array) -> Array:
+  """One turn of Sinkhorn in the log domain: columns first, rows last."""
+  z_NN = z_NN - jax.nn.logsumexp(z_NN, axis=-2, keepdims=True)
+  return z_NN - jax.nn.logsumexp(z_NN, axis=-1, keepdims=True)
+
+
 def sinkhorn(logits: Array, iterations: int) -> Array:
   """exp(logits) scaled to row and column sums of 1. [..., N, N] float32 (Sinkhorn & Knopp 1967).
 
   Columns are normalised first, rows last, so row sums are exact and column sums converge. In the
   log domain: a row far below the others would underflow to 0 / 0, and its gradient much earlier.
   """
-
-  def normalise(_, z):
-    z = z - jax.nn.logsumexp(z, axis=-2, keepdims=True)
-    return z - jax.nn.logsumexp(z, axis=-1, keepdims=True)
-
   # A loop, not unrolled: twenty copies a site would be most of a model's compilation.
-  return jnp.exp(jax.lax.fori_loop(0, iterations, normalise, logits.astype(jnp.float32)))
+  return jnp.exp(jax.lax.fori_loop(0, iterations, _normalise, logits.astype(jnp.float32)))
 
 
 class Streams(nn.Module):
