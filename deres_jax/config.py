@@ -12,6 +12,7 @@ import hashlib
 import importlib.util
 import json
 import pathlib
+import types
 import typing
 from typing import Any
 
@@ -234,18 +235,23 @@ def base(overrides: str = '') -> ConfigDict:
   return update(config, overrides)
 
 
-def variant_of(file: str, sibling: str) -> ConfigDict:
-  """What `get_config()` of another experiment in the same folder returns, to be changed.
+def load(file: str, sibling: str) -> types.ModuleType:
+  """Another experiment in the same folder, as a module. It is executed.
 
   Args:
-    file: `__file__` of the experiment that calls.
-    sibling: file name of the other, such as 'criteo_8l.py'. It is executed.
+    file: `__file__` of the experiment that asks.
+    sibling: file name of the other, such as 'criteo_8l.py'.
   """
   path = pathlib.Path(file).with_name(sibling)
   spec = importlib.util.spec_from_file_location(path.stem, path)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
-  return module.get_config()
+  return module
+
+
+def variant_of(file: str, sibling: str) -> ConfigDict:
+  """What `get_config()` of another experiment in the same folder returns, to be changed."""
+  return load(file, sibling).get_config()
 
 
 def update(config: ConfigDict, overrides: str) -> ConfigDict:

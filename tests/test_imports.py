@@ -22,6 +22,8 @@ LEVEL = {
   'deres_jax.parallel': 1,
   'deres_jax.checkpoint': 1,
   'deres_jax.report': 2,
+  'deres_jax.sweep': 2,
+  'deres_jax.compare': 3,
   'deres_jax.models.layers': 1,
   'deres_jax.models.stack': 2,
   'deres_jax.models.heads': 2,

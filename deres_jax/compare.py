@@ -1,0 +1,358 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A table of models from finished sweeps, usually one sweep folder for each split of the data.
+
+  python -m deres_jax.compare --sweeps=DIR1,DIR2 --out=FILE.md
+
+Points of one name are settings of one model. Of these the one with the best mean validation AUC is
+chosen; the test split takes no part in it. FILE.json holds the same figures, and every run's.
+"""
+
+import dataclasses
+import json
+import math
+import pathlib
+import statistics
+from typing import Any
+
+from absl import app, flags
+from scipy import special
+
+from deres_jax import cli, sweep, writer
+from deres_jax import config as config_lib
+from deres_jax.errors import UserError, choose
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """A point of a sweep folder."""
+
+  folder: str
+  id: str
+  name: str
+  setting: str  # the fields that the sweep set, without the seed and operational ones
+  seed: int
+  overrides: dict[str, Any]
+  result: dict[str, Any] | None  # None: not finished
+
+  @property
+  def key(self) -> tuple[str, int]:
+    """What runs are paired by."""
+    return self.folder, self.seed
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+  """One setting of a model and its runs, by (folder, seed)."""
+
+  name: str
+  shown: str  # the fields that vary among the settings of this name
+  runs: dict[tuple[str, int], Run]  # finished ones
+  missing: int  # runs that others have and this one has not
+
+  def mean(self, figure: str) -> float:
+    return statistics.fmean(run.result[figure] for run in self.runs.values())
+
+
+def load(folders: list[str]) -> list[Run]:
+  """All points of the sweep folders; raises UserError for runs that must not stand together."""
+  runs = [run for folder in folders for run in _load(folder)]
+  finished = [run for run in runs if run.result]
+  if not finished:
+    raise UserError(f'{", ".join(folders)} hold no finished run: run the sweep first')
+  datasets = sorted({run.result['dataset'] for run in finished})
+  if len(datasets) > 1:
+    raise UserError(f'the sweeps are on {" and ".join(datasets)}: compare runs on one data set')
+  seen = {}
+  for run in finished:
+    content = json.dumps(run.result['data_content'], sort_keys=True)
+    first = seen.setdefault(('folder', run.folder), (content, run))
+    if first[0] != content:
+      raise UserError(f'{run.folder} holds runs on different data: {first[1].id} and {run.id}')
+    other = seen.setdefault((run.id, content), run)
+    if other is not run:
+      raise UserError(
+        f'run {run.id} ({run.name}) stands in {other.folder} and in {run.folder}, on the same '
+        'data: it must not count twice'
+      )
+  return runs
+
+
+def _load(folder: str) -> list[Run]:
+  file = pathlib.Path(folder) / 'sweep.json'
+  if not file.is_file():
+    raise UserError(f'{folder} holds no sweep.json: give folders that deres_jax.sweep wrote')
+  counted = config_lib.identity(config_lib.Config()).keys() - {'seed'}
+  out = {}
+  for point in json.loads(file.read_text()):
+    overrides = {k: v for k, v in point['overrides'].items() if k in counted}
+    result = file.with_name('runs') / point['id'] / 'result.json'
+    run = Run(
+      folder,
+      point['id'],
+      point['name'],
+      sweep.written(dict(sorted(overrides.items()))),
+      point['seed'],
+      overrides,
+      json.loads(result.read_text()) if result.is_file() else None,
+    )
+    if run.result and run.result['auc_validation'] is None:
+      raise UserError(f'run {run.id} ({run.name}) in {folder} has no validation AUC to choose by')
+    other = out.setdefault((run.name, run.setting, run.seed), run)
+    if other is not run:
+      raise UserError(
+        f'{file}: {other.id} and {run.id} are both {run.name} ({run.setting}), seed {run.seed}: '
+        'one is of an older config; take it out of the list'
+      )
+  return list(out.values())
+
+
+def settings(runs: list[Run], partial: bool) -> dict[str, list[Setting]]:
+  """Settings by name, in the order of the sweeps.
+
+  A setting is complete with a run for every (folder, seed) that any point has. Raises UserError
+  for an incomplete one unless `partial`.
+  """
+  expected = {run.key for run in runs}
+  groups: dict[str, dict[str, list[Run]]] = {}
+  for run in runs:
+    groups.setdefault(run.name, {}).setdefault(run.setting, []).append(run)
+  out = {}
+  for name, by_setting in groups.items():
+    items = [set(some[0].overrides.items()) for some in by_setting.values()]
+    same = set.intersection(*items)
+    out[name] = []
+    for some in by_setting.values():
+      shown = {k: v for k, v in some[0].overrides.items() if (k, v) not in same}
+      finished = {run.key: run for run in some if run.result}
+      missing = len(expected - finished.keys())
+      out[name].append(Setting(name, sweep.written(shown), finished, missing))
+  lacking = _lacking(out)
+  if lacking and not partial:
+    more = f' and {len(lacking) - 5} more' if len(lacking) > 5 else ''
+    raise UserError(
+      f'{sum(s.missing for tried in out.values() for s in tried)} runs are missing: '
+      f'{"; ".join(lacking[:5])}{more}: finish the sweeps, or say --partial'
+    )
+  return out
+
+
+def _lacking(groups: dict[str, list[Setting]]) -> list[str]:
+  return [
+    f'{s.name}{f" ({s.shown})" if s.shown else ""} lacks {s.missing}'
+    for tried in groups.values()
+    for s in tried
+    if s.missing
+  ]
+
+
+def chosen(tried: list[Setting]) -> Setting | None:
+  """The best mean validation AUC among the settings with the most runs; None: nothing finished."""
+  most = max(len(s.runs) for s in tried)
+  ready = [s for s in tried if len(s.runs) == most]
+  return max(ready, key=lambda s: s.mean('auc_validation')) if most else None
+
+
+def difference(mine: Setting, reference: Setting) -> dict[str, Any]:
+  """Mean test AUC over that of the reference, paired by (folder, seed), with 95 % t interval.
+
+  `interval` is half its width; None for fewer than two pairs.
+  """
+  pairs = [k for k in mine.runs if k in reference.runs]
+  gaps = [mine.runs[k].result['auc'] - reference.runs[k].result['auc'] for k in pairs]
+  n = len(gaps)
+  return {
+    'pairs': n,
+    'difference': statistics.fmean(gaps) if n else None,
+    'interval': (
+      float(special.stdtrit(n - 1, 0.975)) * statistics.stdev(gaps) / math.sqrt(n)
+      if n > 1
+      else None
+    ),
+  }
+
+
+def figures(groups: dict[str, list[Setting]], reference: str) -> list[dict[str, Any]]:
+  """A dict for every name with a finished run: the lines of the table."""
+  best = {name: chosen(tried) for name, tried in groups.items()}
+  base = choose(reference, best, 'reference (--reference)')
+  if base is None:
+    raise UserError(f'the reference {reference!r} has no finished run: choose another')
+  return [_line(s, base) for s in best.values() if s]
+
+
+def _line(s: Setting, base: Setting) -> dict[str, Any]:
+  aucs = [run.result['auc'] for run in s.runs.values()]
+  return {
+    'name': s.name,
+    'setting': s.shown,
+    'runs': len(aucs),
+    'auc': statistics.fmean(aucs),
+    'auc_sd': statistics.stdev(aucs) if len(aucs) > 1 else None,
+    'reference': s is base,
+    **difference(s, base),
+    'auc_validation': s.mean('auc_validation'),
+    'logloss': s.mean('logloss'),
+    'params_dense': s.mean('params_dense'),
+    'flops_forward_per_row': s.mean('flops_forward_per_row'),
+    'rows_per_second': s.mean('rows_per_second'),
+    'by_run': [
+      {
+        'sweep': run.folder,
+        'seed': run.seed,
+        'id': run.id,
+        **{k: run.result[k] for k in ('auc', 'auc_se', 'auc_validation', 'logloss')},
+      }
+      for run in s.runs.values()
+    ],
+  }
+
+
+def compare(
+  runs: list[Run], title: str, made_by: str, reference: str | None, partial: bool
+) -> dict[str, Any]:
+  """Everything that the page shows."""
+  groups = settings(runs, partial)
+  reference = reference or runs[0].name
+  finished = [run.result for run in runs if run.result]
+  lines = figures(groups, reference)
+  picked = {(line['name'], line['setting']) for line in lines}
+  return {
+    'title': title,
+    'command': made_by,
+    'dataset': finished[0]['dataset'],
+    'rows_test': sorted({r['rows'] for r in finished}),
+    'devices': sorted({f'{r["device"]["count"]} x {r["device"]["kind"]}' for r in finished}),
+    'versions': sorted({_versions(r['versions']) for r in finished}),
+    'sweeps': list(dict.fromkeys(run.folder for run in runs)),
+    'seeds': sorted({run.seed for run in runs}),
+    'missing': _lacking(groups),
+    'reference': reference,
+    'table': lines,
+    'settings': [
+      {
+        'name': s.name,
+        'setting': s.shown,
+        'runs': len(s.runs),
+        'auc_validation': s.mean('auc_validation') if s.runs else None,
+        'chosen': (s.name, s.shown) in picked,
+      }
+      for tried in groups.values()
+      for s in tried
+    ],
+  }
+
+
+def _versions(versions: dict[str, str]) -> str:
+  return ', '.join(f'{k} {v}' for k, v in versions.items())
+
+
+# The page.
+
+
+def page(c: dict[str, Any]) -> str:
+  """The comparison as Markdown."""
+  rows = ' or '.join(f'{n:,}' for n in c['rows_test'])
+  many = len(c['devices']) > 1 or len(c['versions']) > 1
+  out = [
+    f'# {c["title"]}',
+    '',
+    f'- Data: {c["dataset"]}; {rows} rows of test; sweeps {", ".join(c["sweeps"])}; '
+    f'seeds {", ".join(map(str, c["seeds"]))}.',
+    f'- Device: {" and ".join(c["devices"])}; {" and ".join(c["versions"])}.'
+    + (' Rows/s of different devices or versions do not compare.' if many else ''),
+    '- Of the settings of a name the one with the best mean validation AUC is shown (second '
+    'table). The test split took no part in any choice.',
+  ]
+  if c['missing']:
+    out.append(
+      f'- **Unfinished**: {"; ".join(c["missing"])} of the runs that others have. Settings with '
+      'fewer runs than the most of their name could not be chosen; means over different runs do '
+      'not compare, paired differences do.'
+    )
+  if c['command']:
+    out += ['', 'Made by', '', '```', c['command'], '```']
+  head = ['name', 'setting', 'runs', 'test AUC', 'sd', f'- {c["reference"]}', 'LogLoss']
+  head += ['dense parameters', 'MFLOP a row', 'rows/s']
+  out += [
+    '',
+    *_table(head, [_cells(x) for x in c['table']]),
+    '',
+    'AUC and LogLoss: means over the runs on the test split; sd: of the AUC over runs. ± is the '
+    '95 % t interval of the differences paired by (sweep, seed). It is over splits and seeds only: '
+    'splits of one data set overlap, and the choice of settings is not in it.',
+    '',
+    'Validation AUC of every setting tried (means over runs):',
+    '',
+    *_table(
+      ['name', 'setting', 'runs', 'validation AUC', 'chosen'],
+      [
+        [x['name'], x['setting'], x['runs'], _optional(x['auc_validation']), 'yes' * x['chosen']]
+        for x in c['settings']
+      ],
+    ),
+  ]
+  return '\n'.join(out) + '\n'
+
+
+def _cells(x: dict[str, Any]) -> list[str]:
+  return [
+    x['name'],
+    x['setting'],
+    x['runs'],
+    f'{x["auc"]:.5f}',
+    _optional(x['auc_sd']),
+    _gap(x),
+    f'{x["logloss"]:.5f}',
+    f'{x["params_dense"]:,.0f}',
+    f'{x["flops_forward_per_row"] / 1e6:.4g}',
+    f'{x["rows_per_second"]:,.0f}',
+  ]
+
+
+def _optional(value: float | None) -> str:
+  return '' if value is None else f'{value:.5f}'
+
+
+def _gap(x: dict[str, Any]) -> str:
+  if x['reference']:
+    return 'reference'
+  if not x['pairs']:
+    return 'no pairs'
+  interval = '' if x['interval'] is None else f' ± {x["interval"]:.5f}'
+  pairs = '' if x['pairs'] == x['runs'] else f' ({x["pairs"]} pairs)'
+  return f'{x["difference"]:+.5f}{interval}{pairs}'
+
+
+def _table(head: list[str], rows: list[list[Any]]) -> list[str]:
+  """Markdown: the first two columns to the left, figures to the right."""
+  lines = [head, ['---', '---', *(['---:'] * (len(head) - 2))], *rows]
+  return ['| ' + ' | '.join(str(c).replace('|', '\\|') for c in x) + ' |' for x in lines]
+
+
+def _define_flags():
+  flags.DEFINE_list('sweeps', None, 'Folders that deres_jax.sweep wrote, separated by commas.')
+  flags.DEFINE_string('out', None, 'Markdown file to write; a .json of the same name beside it.')
+  flags.DEFINE_string('title', 'Comparison', 'First line of the page.')
+  flags.DEFINE_string('command', '', 'What made the runs, to be shown on the page.')
+  flags.DEFINE_string('reference', None, 'Name that all are compared with; default: the first.')
+  flags.DEFINE_bool('partial', False, 'Allow missing runs; the page says which.')
+
+
+def main(argv: list[str]):
+  cli.no_arguments(argv)
+  f = flags.FLAGS
+  if not f.sweeps or not f.out:
+    raise UserError('give both --sweeps=DIR1,DIR2 and --out=FILE.md')
+  out = pathlib.Path(f.out)
+  if out.suffix != '.md' or not out.parent.is_dir():
+    raise UserError(f'--out={f.out}: expected a file that ends in .md, in a folder that is there')
+  content = compare(load(f.sweeps), f.title, f.command, f.reference, f.partial)
+  writer.write_json(out.with_suffix('.json'), content)
+  text = page(content)
+  out.write_text(text)
+  print(f'{text}\n{out}')
+
+
+if __name__ == '__main__':
+  _define_flags()
+  app.run(cli.guarded(main), flags_parser=cli.parse)

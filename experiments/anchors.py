@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+"""LR, FM and DNN at the budget of `baselines.py`: do rows, splits and metrics agree with others'?
+
+  python -m deres_jax.sweep --config=experiments/anchors.py --out=DIR --config.data.path=DATA
+
+With the same --out as the baselines' sweep, `deres_jax.compare` puts them into the same table.
+"""
+
+from deres_jax import config
+
+# By path, as `--config` files are: experiments are no package.
+BASELINES = config.load(__file__, 'baselines.py')
+
+
+def get_config(overrides: str = ''):
+  return BASELINES.get_config(overrides)
+
+
+def sweep():
+  lr = {**BASELINES.FACTORISED, 'optim.table_init_std': 0.0, 'model.embed_dim': 1}
+  return BASELINES.rated(
+    [
+      {'name': 'LR', 'model.backbone': 'lr', **lr},
+      {'name': 'FM', 'model.backbone': 'fm', **BASELINES.FACTORISED},
+      {'name': 'DNN', 'model.backbone': 'dnn'},
+    ]
+  )

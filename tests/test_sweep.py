@@ -1,0 +1,476 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sweeps through the command: resume after kill -9, shards, failures, mistakes; and their parts."""
+
+import dataclasses
+import fcntl
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+from absl import flags
+from ml_collections import config_flags
+
+from deres_jax import config, sweep
+from deres_jax.errors import UserError
+
+REPO = pathlib.Path(__file__).resolve().parents[1]
+
+EXPERIMENT = """
+from deres_jax import config
+from deres_jax import sweep as grid
+
+def get_config(arg=''):
+  c = config.base()
+  c.data.batch_size = 500
+  c.data.eval_batch_size = 1500
+  c.model.backbone = 'lr'
+  c.model.embed_dim = 1
+  c.train.steps, c.train.epochs = 4, 0.0
+  c.train.eval_steps, c.train.eval_epochs = 2, 0.0
+  return config.update(c, arg)
+"""
+RATES = """
+def sweep():
+  rates = [{'name': 'low', 'optim.table_lr': 0.1}, {'name': 'high', 'optim.table_lr': 0.2}]
+  return grid.product(rates, grid.param('seed', [3]))
+"""
+
+
+@pytest.fixture(scope='module')
+def data(planted, tmp_path_factory):
+  """The planted data under a path that a config string could not hold."""
+  link = tmp_path_factory.mktemp('link') / 'a,b=c d'
+  link.symlink_to(planted)
+  return link
+
+
+def arguments(folder, points=RATES, string=''):
+  """The command on an experiment with these points, and the folder of the sweep."""
+  (folder / 'tiny.py').write_text(EXPERIMENT + points)
+  out = folder / 'out'
+  head = [sys.executable, '-m', 'deres_jax.sweep', f'--config={folder / "tiny.py"}{string}']
+  return [*head, f'--out={out}', '--config.mesh.devices=1'], out
+
+
+def call(args):
+  return subprocess.run(args, capture_output=True, text=True, cwd=REPO, check=False)
+
+
+def wait_for(condition, seconds=60):
+  deadline = time.monotonic() + seconds
+  while not condition():
+    assert time.monotonic() < deadline, 'waited in vain'
+    time.sleep(0.01)
+
+
+def workdirs(out):
+  """Folders of the runs by the name of their point."""
+  return {x['name']: out / 'runs' / x['id'] for x in json.loads((out / 'sweep.json').read_text())}
+
+
+def times_finished(folder):
+  return (folder / 'log.txt').read_text().count('\ntest auc')
+
+
+@pytest.fixture(scope='module')
+def killed(data, tmp_path_factory):
+  """A sweep killed twice, then finished: the command, its folder, what calls 2 and 3 printed."""
+  args, out = arguments(tmp_path_factory.mktemp('killed'))
+  args.append(f'--config.data.path={data}')
+  # First the sweep alone: its run lives on. Then, in the second run, the sweep and that run.
+  alone = subprocess.Popen(args, cwd=REPO, stdout=subprocess.DEVNULL)
+  wait_for(lambda: list(out.glob('runs/*/log.txt')))
+  time.sleep(0.3)  # from its log to its process
+  alone.kill()
+  assert alone.wait() == -signal.SIGKILL
+  runs, said = workdirs(out), out.with_name('said.txt')
+  with said.open('w') as stdout:
+    group = subprocess.Popen(args, cwd=REPO, stdout=stdout, start_new_session=True)
+    wait_for((runs['high'] / 'config.json').exists)
+    os.killpg(group.pid, signal.SIGKILL)
+    assert group.wait() == -signal.SIGKILL
+  assert not (runs['high'] / 'result.json').exists()
+  done = call(args)
+  assert done.returncode == 0, done.stderr
+  return args, out, said.read_text(), done.stdout
+
+
+def test_a_killed_sweep_goes_on_and_runs_nothing_twice(killed):
+  _, out, second, third = killed
+  assert third.endswith('2 points: 2 done, 0 failed, 0 left\n')
+  assert [times_finished(folder) for folder in workdirs(out).values()] == [1, 1]
+  # The run whose sweep was killed went on under its lock: nobody else started it.
+  starts = [x.split(' (')[0] for x in (second + third).splitlines() if x.endswith('started')]
+  assert starts == ['[2/2] high', '[2/2] high']
+
+
+def test_every_run_has_the_config_of_its_point(killed, data):
+  _, out, *_ = killed
+  listed = json.loads((out / 'sweep.json').read_text())
+  assert [x['name'] for x in listed] == ['low', 'high']
+  for x, rate in zip(listed, (0.1, 0.2), strict=True):
+    assert x['seed'] == 3 and x['overrides'] == {'optim.table_lr': rate, 'seed': 3}
+    result = json.loads((out / 'runs' / x['id'] / 'result.json').read_text())
+    ran = json.loads((out / 'runs' / x['id'] / 'config.json').read_text())['config']
+    assert (result['config_hash'], result['seed'], result['steps']) == (x['id'], 3, 4)
+    assert (ran['optim']['table_lr'], ran['data']['path']) == (rate, str(data))
+
+
+def test_a_finished_sweep_runs_nothing_and_lists_what_it_did(killed):
+  args, out, *_ = killed
+  runs = workdirs(out)
+  before = {p: p.read_bytes() for p in out.rglob('*') if p.is_file()}
+  again = call(args)
+  assert again.returncode == 0 and '2 done before, 0 to run' in again.stdout
+  listing = call([*args, '--list']).stdout.splitlines()
+  assert [x.split()[:3] for x in listing] == [[p.name, k, 'done'] for k, p in runs.items()]
+  assert 'optim.table_lr=0.2, seed=3' in listing[1]
+  assert {p: p.read_bytes() for p in out.rglob('*') if p.is_file()} == before
+
+
+def test_runs_on_other_data_are_not_taken_for_these(killed, data, tmp_path):
+  args = killed[0]
+  schema = json.loads((data / 'schema.json').read_text())
+  schema['splits']['test']['content_sha256'] = 'other'
+  (tmp_path / 'schema.json').write_text(json.dumps(schema))
+  done = call([*args, f'--config.data.path={tmp_path}'])
+  assert done.returncode == 2 and 'other data' in done.stderr and str(tmp_path) in done.stderr
+
+
+def test_shards_share_a_folder_and_a_failure_stops_nothing(data, tmp_path):
+  """Three points on two shards at once; the first of shard 0 cannot be built."""
+  points = """
+def sweep():
+  bad = [{'name': 'bad', 'model.backbone': 'nope'}]
+  return grid.chain(bad, grid.zipped(grid.param('name', 'ab'), grid.param('seed', [1, 2])))
+"""
+  args, out = arguments(tmp_path, points)
+  args.append(f'--config.data.path={data}')
+  both = [
+    subprocess.Popen(
+      [*args, f'--shard={i}/2'], cwd=REPO, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    for i in range(2)
+  ]
+  (said, _), (other, _) = (process.communicate(timeout=120) for process in both)
+  assert [process.returncode for process in both] == [1, 0], said + other
+  runs = workdirs(out)
+  assert list(runs) == ['bad', 'a', 'b']
+  assert [(folder / 'result.json').exists() for folder in runs.values()] == [False, True, True]
+  assert [times_finished(folder) for folder in runs.values()] == [0, 1, 1]
+  failure = next(x for x in said.splitlines() if 'failed (' in x)
+  assert failure.startswith('[1/3] bad') and 'failed (exit 2): error: unknown backbone' in failure
+  assert "'nope'" in failure and failure.endswith(f'log at {runs["bad"] / "log.txt"}')
+  assert said.count('started') == 2 and '2 points: 1 done, 1 failed, 0 left' in said
+  assert '[2/3] a' in other and '1 points: 1 done, 0 failed, 0 left' in other
+  assert list(out.glob('*.partial')) == [] and list(out.glob('sweep-*')) == []
+
+
+def test_sigterm_stops_the_runs(data, tmp_path):
+  args, out = arguments(tmp_path)
+  args.append(f'--config.data.path={data}')
+  process = subprocess.Popen(
+    args, cwd=REPO, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+  )
+  wait_for(lambda: list(out.glob('runs/*/log.txt')))
+  process.terminate()
+  said, error = process.communicate(timeout=60)
+  assert process.returncode == 130 and error.startswith('interrupted')
+  assert said.endswith('2 points: 0 done, 0 failed, 2 left\n')
+  with next(out.glob('runs/*/lock')).open() as lock:  # free: its process has ended
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+# Mistakes.
+
+MISTAKES = {
+  'unknown field': ("[{'seed': 1}, {'model.dept': 3}]", ['point 2', "'model.dept'", 'depth']),
+  'unknown section': ("[{'modl.depth': 3}]", ["'modl'", 'model']),
+  'below a value': ("[{'model.depth.x': 3}]", ["'model.depth.x'", "'depth' is a value"]),
+  'a section': ("[{'model': 3}]", ['point 1', 'model', '3', 'section']),
+  'wrong type': ("[{'model.depth': '3'}]", ['point 1', "model.depth='3'", 'int']),
+  'wrong value': ("[{'model.dropout': 2.0}]", ['point 1', 'dropout=2.0']),
+  'no dict': ("['model.depth']", ['point 1', "'model.depth'", 'dict']),
+  'no name': ("[{'name': 3}]", ['point 1', 'name 3', 'text']),
+  'one point twice': (
+    "[{'name': 'x', 'seed': 1}, {'seed': 2}, {'name': 'y', 'seed': 1, 'data.threads': 2}]",
+    ['points 1 (x;', 'and 3 (y;', 'one run'],
+  ),
+  'given and varied': ("[{'train.steps': 4}]", ['train.steps', 'varies']),
+  'no points': ('[]', ['no points']),
+  'returns nothing': ('None', ['sweep()', 'list of dicts']),
+}
+
+
+@pytest.mark.parametrize('name', MISTAKES)
+def test_a_mistake_in_a_sweep_is_named_in_one_line(name, tmp_path):
+  returned, words = MISTAKES[name]
+  (tmp_path / 'x.py').write_text(f'def sweep():\n  return {returned}\n')
+  with pytest.raises(UserError) as e:
+    points(*sweep._load(str(tmp_path / 'x.py')), given=['train.steps'])
+  text = str(e.value)
+  assert '\n' not in text and all(word in text for word in words), text
+
+
+COMMANDS = {
+  'unknown field in the second point': (
+    "[{'seed': 1}, {'model.dept': 3}]",
+    '',
+    [],
+    ['point 2', "'model.dept'"],
+  ),
+  'given and varied': (
+    "[{'optim.table_lr': 0.1}]",
+    '',
+    ['--config.optim.table_lr=0.1'],
+    ['optim.table_lr', 'varies'],
+  ),
+  'given in the config string and varied': (
+    "[{'optim.table_lr': 0.1}]",
+    ':optim.table_lr=0.1',
+    [],
+    ['optim.table_lr', 'varies'],
+  ),
+  'bad shard': ("[{'seed': 1}]", '', ['--shard=2/2'], ['--shard=2/2', '0 <= i < n']),
+  'no data': ("[{'seed': 1}]", '', ['--config.data.path='], ['data.path', 'data_pipelines.build']),
+  'jobs': ("[{'seed': 1}]", '', ['--jobs=0'], ['jobs']),
+  'no experiment': ('[]', 'x', [], ['tiny.pyx']),
+}
+
+
+@pytest.mark.parametrize('name', COMMANDS)
+def test_a_mistake_costs_one_line_and_code_2_and_runs_nothing(name, data, tmp_path):
+  returned, string, more, words = COMMANDS[name]
+  args, out = arguments(tmp_path, f'\ndef sweep():\n  return {returned}\n', string)
+  one_line(call([*args, f'--config.data.path={data}', *more]), words)
+  assert not out.exists()
+
+
+def one_line(done, words):
+  said = done.stderr.strip()
+  assert done.returncode == 2, said
+  assert said.startswith('error: ') and '\n' not in said and all(w in said for w in words), said
+
+
+def test_what_is_missing_is_asked_for(tmp_path):
+  args, out = arguments(tmp_path, '')
+  one_line(call(args), ['tiny.py', 'no sweep()'])
+  one_line(call([*args[:3], f'--out={out}']), ['no --config'])
+  one_line(call([*args[:3], f'--out={out}', '--config=none.py']), ['--config=none.py', 'no such'])
+
+
+def test_list_runs_and_writes_nothing(tmp_path):
+  args, out = arguments(tmp_path, string=':train.steps=9')
+  listed = call([*args, '--list'])
+  lines = listed.stdout.splitlines()
+  assert listed.returncode == 0 and [x.split()[1:4] for x in lines] == [
+    ['low', 'to', 'do'],
+    ['high', 'to', 'do'],
+  ]
+  assert all('train.steps=9, optim.table_lr=' in x for x in lines) and not out.exists()
+
+
+def test_an_experiment_does_not_load_jax_through_sweep():
+  code = "import sys; from deres_jax import sweep; sys.exit('jax' in sys.modules)"
+  assert call([sys.executable, '-c', code]).returncode == 0
+
+
+# Helpers.
+
+
+def test_product_has_every_combination_and_joins_names():
+  a, b = sweep.param('seed', [1, 2]), sweep.param('model.depth', [4, 8, 16])
+  got = sweep.product(a, b)
+  assert [(x['seed'], x['model.depth']) for x in got] == [
+    (s, d) for s in (1, 2) for d in (4, 8, 16)
+  ]
+  c = [{'name': 'x'}, {'name': 'y', 'optim.dense_lr': 1.0}]
+  assert sweep.product(sweep.product(a, b), c) == sweep.product(a, sweep.product(b, c))
+  assert [x['name'] for x in sweep.product(c, [{'name': 'z'}])] == ['x z', 'y z']
+  assert 'name' not in got[0] and sweep.product(a, []) == [] and sweep.product() == [{}]
+
+
+def test_zipped_and_chain_keep_order_and_change_nothing():
+  a, b = sweep.param('seed', [1, 2]), sweep.param('model.depth', [4, 8])
+  assert sweep.zipped(a, b) == [{'seed': 1, 'model.depth': 4}, {'seed': 2, 'model.depth': 8}]
+  assert sweep.chain(a, iter(b)) == [*a, *b]
+  assert a == [{'seed': 1}, {'seed': 2}]
+  for bad in (lambda: sweep.zipped(a, a), lambda: sweep.product(a, b, a)):
+    with pytest.raises(UserError, match='sets seed in two factors'):
+      bad()
+  with pytest.raises(UserError, match=r'\[2, 1\]'):
+    sweep.zipped(a, b[:1])
+
+
+# Points.
+
+
+def points(*items, given=(), raw=None):
+  return sweep.resolve(raw or config.base().to_dict(), items, set(given), 'file')
+
+
+def test_a_name_is_the_fields_without_the_seed():
+  got = points({'seed': 1}, {'seed': 1, 'optim.dense_lr': 1, 'model.causal': True}, {'name': 'x'})
+  assert [p.name for p in got] == ['file', 'optim.dense_lr=1.0, model.causal=true', 'x']
+  assert [p.number for p in got] == [1, 2, 3]
+  assert [p.config.seed for p in got] == [1, 1, 0]
+
+
+def test_what_the_command_line_gave_is_listed_unless_it_is_operational():
+  raw = config.base('train.epochs=2.0,data.path=here').to_dict()
+  [point] = points({'model.depth': 4}, given=['train.epochs', 'data.path'], raw=raw)
+  assert point.listed()['overrides'] == {'train.epochs': 2.0, 'model.depth': 4}
+  assert point.config.train.epochs == 2.0 and point.config.data.path == 'here'
+  assert point.id == config.config_hash(point.config)
+
+
+def test_flags_of_a_run_carry_every_field_exactly(tmp_path):
+  """No field at its default, and strings that would break a config string."""
+  (tmp_path / 'plain.py').write_text('from deres_jax import config\nget_config = config.base\n')
+
+  def other(value):
+    if isinstance(value, bool):
+      return not value
+    if isinstance(value, str):
+      return value + 'X,y=z "q" \\ é'
+    return value + 1 if isinstance(value, int) else value + 0.1
+
+  def changed(node):
+    pairs = ((f.name, getattr(node, f.name)) for f in dataclasses.fields(node))
+    return dataclasses.replace(
+      node, **{k: changed(v) if dataclasses.is_dataclass(v) else other(v) for k, v in pairs}
+    )
+
+  sections = (f.name for f in dataclasses.fields(config.Config) if f.name != 'seed')
+  whole = config.Config()
+  whole = dataclasses.replace(whole, seed=7, **{k: changed(getattr(whole, k)) for k in sections})
+  whole = dataclasses.replace(whole, optim=dataclasses.replace(whole.optim, dense_lr=0.1 + 0.2))
+  point = sweep.Point(1, 'id', 'name', {}, whole)
+  argv = sweep.command(str(tmp_path / 'plain.py'), tmp_path, point)[2:]
+  holder = flags.FlagValues()
+  read = config_flags.DEFINE_config_file('config', flag_values=holder, sys_argv=argv)
+  flags.DEFINE_string('workdir', None, '', flag_values=holder)
+  holder(argv)
+  assert read.value.to_dict() == config.as_dict(whole)
+
+
+def test_an_extended_sweep_keeps_what_was_listed(tmp_path):
+  one, two, three = points({'seed': 1}, {'seed': 2}, {'seed': 3})
+  sweep.record(tmp_path, [two, one])
+  sweep.record(tmp_path, [one, three])
+  listed = json.loads((tmp_path / 'sweep.json').read_text())
+  assert listed == [two.listed(), one.listed(), three.listed()]
+  assert [x.name for x in tmp_path.iterdir()] == ['sweep.json']
+
+
+@pytest.mark.parametrize('text', ['', '1', '1/', '-1/2', '2/2', '0/0', 'a/b', '0/2/3'])
+def test_a_shard_is_an_index_below_a_number(text):
+  with pytest.raises(UserError, match='0 <= i < n'):
+    sweep.shard(points({'seed': 1}), text)
+
+
+def test_shards_are_a_partition():
+  whole = points(*({'seed': i} for i in range(7)))
+  parts = [sweep.shard(whole, f'{i}/3') for i in range(3)]
+  assert sorted((p for part in parts for p in part), key=lambda p: p.number) == whole
+  assert [[p.number - 1 for p in part] for part in parts] == [[0, 3, 6], [1, 4], [2, 5]]
+
+
+# The runner, with small programs in the place of runs.
+
+FINISH = 'json.dump({"auc": 0.5, "cores": sorted(cores)}, open("result.json", "w"))'
+
+
+def run(tmp_path, script, count=1, jobs=1):
+  """Runs `count` points; a program starts in its workdir. Returns the runner's answer."""
+  head = """
+    import json, os, pathlib, sys, time
+    cores = os.sched_getaffinity(0) if hasattr(os, 'sched_getaffinity') else [0]
+    os.chdir(sys.argv[1])
+    attempt = len(open('log.txt').read().split('begin')) if os.path.exists('log.txt') else 1
+    print('begin', flush=True)
+  """
+
+  def program(point):
+    code = textwrap.dedent(head) + script
+    return [sys.executable, '-c', code, str(sweep.workdir(tmp_path, point))]
+
+  some = points(*({'seed': i} for i in range(count)))
+  runner = sweep.Runner(tmp_path, some, count, program, jobs)
+  signal.signal(signal.SIGALRM, runner.interrupt)
+  signal.alarm(30)
+  try:
+    return runner.run()
+  except KeyboardInterrupt:
+    pytest.fail('ran for 30 s')
+  finally:
+    signal.alarm(0)
+
+
+@pytest.mark.parametrize(
+  ('script', 'ok', 'starts', 'said'),
+  [
+    (f'if attempt == 1: sys.exit("boom")\n{FINISH}', True, 2, 'failed (exit 1): boom'),
+    ('sys.exit("boom")', False, 2, 'failed (exit 1): boom'),
+    ('print("mine\\n"); sys.exit(2)', False, 1, 'failed (exit 2): mine,'),
+    ('os.kill(os.getpid(), 9)', False, 2, 'failed (killed by signal 9): begin,'),
+    ('pass', False, 2, 'failed (exit 0): begin,'),
+    (FINISH, True, 1, 'test auc 0.5000'),
+  ],
+)
+def test_a_failed_run_is_tried_once_more_unless_it_is_a_mistake(
+  tmp_path, capfd, script, ok, starts, said
+):
+  assert run(tmp_path, script) is ok
+  out = capfd.readouterr().out
+  assert out.count('started') == starts and said in out
+  assert f'1 points: {int(ok)} done, {int(not ok)} failed, 0 left' in out
+  [log] = tmp_path.glob('runs/*/log.txt')
+  assert log.read_text().count('begin') == starts
+
+
+@pytest.mark.skipif(not hasattr(os, 'sched_getaffinity'), reason='no affinity on this system')
+def test_jobs_run_at_once_on_cores_of_their_own(tmp_path):
+  mine = os.sched_getaffinity(0)
+  if len(mine) < 2:
+    pytest.skip('one core')
+  meet = (  # one after the other would wait for ever
+    'pathlib.Path("here").touch()\n'
+    'while len(list(pathlib.Path("..").glob("*/here"))) < 2: time.sleep(0.01)\n'
+  )
+  assert run(tmp_path, meet + FINISH, count=2, jobs=2)
+  a, b = (set(json.loads(f.read_text())['cores']) for f in tmp_path.glob('runs/*/result.json'))
+  assert a and len(a) == len(b) and a.isdisjoint(b) and a | b <= mine
+  assert os.sched_getaffinity(0) == mine
+  with pytest.raises(UserError, match=rf'--jobs=99.*{len(mine)} cores'):
+    sweep.cores(99)
+
+
+def test_a_run_in_other_hands_is_waited_for(tmp_path, capfd):
+  """A process that holds the lock finishes the run; the sweep does the other one meanwhile."""
+  first, second = points({'seed': 0}, {'seed': 1})
+  folder = sweep.workdir(tmp_path, first)
+  folder.mkdir(parents=True)
+  code = f"""
+import fcntl, time, pathlib
+lock = open('lock', 'w')
+fcntl.flock(lock, fcntl.LOCK_EX)
+pathlib.Path('held').touch()
+while not pathlib.Path('../{second.id}/result.json').exists(): time.sleep(0.01)
+time.sleep(0.5)
+open('result.json', 'w').write('{{"auc": 0.7}}')
+"""
+  other = subprocess.Popen([sys.executable, '-c', code], cwd=folder)
+  with other:
+    wait_for((folder / 'held').exists)
+    assert run(tmp_path, FINISH, count=2)
+  out = capfd.readouterr().out
+  assert 'waiting for 1 runs that another process has in hand' in out
+  assert f'[1/2] file ({first.id}) ... done by another process' in out
+  assert out.count('started') == 1 and not (folder / 'log.txt').exists()
