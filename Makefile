@@ -6,7 +6,7 @@ RUN ?= runs/quickstart
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: run test test-slow lint format clean help
+.PHONY: run criteo-sample test test-slow lint format clean help
 
 help:
 	@sed -n 's/^# //p' $(MAKEFILE_LIST)
@@ -25,6 +25,24 @@ run: $(INSTALLED)
 	  --workdir=$(RUN)/deres --config.data.path=$(RUN)/data
 	$(BIN)/python -m deres_jax.report --workdir=$(RUN)/deres --baseline=$(RUN)/lr \
 	  --out=$(RUN)/report.html
+
+# make criteo-sample RAW=train.txt OUT=DIR   docs/results/criteo_sample.md: three splits, all models
+OUT ?= runs/criteo_sample
+JOBS ?= 2
+criteo-sample: $(INSTALLED)
+	test -n '$(RAW)' || { echo 'give the raw file: make criteo-sample RAW=train.txt' >&2; exit 2; }
+	for split in 1 2 3; do \
+	  $(BIN)/python -m data_pipelines.build --dataset=criteo --raw='$(RAW)' \
+	    --out=$(OUT)/data/$$split --seed=$$split && \
+	  for experiment in anchors baselines; do \
+	    $(BIN)/python -m deres_jax.sweep --config=experiments/$$experiment.py --jobs=$(JOBS) \
+	      --out=$(OUT)/$$split --config.data.path=$(OUT)/data/$$split --config.seed=$$split \
+	      || exit 1; \
+	  done || exit 1; \
+	done
+	$(BIN)/python -m deres_jax.compare --sweeps=$(OUT)/1,$(OUT)/2,$(OUT)/3 --reference=OneTrans \
+	  --title='Thirteen models on the Criteo sample' \
+	  --command='make criteo-sample RAW=train.txt' --out=$(OUT)/criteo_sample.md
 
 # make test-slow   what is too long for the suite
 test: $(INSTALLED)

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from deres_jax import checkpoint, data, evaluate, parallel, step, writer
+from deres_jax import checkpoint, data, evaluate, models, parallel, step, writer
 from deres_jax import config as config_lib
 from deres_jax import plan as plan_lib
 from deres_jax.errors import UserError
@@ -234,7 +234,7 @@ def _result(run, clock, chosen, best, figures, workdir) -> dict[str, Any]:
     'config_hash': config_lib.config_hash(c),
     'seed': c.seed,
     'backbone': c.model.backbone,
-    'connector': c.model.connector,
+    'connector': models.connector_of(c),
     'depth': c.model.depth,
     'dim': c.model.dim,
     **figures,

@@ -35,6 +35,70 @@ def test_an_experiment_resolves_builds_and_names_its_command(file):
   assert module.__doc__.strip()
 
 
+def points(name):
+  """Name and resolved config of every point of an experiment's sweep."""
+  module = load(name)
+  out = []
+  for point in module.sweep():
+    c = module.get_config()
+    for field, value in point.items():
+      if field != 'name':
+        c.update_from_flattened_dict({field: value})
+    out.append((point['name'], config.resolve(c)))
+  return out
+
+
+@pytest.mark.parametrize('name', ['baselines', 'anchors', 'residual_ablation'])
+def test_every_point_of_a_sweep_builds_and_is_another_run(name):
+  found = points(name)
+  for _, c in found:
+    models.build(c, models.Layout(39), 0.0)
+  assert len({config.config_hash(c) for _, c in found}) == len(found)
+
+
+def test_baselines_are_the_paper_s_twelve_and_deres():
+  by_name = {name: (c.model.backbone, c.model.connector) for name, c in points('baselines')}
+  assert by_name == {
+    'DeepFM': ('deepfm', 'prenorm'),
+    'DCNv2': ('dcnv2', 'prenorm'),
+    'AutoInt+': ('autoint_plus', 'projected'),
+    'Wukong': ('wukong', 'postnorm'),
+    'HSTU': ('hstu', 'prenorm'),
+    'RankMixer': ('rankmixer', 'postnorm'),
+    'TokenMixer-Large': ('tokenmixer_large', 'interval'),
+    'UniMixing-Lite': ('unimixing_lite', 'siamese'),
+    'OneTrans': ('onetrans', 'prenorm'),
+    'DenseFormer': ('onetrans', 'denseformer'),
+    'mHC': ('onetrans', 'mhc'),
+    'AttnRes': ('onetrans', 'attnres'),
+    'DeRes': ('onetrans', 'deres'),
+  }
+
+
+def test_baselines_share_their_budget_and_try_three_rates_each():
+  found = points('baselines')
+  same = {(c.data.batch_size, c.train.epochs, c.model.embed_dim, c.model.depth) for _, c in found}
+  assert same == {(512, 1.0, 16, 4)}
+  for name in {name for name, _ in found}:
+    rates = [c.optim.dense_lr for n, c in found if n == name]
+    assert rates == pytest.approx([1e-3 / 3, 1e-3, 3e-3])
+
+
+def test_the_ablation_differs_from_deres_in_what_it_names():
+  found = dict(points('residual_ablation'))
+  deres = config.identity(found['DeRes'])
+  changed = {
+    name: {k: v for k, v in config.identity(c).items() if deres[k] != v}
+    for name, c in found.items()
+  }
+  assert changed['DeRes'] == {}
+  assert changed['identity path alone'] == {'model.connector': 'prenorm'}
+  assert changed['dual, Softmax (DeRes-S)'] == {'model.connector': 'deres_s'}
+  assert changed['dual, additive'] == {'deres.gate_form': 'additive'}
+  zeroed = {'deres.score_fn': 'silu_clipped', 'deres.query_init': 0.02}
+  assert changed['dual, SiLU, negative weights zeroed'] == zeroed
+
+
 def test_twins_differ_in_what_they_are_twins_for():
   deres, onetrans = identity('criteo_8l'), identity('criteo_8l_onetrans')
   assert {k for k in deres if deres[k] != onetrans[k]} == {'model.connector'}

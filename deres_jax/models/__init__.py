@@ -173,6 +173,11 @@ BACKBONES = {
 }
 
 
+def connector_of(c: config_lib.Config) -> str:
+  """Name of the connector that the model has; classic models have none."""
+  return c.model.connector if c.model.backbone in TOKEN_BACKBONES else 'none'
+
+
 def row_width(c: config_lib.Config) -> tuple[int, int]:
   """Columns of a table row, and how many of them, the last, are linear weights."""
   linear = 1 if c.model.backbone in _LINEAR else 0
