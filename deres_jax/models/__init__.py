@@ -39,8 +39,8 @@ class TokenModel(nn.Module):
     else:
       rows_BFE = tokenizer.fields_of(rows_BSE, self.layout)
       x_BTD = self.tokens(rows_BFE)
-      there = jnp.ones(x_BTD.shape[:2], bool)
-      ctx = ctx.with_mask(jnp.concatenate([ctx.mask_BT, there], axis=1))
+      there_BL = tokenizer.there(rows_BSE, self.layout, ctx)
+      ctx = ctx.with_mask(jnp.pad(there_BL, ((0, 0), (0, x_BTD.shape[1])), constant_values=True))
       e_BLD = self.events(tokenizer.events_of(rows_BSE, self.layout))
       x_BTD = jnp.concatenate([e_BLD, x_BTD], axis=1)
     x_BTD, between = self.stack(x_BTD, ctx)
@@ -149,6 +149,11 @@ def _classic_model(c: config_lib.Config, layout: Layout, prior_logit: float) -> 
     raise UserError(
       'backbone din reads behaviour sequences and this data has none: choose dnn, of which it is '
       'the extension, or prepare data with sequences'
+    )
+  if name == 'din' and not layout.targets:
+    raise UserError(
+      'backbone din weighs events by the candidate, and no field of this data says of the '
+      'candidate what an event says: choose dnn, or prepare the data with such fields'
     )
   if name == 'finalmlp' and c.mlp.units % c.classic.fusion_heads:
     raise UserError(

@@ -30,8 +30,8 @@ class Classic(nn.Module):
 
   def fields(self, rows_BSE: Array, ctx: layers.Context) -> Array:
     """Rows of all fields, with the embeddings' noise. [B, F, E]."""
-    rows_BFE = tokenizer.pooled(rows_BSE, self.layout, ctx)
-    return layers.dropout(rows_BFE, self.embed_dropout, ctx, layers.EMBED_SALT)
+    rows_BSE = layers.dropout(rows_BSE, self.embed_dropout, ctx, layers.EMBED_SALT)
+    return tokenizer.pooled(rows_BSE, self.layout, ctx)
 
   def hidden(self, x_BX: Array, ctx: layers.Context, name: str, salt: int = 2**17) -> Array:
     """The hidden layers. [B, X] -> [B, U]."""
@@ -247,7 +247,8 @@ class Din(Classic):
     z = jnp.concatenate([q_BLQ, k_BLQ, q_BLQ - k_BLQ, q_BLQ * k_BLQ], axis=-1)
     wide = nn.Dense(self.attention_units, dtype=self.dtype, name='attention_in')(z)
     a_BL1 = nn.Dense(1, dtype=self.dtype, name='attention_out')(jax.nn.sigmoid(wide))
-    a_BL1 = jnp.where(ctx.mask_BT[..., None], a_BL1, 0)
+    there_BL = tokenizer.there(rows_BSE, layout, ctx)
+    a_BL1 = jnp.where(there_BL[..., None], a_BL1, 0)
     history = jnp.sum(a_BL1 * events_BLGE.reshape(B, L, -1), axis=1)
     x = jnp.concatenate([_flat(fields_BFE), history], axis=-1)
     return self.logit(self.hidden(x, ctx, 'mlp'))

@@ -62,8 +62,9 @@ class Haares(nn.Module):
     self.norms = layers.SiteNorms(S + 1, D, self.norm, self.dtype)
     self.queries = self.param('query', nn.initializers.zeros, (S + 1, D))
     # Reads before the first block is complete see no detail.
-    late = max(S + 1 - self.block, 0)
-    self.detail = self.param('detail', nn.initializers.constant(self.detail_init), (late,))
+    if S >= self.block:
+      start = nn.initializers.constant(self.detail_init)
+      self.detail = self.param('detail', start, (S + 1 - self.block,))
 
   def start(self, x_BTD: Array) -> Sources:
     return Sources((self._source(x_BTD.astype(jnp.float32), 0),), (), ())

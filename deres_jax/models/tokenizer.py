@@ -33,6 +33,13 @@ def events_of(rows_BSE: Array, layout: layers.Layout) -> Array:
   return rows.reshape(rows.shape[0], layout.events, layout.event_fields, rows.shape[-1])
 
 
+def there(rows_BSE: Array, layout: layers.Layout, ctx: layers.Context) -> Array:
+  """Which events are there [B, L] bool: all of them where the context has no mask."""
+  if ctx.mask_BT is None:
+    return jnp.ones((rows_BSE.shape[0], layout.events), bool)
+  return ctx.mask_BT
+
+
 def pooled(rows_BSE: Array, layout: layers.Layout, ctx: layers.Context) -> Array:
   """Fields, and the mean over events of each attribute as further ones. [B, F + G, E].
 
@@ -40,7 +47,7 @@ def pooled(rows_BSE: Array, layout: layers.Layout, ctx: layers.Context) -> Array
   """
   if not layout.events:
     return rows_BSE
-  there_BL11 = ctx.mask_BT[:, :, None, None]
+  there_BL11 = there(rows_BSE, layout, ctx)[:, :, None, None]
   total_BGE = jnp.sum(jnp.where(there_BL11, events_of(rows_BSE, layout), 0), axis=1)
   count_B11 = jnp.maximum(jnp.sum(there_BL11, axis=1), 1)
   return jnp.concatenate([fields_of(rows_BSE, layout), total_BGE / count_B11], axis=1)
