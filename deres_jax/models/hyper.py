@@ -60,9 +60,9 @@ class DenseFormer(nn.Module):
 
 
 def _normalise(_, z_NN: Array) -> Array:
-  """One turn of Sinkhorn in the log domain: columns first, rows last."""
-  z_NN = z_NN - jax.nn.logsumexp(z_NN, axis=-2, keepdims=True)
-  return z_NN - jax.nn.logsumexp(z_NN, axis=-1, keepdims=True)
+  """One turn of Sinkhorn in the log domain on [N, N, ...]: columns first, rows last."""
+  z_NN = z_NN - jax.nn.logsumexp(z_NN, axis=0, keepdims=True)
+  return z_NN - jax.nn.logsumexp(z_NN, axis=1, keepdims=True)
 
 
 def sinkhorn(logits: Array, iterations: int) -> Array:
@@ -71,8 +71,11 @@ def sinkhorn(logits: Array, iterations: int) -> Array:
   Columns are normalised first, rows last, so row sums are exact and column sums converge. In the
   log domain: a row far below the others would underflow to 0 / 0, and its gradient much earlier.
   """
+  # The small axes lead, so that a processor's vectors run over matrices: 4 times as fast on CPU.
+  z = jnp.moveaxis(logits.astype(jnp.float32), (-2, -1), (0, 1))
   # A loop, not unrolled: twenty copies a site would be most of a model's compilation.
-  return jnp.exp(jax.lax.fori_loop(0, iterations, _normalise, logits.astype(jnp.float32)))
+  z = jax.lax.fori_loop(0, iterations, _normalise, z)
+  return jnp.moveaxis(jnp.exp(z), (0, 1), (-2, -1))
 
 
 class Streams(nn.Module):
