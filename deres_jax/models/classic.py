@@ -229,7 +229,8 @@ class Din(Classic):
 
     a_j = MLP([q, k_j, q - k_j, q * k_j]), not normalised;  history = sum_j a_j [attributes of j]
 
-  q is the candidate's rows (layout.targets), k_j the same attributes of event j.
+  q is the candidate's rows (layout.targets), k_j the same attributes of event j. The attention has
+  one hidden layer with a sigmoid, as the authors' code has where it does not use Dice.
   """
 
   attention_units: int
@@ -242,7 +243,7 @@ class Din(Classic):
     events_BLGE = tokenizer.events_of(rows_BSE, layout)
     B, L = events_BLGE.shape[:2]
     k_BLQ = events_BLGE[:, :, : len(layout.targets)].reshape(B, L, -1)
-    q_BQ = _flat(fields_BFE[:, jnp.array(layout.targets)])
+    q_BQ = _flat(jnp.stack([fields_BFE[:, f] for f in layout.targets], axis=1))
     q_BLQ = jnp.broadcast_to(q_BQ[:, None], k_BLQ.shape)
     z = jnp.concatenate([q_BLQ, k_BLQ, q_BLQ - k_BLQ, q_BLQ * k_BLQ], axis=-1)
     wide = nn.Dense(self.attention_units, dtype=self.dtype, name='attention_in')(z)

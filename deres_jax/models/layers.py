@@ -35,6 +35,11 @@ class Layout:
   event_fields: int = 0
   targets: tuple[int, ...] = ()
 
+  def __post_init__(self):
+    # JAX would clamp an index that is out of range.
+    if len(self.targets) > self.event_fields or not all(f < self.fields for f in self.targets):
+      raise ValueError(f'{self}: targets must name fields, one for each of the first attributes')
+
   @property
   def slots(self) -> int:
     return self.fields + self.events * self.event_fields
