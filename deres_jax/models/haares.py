@@ -62,7 +62,7 @@ class Haares(nn.Module):
     self.norms = layers.SiteNorms(S + 1, D, self.norm, self.dtype)
     self.queries = self.param('query', nn.initializers.zeros, (S + 1, D))
     # Reads before the first block is complete see no detail.
-    if S >= self.block:
+    if self.block <= S:
       start = nn.initializers.constant(self.detail_init)
       self.detail = self.param('detail', start, (S + 1 - self.block,))
 
