@@ -71,7 +71,7 @@ def _token_model(c: config_lib.Config, layout: Layout, prior_logit: float) -> nn
   events = layout.events if m.backbone in READS_EVENTS else 0
   fields = layout.fields + (0 if events else layout.event_fields)
   own = fields if m.tokenizer == 'field' else m.tokens
-  if m.pyramid_events > events:
+  if m.pyramid_events > events or (m.pyramid_events == 0 and not events):
     raise UserError(
       f'config model.pyramid_events={m.pyramid_events}: the data has a history of {events} events '
       'to shorten; set it lower, or to -1 for no pyramid'

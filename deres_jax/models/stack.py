@@ -10,6 +10,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from deres_jax.models import layers
 
@@ -53,10 +54,15 @@ def keep_last(state: Any, before: int, after: int) -> Any:
   return jax.tree.map(cut, state)
 
 
+def _present(x_BTD: jax.Array, ctx: layers.Context) -> jax.Array:
+  return x_BTD if ctx.mask_BT is None else jnp.where(ctx.mask_BT[..., None], x_BTD, 0)
+
+
 class Stack(nn.Module):
   """Runs [B, T, D] through all sub-layers and the connector's finish.
 
-  Returns the connector's last read, and what the first sub-layer of each later layer read (for
+  A token that is not there is zero at the start and in every branch, so that no sum or mean over
+  tokens takes it in. Returns the connector's last read, and what the first sub-layer of each later layer read (for
   auxiliary losses).
   """
 
@@ -70,7 +76,7 @@ class Stack(nn.Module):
   def __call__(
     self, x_BTD: jax.Array, ctx: layers.Context
   ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    h, between = self.connector.start(x_BTD), []
+    h, between = self.connector.start(_present(x_BTD, ctx)), []
     for site, sub in enumerate(self.sublayers):
       kind = nn.remat(sub.module) if self.remat else sub.module
       u_BTD, h = self.connector.read(h, site)
@@ -82,5 +88,5 @@ class Stack(nn.Module):
         h = keep_last(h, u_BTD.shape[1], sub.tokens)
         if ctx.mask_BT is not None:
           ctx = ctx.with_mask(ctx.mask_BT[:, -sub.tokens :])
-      h = self.connector.write(h, y_BTD, site)
+      h = self.connector.write(h, _present(y_BTD, ctx), site)
     return self.connector.finish(h), tuple(between)
