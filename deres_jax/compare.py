@@ -125,7 +125,7 @@ def settings(runs: list[Run], partial: bool) -> dict[str, list[Setting]]:
       shown = {k: v for k, v in some[0].overrides.items() if (k, v) not in same}
       finished = {run.key: run for run in some if run.result}
       missing = len(expected - finished.keys())
-      out[name].append(Setting(name, sweep.written(shown), finished, missing))
+      out[name].append(Setting(name, sweep.written(_rounded(shown)), finished, missing))
   lacking = _lacking(out)
   if lacking and not partial:
     more = f' and {len(lacking) - 5} more' if len(lacking) > 5 else ''
@@ -134,6 +134,11 @@ def settings(runs: list[Run], partial: bool) -> dict[str, list[Setting]]:
       f'{"; ".join(lacking[:5])}{more}: finish the sweeps, or say --partial'
     )
   return out
+
+
+def _rounded(overrides: dict[str, Any]) -> dict[str, Any]:
+  """Floats as people write them: 3 * 0.1 is 0.3."""
+  return {k: float(f'{v:.6g}') if isinstance(v, float) else v for k, v in overrides.items()}
 
 
 def _lacking(groups: dict[str, list[Setting]]) -> list[str]:
