@@ -230,8 +230,9 @@ class DeRes(nn.Module):
     # A sum of fused terms: stacking the sources would copy all of them at every read.
     r = sum(a_BTN[..., i : i + 1] * b for i, b in enumerate(sources))
     if self.silu_norm == 'rms':
-      size = jnp.sqrt(jnp.mean(h.x**2, -1, keepdims=True) / jnp.mean(r**2, -1, keepdims=True))
-      r = r * jax.lax.stop_gradient(size)
+      # Both are 0 at a token that is not there.
+      x2, r2 = (jnp.mean(y**2, axis=-1, keepdims=True) for y in (h.x, r))
+      r = r * jax.lax.stop_gradient(jnp.sqrt(x2 / jnp.maximum(r2, 1e-30)))
     return r
 
   def _weigh(self, z_BTN: Array) -> Array:

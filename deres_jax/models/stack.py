@@ -62,8 +62,8 @@ class Stack(nn.Module):
   """Runs [B, T, D] through all sub-layers and the connector's finish.
 
   A token that is not there is zero at the start and in every branch, so that no sum or mean over
-  tokens takes it in. Returns the connector's last read, and what the first sub-layer of each later layer read (for
-  auxiliary losses).
+  tokens takes it in. Returns the connector's last read, and what the first sub-layer of each later
+  layer read (for auxiliary losses).
   """
 
   sublayers: tuple[SubLayer, ...]
