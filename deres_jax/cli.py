@@ -20,8 +20,10 @@ def parse(argv: list[str]) -> list[str]:
 
 def fail(e: Exception):
   """Prints `e` as one line and exits with code 2."""
-  # ml_collections wraps its messages: "'dept'\\nDid you mean ...".
-  text = str(e.args[0] if e.args else e).replace('\\n', ' ').replace("\\'", "'")
+  cause = e
+  while cause.args and isinstance(cause.args[0], Exception):  # ml_collections wraps a KeyError
+    cause = cause.args[0]
+  text = ': '.join(str(cause.args[0] if cause.args else cause).split('\n'))
   text = ' '.join(text.split())
   if isinstance(e, AttributeError | KeyError):
     text = f'unknown config field {text}'

@@ -12,7 +12,7 @@ skips and the heads are each paper's own. Several data sets or seeds: a folder e
 --config.data.path and --config.seed, and all of them in --sweeps.
 
 `experiments/anchors.py` adds LR, FM and DNN. On the Criteo sample: docs/results/criteo_sample.md,
-about an hour on 2 cores (`make criteo-sample`).
+147 runs in an hour or two on 2 cores (`make criteo-sample`).
 """
 
 from deres_jax import config
