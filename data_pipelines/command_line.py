@@ -48,11 +48,12 @@ def guarded(command: Callable[[], int]) -> int:
   except UserError as error:
     line = str(error)
   except KeyboardInterrupt:
-    print('interrupted; nothing was kept', file=sys.stderr)
+    print('interrupted; the same command goes on from here', file=sys.stderr)
     return INTERRUPTED
   except OSError as error:
     if error.errno not in _PLACE_ERRORS:
       raise
-    line = f'{error.filename or "output"}: {error.strerror}; give another place or make room'
+    place = error.filename or 'output'
+    line = f'{place}: {error.strerror}; give another place, or make room and run it again'
   print(f'error: {line}', file=sys.stderr)
   return USER_MISTAKE

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Criteo_x4 protocol as pure functions: number buckets and the 8:1:1 split.
+"""The protocols of Criteo: number buckets, splits and minimum counts.
 
-Source: reczoo/FuxiCTR `datasets/criteo.py` (buckets) and reczoo/Datasets Criteo_x4 (8:1:1,
-min count 10). The published folds come from scikit-learn 0.19's shuffle and cannot be made
-again without the published files; this is an x4-style random split with a seed of our own.
+Source: reczoo/FuxiCTR `datasets/criteo.py` (buckets), reczoo/Datasets Criteo_x4 (8:1:1, min count
+10) and Criteo_x1 (7:2:1, min count 1). The published folds of x4 come from scikit-learn 0.19's
+shuffle and cannot be made again without the published files; these are random splits in their
+proportions with a seed of our own. `time` splits 8:1:1 in the order of the file, which is
+chronological.
 """
 
 import functools
@@ -11,31 +13,17 @@ import math
 
 import numpy as np
 
-from data_pipelines.criteo_parse import MAX_DIGITS
-from data_pipelines.schema import SPLITS
+from data_pipelines.protocols import Split
+from data_pipelines.text_table import MAX_DIGITS
 
-PARTS = 10  # one part validation, one part test, the rest training
-
-
-def split_rows(num_rows: int, seed: int) -> dict[str, np.ndarray]:
-  """Row numbers of each split, in the order in which they are written.
-
-  Args:
-    num_rows: number of valid rows, at least 10.
-    seed: 0 to 2**32 - 1.
-
-  Returns:
-    int64 arrays: test is the first tenth of `numpy.random.default_rng(seed).permutation(rows)`,
-    validation the second, training the rest.
-  """
-  permutation = np.random.default_rng(seed).permutation(num_rows)
-  tenth = num_rows // PARTS
-  parts = {
-    'test': permutation[:tenth],
-    'validation': permutation[tenth : 2 * tenth],
-    'train': permutation[2 * tenth :],
-  }
-  return {split: parts[split] for split in SPLITS}
+# The published splits' proportions. x1's own rows come from AFN's files, whose numbers are scaled
+# floats; here the numbers are bucketised under every protocol.
+SPLIT_PROTOCOLS = {
+  'x4': Split(8, 1, 1),
+  'x1': Split(7, 2, 1),
+  'time': Split(8, 1, 1, by_time=True),
+}
+MIN_COUNTS = {'x4': 10, 'x1': 1, 'time': 10}
 
 
 @functools.cache
@@ -60,10 +48,23 @@ def _bucket_starts() -> np.ndarray:
   return np.array(starts, np.int64)
 
 
+_TABULATED = 1 << 14
+
+
+@functools.cache
+def _small_buckets() -> np.ndarray:
+  """Buckets of 0, 1, ... int64 [_TABULATED]."""
+  values = np.arange(_TABULATED)
+  return np.where(values > 2, np.searchsorted(_bucket_starts(), values, side='right'), values)
+
+
 def bucketise(values: np.ndarray) -> np.ndarray:
   """floor(ln(v)^2) where v > 2, else v itself: int64 in, int64 out, any shape.
 
   Negative values stay buckets of their own. Missing values come in as 0, as in FuxiCTR.
   """
-  buckets = np.searchsorted(_bucket_starts(), values, side='right')
-  return np.where(values > 2, buckets, values)
+  small = (values >= 0) & (values < _TABULATED)
+  buckets = np.where(small, _small_buckets()[np.where(small, values, 0)], values)
+  large = values >= _TABULATED
+  buckets[large] = np.searchsorted(_bucket_starts(), values[large], side='right')
+  return buckets

@@ -11,11 +11,12 @@ class CriteoDisplay(BlockBuilder):
 
   RELEASE_NOTES = {'1.0.0': 'First version.'}  # noqa: RUF012 (TFDS's own attribute)
   BUILDER_CONFIGS = [  # noqa: RUF012
-    tfds.core.BuilderConfig(
-      name='x4',
-      version=tfds.core.Version('1.0.0'),
-      description='Criteo_x4 style: random 8:1:1, bucketised numbers, minimum count.',
-    ),
+    tfds.core.BuilderConfig(name=name, version=tfds.core.Version('1.0.0'), description=text)
+    for name, text in (
+      ('x4', 'Criteo_x4 style: random 8:1:1, bucketised numbers, minimum count.'),
+      ('x1', 'Criteo_x1 proportions: random 7:2:1, bucketised numbers.'),
+      ('time', '8:1:1 in the order of the file, which is chronological; bucketised numbers.'),
+    )
   ]
   DESCRIPTION = (
     'Seven days of display-advertising logs from Criteo, published for a Kaggle challenge in '

@@ -6,16 +6,38 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
+from data_pipelines.progress import Log
 from data_pipelines.rejects import Rejects
-from data_pipelines.tfds_blocks import BlockBuilder, BlockSource, Log
+from data_pipelines.shards import BlockSource
+from data_pipelines.tfds_blocks import BlockBuilder
+from data_pipelines.workers import Workers
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+  """Where a build works and with what.
+
+  Attributes:
+    folder: what becomes --out; `vocabulary/` is there.
+    work: for intermediate files. What an earlier, stopped build of the same data left there is
+      there again.
+    workers: runs tasks in parallel.
+    rejects: takes bad rows.
+    log: takes progress lines.
+  """
+
+  folder: Path
+  work: Path
+  workers: Workers
+  rejects: Rejects
+  log: Log
 
 
 @dataclasses.dataclass(frozen=True)
 class FieldInfo:
-  """One field: its kept tokens and what `schema.json` says about it."""
+  """One vocabulary, as `schema.json` describes it; its tokens lie in vocabulary/NAME.txt."""
 
   name: str
-  tokens: tuple[str, ...]
   vocab_size: int
   min_count: int  # rows; 0 = no minimum
   missing_rate_train: float
@@ -23,12 +45,21 @@ class FieldInfo:
 
 @dataclasses.dataclass(frozen=True)
 class Encoded:
-  """A data set that is ready to be written."""
+  """A data set that is ready to be written.
+
+  Attributes:
+    fields: the single-valued fields, in the order of the ids.
+    source: of the rows.
+    raw_files: name, bytes and sha256 of each raw file.
+    rows_read: rows of the raw files, good and bad.
+    planted: what is known about the labels; only for generated data.
+  """
 
   fields: tuple[FieldInfo, ...]
   source: BlockSource
+  raw_files: tuple[dict, ...]
   rows_read: int
-  planted: dict | None  # what is known about the labels; only for generated data
+  planted: dict | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,10 +73,11 @@ class Dataset:
     add_flags: adds the data set's own flags to a parser.
     options: parsed flags to the JSON-able options that determine the output (`build` in
       schema.json). Raises UserError on values that cannot be used.
-    encode: (options, raw file or None, rejects, log) to the encoded data. Pure but for the
-      rejects file and progress lines.
+    encode: (options, raw file or None, site) to the encoded data: writes the vocabularies, the
+      rejects and intermediate files. The same options and raw bytes give the same, whatever the
+      number of workers.
     builder: the TFDS builder class.
-    config: its TFDS config, or None.
+    config: options to its TFDS config, or None.
   """
 
   name: str
@@ -53,6 +85,6 @@ class Dataset:
   needs_raw: bool
   add_flags: Callable[[argparse.ArgumentParser], None]
   options: Callable[[argparse.Namespace], dict]
-  encode: Callable[[dict, Path | None, Rejects, Log], Encoded]
+  encode: Callable[[dict, Path | None, Site], Encoded]
   builder: type[BlockBuilder]
-  config: str | None
+  config: Callable[[dict], str | None]

@@ -6,6 +6,7 @@
 One line a check, "ok" or "FAILED"; exit code 0 if the folder is whole, else 2.
 """
 
+import functools
 import hashlib
 import sys
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from pathlib import Path
 from data_pipelines.command_line import OneLineParser, guarded, say
 from data_pipelines.errors import UserError
 from data_pipelines.rawfile import file_sha256
+from data_pipelines.records import read_tally
 from data_pipelines.schema import (
   BLOCK_ROWS,
   FIRST_TOKEN_ID,
@@ -21,11 +23,13 @@ from data_pipelines.schema import (
   REJECTS_FILE,
   SPLITS,
   VOCABULARY_FOLDER,
+  RecordShape,
   read_schema,
   structure_problems,
 )
-from data_pipelines.tally import Tally
-from data_pipelines.tfds_blocks import open_split, split_files
+from data_pipelines.tally import total
+from data_pipelines.tfds_blocks import split_files
+from data_pipelines.workers import Workers, default_workers
 
 SHOWN_FAILURES = 3
 
@@ -53,7 +57,7 @@ class Checks:
     return good
 
 
-def check_folder(folder: Path, tell: Callable[[str], None]) -> Checks:
+def check_folder(folder: Path, workers: Workers, tell: Callable[[str], None]) -> Checks:
   """Runs all checks on a prepared folder.
 
   Raises:
@@ -74,8 +78,9 @@ def check_folder(folder: Path, tell: Callable[[str], None]) -> Checks:
     readable &= checks.holds(f'file {name}', (tfds_folder / name).is_file(), 'missing')
   for split in SPLITS:
     # A damaged record file is not opened: its contents cannot be the ones described.
-    if _check_files(tfds_folder, split, schema['splits'][split]['files'], checks) and readable:
-      _check_content(tfds_folder, split, schema, checks)
+    files = schema['splits'][split]['files']
+    if _check_files(tfds_folder, split, files, workers, checks) and readable:
+      _check_content(tfds_folder, split, schema, workers, checks)
   return checks
 
 
@@ -121,42 +126,42 @@ def _check_vocabularies(folder: Path, schema: dict, checks: Checks) -> None:
     checks.holds(f'vocabulary: {len(expected_names)} files', True, '')
 
 
-def _check_files(folder: Path, split: str, files: dict, checks: Checks) -> bool:
+def _check_files(folder: Path, split: str, files: dict, workers: Workers, checks: Checks) -> bool:
   found_names = [path.name for path in split_files(folder, split)]
   good = checks.equal(f'{split}: record files', sorted(files), found_names)
+  whole = []
   for name in sorted(set(files) & set(found_names)):
     size = (folder / name).stat().st_size
-    if not checks.equal(f'{split}: bytes of {name}', files[name]['bytes'], size):
+    if checks.equal(f'{split}: bytes of {name}', files[name]['bytes'], size):
+      whole.append(name)
+    else:
       good = False
-      continue
-    found = file_sha256(folder / name)
+  sums = workers.map(file_sha256, [folder / name for name in whole])
+  for name, found in zip(whole, sums, strict=True):
     good &= checks.equal(f'{split}: sha256 of {name}', files[name]['sha256'], found)
   return good
 
 
-def _check_content(folder: Path, split: str, schema: dict, checks: Checks) -> None:
+def _check_content(
+  folder: Path, split: str, schema: dict, workers: Workers, checks: Checks
+) -> None:
   entry, fields = schema['splits'][split], schema['fields']
-  tally, lengths, odd = Tally(len(fields)), [], []
-  for k, block in enumerate(open_split(folder, split)):
-    ids_NF, label_N = block['ids'], block['label']
-    if ids_NF.shape != (len(label_N), len(fields)) or not 0 < len(label_N) <= BLOCK_ROWS:
-      odd.append(f'block {k}: ids {ids_NF.shape}, label {label_N.shape}')
-      continue
-    if label_N.max() > 1:
-      odd.append(f'block {k}: label {label_N.max()}')
-    lengths.append(len(label_N))
-    tally.update(ids_NF, label_N)
-  checks.holds(f'{split}: shapes and labels', not odd, '; '.join(odd[:SHOWN_FAILURES]))
+  shape = RecordShape(fields=len(fields))
+  count = functools.partial(read_tally, shape=shape)
+  tally = total(shape, workers.map(count, split_files(folder, split)))
+  checks.holds(
+    f'{split}: shapes and labels', not tally.faults, '; '.join(tally.faults[:SHOWN_FAILURES])
+  )
   checks.equal(f'{split}: rows', entry['rows'], tally.rows)
   checks.equal(f'{split}: blocks', entry['blocks'], tally.blocks)
-  short = [k for k, length in enumerate(lengths[:-1]) if length != BLOCK_ROWS]
+  short = [k for k, length in enumerate(tally.lengths[:-1]) if length != BLOCK_ROWS]
   checks.holds(f'{split}: full blocks', not short, f'shorter blocks: {short[:SHOWN_FAILURES]}')
   checks.equal(f'{split}: clicks', entry['clicks'], tally.clicks)
   checks.equal(f'{split}: click rate', entry['click_rate'], tally.click_rate)
   outside = [
     f'{field["name"]}: expected ids {PADDING_ID + 1} to {field["vocab_size"] - 1}, '
     f'found {low} to {high}'
-    for field, low, high in zip(fields, tally.min_id_F, tally.max_id_F, strict=True)
+    for field, low, high in zip(fields, tally.min_id_K, tally.max_id_K, strict=True)
     if low <= PADDING_ID or high >= field['vocab_size']
   ]
   problem = '; '.join(outside[:SHOWN_FAILURES])
@@ -172,13 +177,14 @@ def _check_content(folder: Path, split: str, schema: dict, checks: Checks) -> No
   checks.equal(f'{split}: content sha256', entry['content_sha256'], tally.content_sha256)
 
 
-def doctor(folder: Path) -> int:
+def doctor(folder: Path, workers: int) -> int:
   """Checks, prints, returns the exit code.
 
   Raises:
     UserError: the folder is not whole, or not a prepared data set at all.
   """
-  checks = check_folder(folder, say)
+  with Workers(workers) as pool:
+    checks = check_folder(folder, pool, say)
   if checks.failures:
     first = ' | '.join(checks.failures[:SHOWN_FAILURES])
     raise UserError(
@@ -196,11 +202,14 @@ def main(argv: list[str] | None = None) -> int:
   )
   parser.add_argument('folder', nargs='?', type=Path, metavar='DIR', help='the folder')
   parser.add_argument('--path', type=Path, help='the folder, as a flag')
+  parser.add_argument(
+    '--workers', type=int, default=default_workers(), help='processes (default: all cores)'
+  )
   args = parser.parse_args(sys.argv[1:] if argv is None else argv)
   if (args.folder is None) == (args.path is None):
     parser.error('give one prepared folder: DIR or --path=DIR')
   folder = args.folder or args.path
-  return guarded(lambda: doctor(folder))
+  return guarded(lambda: doctor(folder, args.workers))
 
 
 if __name__ == '__main__':

@@ -1,35 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes an encoded data set into a folder: vocabularies, record blocks, schema (last)."""
+"""Fills a folder from an encoded data set: record blocks, then the schema (last)."""
 
-from pathlib import Path
+import shutil
 
-from data_pipelines.dataset import Dataset, Encoded
+from data_pipelines import vocabulary
+from data_pipelines.dataset import Dataset, Encoded, Site
 from data_pipelines.rawfile import file_sha256
-from data_pipelines.schema import BLOCK_ROWS, FORMAT, FORMAT_VERSION, SPLITS, write_schema
-from data_pipelines.tally import Tally
-from data_pipelines.tfds_blocks import Log, open_split, split_files, write_blocks
-from data_pipelines.vocabulary import write_vocabularies
+from data_pipelines.schema import (
+  BLOCK_ROWS,
+  FORMAT,
+  FORMAT_VERSION,
+  SPLITS,
+  write_schema,
+)
+from data_pipelines.shards import write_shards
+from data_pipelines.tally import Tally, total
+from data_pipelines.tfds_blocks import adopt_shards, split_files
 
 
-def read_back(folder: Path, split: str, num_fields: int) -> Tally:
-  """Counts a stored split again. `folder` is the TFDS folder."""
-  tally = Tally(num_fields)
-  for block in open_split(folder, split):
-    tally.update(block['ids'], block['label'])
-  return tally
-
-
-def _split_entry(folder: Path, split: str, tally: Tally) -> dict:
+def _split_entry(tally: Tally, files: list) -> dict:
   return {
     'rows': tally.rows,
     'blocks': tally.blocks,
     'clicks': tally.clicks,
     'click_rate': tally.click_rate,
     'content_sha256': tally.content_sha256,
-    'files': {
-      path.name: {'bytes': path.stat().st_size, 'sha256': file_sha256(path)}
-      for path in split_files(folder, split)
-    },
+    'files': {path.name: {'bytes': path.stat().st_size, 'sha256': sha} for path, sha in files},
   }
 
 
@@ -48,44 +44,40 @@ def _field_entries(encoded: Encoded, tallies: dict[str, Tally]) -> list[dict]:
   ]
 
 
-def _check_read_back(folder: Path, tallies: dict[str, Tally]) -> None:
-  """A store that gives back other rows than it was given is a fault, never a data set."""
-  for split, written in tallies.items():
-    found = read_back(folder, split, len(written.oov_F))
-    assert (found.rows, found.content_sha256) == (written.rows, written.content_sha256), (
-      f'{split}: wrote {written.rows} rows, read back {found.rows}'
-    )
-
-
 def write_prepared(
-  folder: Path,
-  dataset: Dataset,
-  options: dict,
-  encoded: Encoded,
-  raw_files: list[dict],
-  rows_rejected: int,
-  log: Log,
+  site: Site, dataset: Dataset, options: dict, encoded: Encoded, compress: bool
 ) -> dict:
-  """Fills an empty folder; `schema.json` comes last.
+  """Fills the folder of a site whose vocabularies are written; `schema.json` comes last.
 
   Args:
-    folder: an empty folder.
     dataset, options: what is built, and with which options.
     encoded: what to write.
-    raw_files: entries of describe_raw.
-    rows_rejected: rows in the rejects file.
-    log: takes progress lines.
+    compress: whether records are compressed.
 
   Returns:
     The schema.
   """
-  vocabulary = write_vocabularies(folder, {f.name: f.tokens for f in encoded.fields})
+  records = site.work / 'records'
+  records.mkdir(exist_ok=True)
+  shards = write_shards(encoded.source, records, compress, site.workers, site.log)
   builder = dataset.builder(
-    source=encoded.source, log=log, data_dir=str(folder), config=dataset.config
+    shape=encoded.source.shape,
+    shards={
+      split: [(path, tally.blocks) for path, tally in done] for split, done in shards.items()
+    },
+    data_dir=str(site.folder),
+    config=dataset.config(options),
   )
-  tfds_folder = write_blocks(builder)
-  _check_read_back(folder / tfds_folder, builder.tallies)
-  rows_written = sum(tally.rows for tally in builder.tallies.values())
+  tfds_folder = adopt_shards(builder)
+  tallies = {
+    split: total(encoded.source.shape, (tally for _, tally in done))
+    for split, done in shards.items()
+  }
+  files = {split: split_files(site.folder / tfds_folder, split) for split in SPLITS}
+  paths = [path for split in SPLITS for path in files[split]]
+  sums = dict(zip(paths, site.workers.map(file_sha256, paths), strict=True))
+  rows_written = sum(tally.rows for tally in tallies.values())
+  rows_rejected = site.rejects.count
   assert encoded.rows_read == rows_written + rows_rejected, (
     f'read {encoded.rows_read} rows, wrote {rows_written}, rejected {rows_rejected}'
   )
@@ -96,13 +88,14 @@ def write_prepared(
     'tfds': tfds_folder,
     'build': options,
     'block_rows': BLOCK_ROWS,
-    'fields': _field_entries(encoded, builder.tallies),
+    'fields': _field_entries(encoded, tallies),
     'splits': {
-      split: _split_entry(folder / tfds_folder, split, builder.tallies[split]) for split in SPLITS
+      split: _split_entry(tallies[split], [(path, sums[path]) for path in files[split]])
+      for split in SPLITS
     },
-    'vocabulary': vocabulary,
+    'vocabulary': vocabulary.checksums(site.folder),
     'raw': {
-      'files': raw_files,
+      'files': list(encoded.raw_files),
       'rows_read': encoded.rows_read,
       'rows_written': rows_written,
       'rows_rejected': rows_rejected,
@@ -110,5 +103,6 @@ def write_prepared(
   }
   if encoded.planted is not None:
     schema['planted'] = encoded.planted
-  write_schema(folder, schema)
+  shutil.rmtree(records)
+  write_schema(site.folder, schema)
   return schema

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`schema.json`: describes a prepared folder, and is the only proof that it is finished."""
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 from data_pipelines.errors import UserError
 
 FORMAT = 'deres_jax.prepared'
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 SCHEMA_FILE = 'schema.json'
 VOCABULARY_FOLDER = 'vocabulary'
 REJECTS_FILE = 'rejects.tsv'
@@ -18,6 +19,24 @@ BLOCK_ROWS = 4096  # rows in one record; only the last block of a split is short
 PADDING_ID = 0  # never occurs in single-valued fields
 OOV_ID = 1  # out of vocabulary, or missing
 FIRST_TOKEN_ID = 2  # line i (0-based) of a vocabulary file is the token of id i + 2
+
+
+@dataclasses.dataclass(frozen=True)
+class RecordShape:
+  """What a row of a block is made of.
+
+  Attributes:
+    fields: single-valued categorical fields: `ids` int32 [rows, fields].
+    events: length of the behaviour sequence, 0 for none: `events` int32 [rows, events,
+      event_fields], oldest first, short ones padded with 0 at the front.
+    event_fields: attributes of an event.
+    grouped: whether rows belong to a user: `group` int32 [rows], his number.
+  """
+
+  fields: int
+  events: int = 0
+  event_fields: int = 0
+  grouped: bool = False
 
 
 def write_schema(folder: Path, schema: dict) -> None:

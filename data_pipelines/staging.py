@@ -1,27 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """A folder that appears under its name only when it is complete.
 
-Work goes into a sibling `NAME.building-<pid>`, locked for as long as the builder lives. A build
-that was killed leaves that sibling unlocked, and the next build removes it.
+Work goes into a sibling `NAME.building`, locked for as long as the builder lives. A build that was
+stopped leaves it behind, and the same command goes on with what is in its `work/`; another
+command, or a mistake of the user's, removes it.
 """
 
 import contextlib
 import fcntl
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from data_pipelines.errors import UserError
+from data_pipelines.progress import Log
 from data_pipelines.schema import SCHEMA_FILE
-from data_pipelines.tfds_blocks import Log
 
-_BUILDING = '.building-'
+_BUILDING = '.building'
 _REPLACED = '.replaced-'
-
-
-def _siblings(out: Path, mark: str) -> list[Path]:
-  return [path for path in out.parent.iterdir() if path.name.startswith(out.name + mark)]
+_PLAN = 'plan.json'
+WORK = 'work'
 
 
 def _lock(folder: Path) -> int | None:
@@ -35,42 +35,73 @@ def _lock(folder: Path) -> int | None:
   return descriptor
 
 
-def clean_up(out: Path, log: Log) -> None:
-  """Removes what earlier builds of `out` left when they were killed.
+def _put_back(out: Path) -> None:
+  """Mends what a build left that was killed between its two renames."""
+  for old in out.parent.glob(f'{out.name}{_REPLACED}*'):
+    if out.exists():
+      shutil.rmtree(old)
+    else:
+      os.rename(old, out)  # the old data set is still whole
+
+
+def _clear(folder: Path, keep: str | None) -> None:
+  for path in folder.iterdir():
+    if path.name == keep:
+      continue
+    if path.is_dir():
+      shutil.rmtree(path)
+    else:
+      path.unlink()
+
+
+def _same_plan(folder: Path, plan: dict) -> bool:
+  try:
+    return json.loads((folder / _PLAN).read_text()) == plan
+  except (OSError, ValueError):
+    return False
+
+
+def prepare_parent(out: Path) -> None:
+  """Makes the folder above `out` and puts back what an earlier build replaced."""
+  out.parent.mkdir(parents=True, exist_ok=True)
+  _put_back(out)
+
+
+@contextlib.contextmanager
+def staging_folder(out: Path, plan: dict, log: Log) -> Iterator[Path]:
+  """Yields a folder to fill; it becomes `out` if the body succeeds.
+
+  `out` may be missing, empty, or a prepared folder that is to be replaced. The folder has a
+  subfolder `work` that holds what a stopped build of the same plan left in it; it is removed in
+  the end. After a UserError nothing is kept.
+
+  Args:
+    plan: all that determines the content (JSON-able).
 
   Raises:
     UserError: another build of the same folder is running.
   """
-  for stale in _siblings(out, _BUILDING):
-    descriptor = _lock(stale)
-    if descriptor is None:
-      raise UserError(f'--out={out}: another build of it is running (in {stale}); wait for it')
-    shutil.rmtree(stale)
-    os.close(descriptor)
-    log(f'removed {stale}, left by a build that did not finish')
-  for old in _siblings(out, _REPLACED):
-    if out.exists():
-      shutil.rmtree(old)
-    else:
-      os.rename(old, out)  # killed between the two renames: the old data set is still whole
-
-
-@contextlib.contextmanager
-def staging_folder(out: Path) -> Iterator[Path]:
-  """Yields a folder to fill; moves it to `out` if the body succeeds, removes it if it does not.
-
-  `out` may be missing, empty, or a prepared folder that is to be replaced.
-  """
-  folder = out.with_name(f'{out.name}{_BUILDING}{os.getpid()}')
-  folder.mkdir()
+  folder = out.with_name(out.name + _BUILDING)
+  folder.mkdir(exist_ok=True)
   descriptor = _lock(folder)
+  if descriptor is None:
+    raise UserError(f'--out={out}: another build of it is running (in {folder}); wait for it')
   try:
+    same = _same_plan(folder, plan)
+    _clear(folder, WORK if same else None)
+    if same:
+      log(f'going on with a build that was stopped ({folder / WORK})')
+    (folder / WORK).mkdir(exist_ok=True)
+    (folder / _PLAN).write_text(json.dumps(plan))
     yield folder
+    shutil.rmtree(folder / WORK)
+    (folder / _PLAN).unlink()
     _replace(folder, out)
+  except UserError:
+    shutil.rmtree(folder)
+    raise
   finally:
-    shutil.rmtree(folder, ignore_errors=True)  # after success there is nothing of this name
-    if descriptor is not None:
-      os.close(descriptor)
+    os.close(descriptor)
 
 
 def _replace(folder: Path, out: Path) -> None:

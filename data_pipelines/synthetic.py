@@ -7,20 +7,21 @@ alone.
 """
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from data_pipelines import synthetic_options
 from data_pipelines.counter_random import uniforms
-from data_pipelines.dataset import Dataset, Encoded, FieldInfo
+from data_pipelines.dataset import Dataset, Encoded, FieldInfo, Site
 from data_pipelines.planted_metrics import bayes_metrics
-from data_pipelines.rejects import Rejects
-from data_pipelines.schema import FIRST_TOKEN_ID, SPLITS
+from data_pipelines.records import Block
+from data_pipelines.schema import BLOCK_ROWS, FIRST_TOKEN_ID, SPLITS, RecordShape
 from data_pipelines.synthetic_options import MAX_ROWS, SyntheticOptions
 from data_pipelines.synthetic_teacher import Teacher, make_teacher, sigmoid
 from data_pipelines.synthetic_tfds import SyntheticCtr
-from data_pipelines.tfds_blocks import Log
+from data_pipelines.vocabulary import text_of, write_vocabulary
 
 OFFSETS = {split: MAX_ROWS * i for i, split in enumerate(SPLITS)}
 _STREAM_ROWS = 0
@@ -34,23 +35,25 @@ class SyntheticSource:
     """Args: the options and their teacher."""
     self._seed = options.seed
     self.teacher = teacher
-    self.num_fields = options.fields
+    self.shape = RecordShape(fields=options.fields)
     self.rows = options.rows()
 
   def draw(self, split: str, start: int, stop: int):
     """Rows [start, stop): values int32 [rows, fields], logit parts [rows, 4], labels uint8."""
     draws = uniforms(
-      self._seed, _STREAM_ROWS, OFFSETS[split] + start, stop - start, self.num_fields + 1
+      self._seed, _STREAM_ROWS, OFFSETS[split] + start, stop - start, self.shape.fields + 1
     )
-    values_NF = self.teacher.values(draws[:, : self.num_fields])
+    values_NF = self.teacher.values(draws[:, : self.shape.fields])
     parts_NO = self.teacher.parts(values_NF)
     probability_N = sigmoid(parts_NO.sum(axis=1) + self.teacher.bias)
     return values_NF, parts_NO, (draws[:, -1] < probability_N).astype(np.uint8)
 
-  def block(self, split: str, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-    """See BlockSource.block. Value v of a field has id v + 2."""
-    values_NF, _, label_N = self.draw(split, start, stop)
-    return values_NF + np.int32(FIRST_TOKEN_ID), label_N
+  def blocks(self, split: str, first: int, last: int) -> Iterator[Block]:
+    """See BlockSource.blocks. Value v of a field has id v + 2."""
+    for k in range(first, last):
+      start, stop = k * BLOCK_ROWS, min((k + 1) * BLOCK_ROWS, self.rows[split])
+      values_NF, _, label_N = self.draw(split, start, stop)
+      yield {'ids': values_NF + np.int32(FIRST_TOKEN_ID), 'label': label_N}
 
 
 def split_metrics(source: SyntheticSource, split: str) -> dict:
@@ -74,17 +77,17 @@ def _options(args: argparse.Namespace) -> dict:
   return synthetic_options.to_json(synthetic_options.from_flags(args))
 
 
-def encode_dataset(options: dict, raw: Path | None, rejects: Rejects, log: Log) -> Encoded:
+def encode_dataset(options: dict, raw: Path | None, site: Site) -> Encoded:
   """See Dataset.encode."""
-  del raw, rejects  # nothing is read
+  del raw  # nothing is read
   o = synthetic_options.from_json(options)
   teacher = make_teacher(o)
   source = SyntheticSource(o, teacher)
   names = field_names(o)
   fields = []
   for name, values in zip(names, o.cardinalities(), strict=True):
-    tokens = tuple(str(v) for v in range(values))
-    fields.append(FieldInfo(name, tokens, values + FIRST_TOKEN_ID, 0, 0.0))
+    write_vocabulary(site.folder, name, text_of([b'%d' % v for v in range(values)]))
+    fields.append(FieldInfo(name, values + FIRST_TOKEN_ID, 0, 0.0))
   planted = {
     'order_shares': list(o.order_shares),
     'logit_std': o.logit_std,
@@ -97,8 +100,8 @@ def encode_dataset(options: dict, raw: Path | None, rejects: Rejects, log: Log) 
   }
   for split in SPLITS:
     planted['splits'][split] = split_metrics(source, split)
-    log(f'drew {source.rows[split]:,} rows of {split}')
-  return Encoded(tuple(fields), source, sum(source.rows.values()), planted)
+    site.log(f'drew {source.rows[split]:,} rows of {split}')
+  return Encoded(tuple(fields), source, (), sum(source.rows.values()), planted)
 
 
 SYNTHETIC = Dataset(
@@ -109,5 +112,5 @@ SYNTHETIC = Dataset(
   options=_options,
   encode=encode_dataset,
   builder=SyntheticCtr,
-  config=None,
+  config=lambda options: None,
 )

@@ -2,15 +2,18 @@
 """Criteo from raw text to a prepared folder, on invented rows."""
 
 import collections
+import functools
 import hashlib
 import json
 import math
+import pickle
 
 import numpy as np
 import pytest
 from invented_rows import criteo_lines, read_prepared, run_python, write_lines
 
-from data_pipelines import build, doctor
+from data_pipelines import build, doctor, ingest
+from data_pipelines.workers import Workers
 
 FIELDS = [f'I{i}' for i in range(1, 14)] + [f'C{i}' for i in range(1, 27)]
 
@@ -96,7 +99,7 @@ def test_ids_are_those_of_the_plain_protocol(prepared):
 def test_schema_says_what_is_stored(prepared):
   _, _, raw, out, _ = prepared
   schema, blocks = read_prepared(out)
-  assert (schema['format'], schema['format_version']) == ('deres_jax.prepared', 1)
+  assert (schema['format'], schema['format_version']) == ('deres_jax.prepared', 2)
   assert (schema['dataset'], schema['tfds']) == ('criteo_display', 'criteo_display/x4/1.0.0')
   assert schema['build'] == {'protocol': 'x4', 'seed': 4, 'min_count': 100, 'limit': None}
   assert [f['name'] for f in schema['fields']] == FIELDS
@@ -113,7 +116,7 @@ def test_schema_says_what_is_stored(prepared):
     ids = np.concatenate([b[0] for b in stored])
     clicks = sum(int(b[1].sum()) for b in stored)
     entry = schema['splits'][split]
-    content = b''.join(b[0].tobytes() + b[1].tobytes() for b in stored)
+    content = b''.join(hashlib.sha256(b[0].tobytes() + b[1].tobytes()).digest() for b in stored)
     assert entry['content_sha256'] == hashlib.sha256(content).hexdigest()
     assert (entry['rows'], entry['blocks'], entry['clicks']) == (len(ids), len(stored), clicks)
     assert entry['click_rate'] == clicks / len(ids)
@@ -213,16 +216,21 @@ def test_limit_reads_the_first_lines(tmp_path):
   assert a['splits']['train']['content_sha256'] == b['splits']['train']['content_sha256']
 
 
-def test_chunks_and_shards_change_nothing(tmp_path, monkeypatch):
+def test_chunks_shards_and_workers_change_nothing(tmp_path, monkeypatch):
   lines = criteo_lines(400)
   lines[50] = 'broken'
+  lines[300] = 'broken too'
   raw = write_lines(tmp_path / 'rows', lines)
   flags = ('--min_count=3', '--limit=350')
   assert prepare(raw, tmp_path / 'one', *flags) == 0
-  monkeypatch.setattr('data_pipelines.criteo.CHUNK_BYTES', 5000)
-  for module in ('schema', 'tfds_blocks', 'build', 'prepare', 'doctor'):
+  monkeypatch.setattr('data_pipelines.ingest.CHUNK_BYTES', 5000)
+  monkeypatch.setattr('data_pipelines.ingest._PARSE_BYTES', 700)
+  monkeypatch.setattr('data_pipelines.encoding._GROUP_ROWS', 60)
+  monkeypatch.setattr('data_pipelines.encoding._TURN_ROWS', 9)
+  for module in ('schema', 'shards', 'build', 'prepare', 'doctor', 'encoding'):
     monkeypatch.setattr(f'data_pipelines.{module}.BLOCK_ROWS', 32)
-  monkeypatch.setattr('data_pipelines.tfds_blocks.SHARD_BLOCKS', 3)
+  monkeypatch.setattr('data_pipelines.shards.SHARD_BLOCKS', 3)
+  monkeypatch.setattr('data_pipelines.workers.Workers.map', workers_that_pickle)
   assert prepare(raw, tmp_path / 'many', *flags) == 0
   one, one_blocks = read_prepared(tmp_path / 'one')
   many, many_blocks = read_prepared(tmp_path / 'many')
@@ -237,6 +245,52 @@ def test_chunks_and_shards_change_nothing(tmp_path, monkeypatch):
         np.concatenate([b[part] for b in many_blocks[split]]),
       )
   assert doctor.main([str(tmp_path / 'many')]) == 0
+
+
+def workers_that_pickle(self, function, tasks):
+  """Workers.map in this process, with tasks and results as another one would get them."""
+  for task in tasks:
+    function_there, task_there = pickle.loads(pickle.dumps((function, task)))
+    yield pickle.loads(pickle.dumps(function_there(task_there)))
+
+
+def test_worker_processes_write_the_same_bytes(tmp_path, monkeypatch):
+  monkeypatch.setattr('data_pipelines.build.Workers', functools.partial(Workers, start_after=0))
+  rows = criteo_lines(1000)
+  raw = write_lines(tmp_path / 'rows', [line for k in range(60) for line in rows])
+  assert raw.stat().st_size > ingest.CHUNK_BYTES
+  for workers in (1, 2):
+    assert prepare(raw, tmp_path / str(workers), f'--workers={workers}') == 0
+  one, two = (
+    {p.relative_to(tmp_path / n): p.read_bytes() for p in (tmp_path / n).rglob('*') if p.is_file()}
+    for n in '12'
+  )
+  assert one == two and len(one) > 40
+
+
+def test_compressed_records_hold_the_same_rows(tmp_path):
+  raw = write_lines(tmp_path / 'rows', criteo_lines(3000))
+  assert prepare(raw, tmp_path / 'plain') == 0
+  assert prepare(raw, tmp_path / 'small', '--compress') == 0
+  plain, small = (json.loads((tmp_path / n / 'schema.json').read_text())['splits']['train']
+                  for n in ('plain', 'small'))  # fmt: skip
+  assert plain['content_sha256'] == small['content_sha256']
+  (plain_file,), (small_file,) = plain['files'].values(), small['files'].values()
+  assert small_file['bytes'] < 0.5 * plain_file['bytes']
+  assert doctor.main([str(tmp_path / 'small')]) == 0
+
+
+@pytest.mark.parametrize('protocol, rows', [('x1', (280, 80, 40)), ('time', (320, 40, 40))])
+def test_other_protocols(tmp_path, protocol, rows):
+  raw = write_lines(tmp_path / 'rows', criteo_lines(400))
+  assert prepare(raw, tmp_path / 'out', f'--protocol={protocol}') == 0
+  schema, blocks = read_prepared(tmp_path / 'out')
+  assert tuple(schema['splits'][s]['rows'] for s in ('train', 'validation', 'test')) == rows
+  assert schema['tfds'] == f'criteo_display/{protocol}/1.0.0'
+  if protocol == 'time':
+    last = sorted(int(line[0]) for line in raw.read_text().splitlines()[-40:])
+    assert sorted(blocks['test'][0][1].tolist()) == last
+  assert doctor.main([str(tmp_path / 'out')]) == 0
 
 
 def test_tensorflow_is_not_imported(tmp_path):

@@ -3,6 +3,7 @@
 
 import collections
 import gzip
+import importlib
 import os
 import shutil
 import signal
@@ -13,8 +14,9 @@ import time
 import pytest
 from invented_rows import REPOSITORY, criteo_lines, write_lines
 
-from data_pipelines import build
-from data_pipelines.staging import staging_folder
+from data_pipelines import build, doctor
+from data_pipelines.errors import UserError
+from data_pipelines.workers import Workers
 
 
 @pytest.fixture
@@ -109,51 +111,104 @@ def test_out_that_is_not_ours_is_never_touched(tmp_path, capsys):
   assert (tmp_path / 'file').read_text() == 'precious\n'
 
 
-def test_full_disk(mistake, monkeypatch):
-  small = ('--dataset=synthetic', '--rows_train=9000', '--rows_validation=9', '--rows_test=9')
+def test_full_disk_keeps_what_is_done(mistake, monkeypatch, tmp_path, capsys):
+  raw = write_lines(tmp_path / 'raw', criteo_lines(500))
+  given = ['--dataset=criteo', f'--raw={raw}', f'--out={tmp_path / "out"}']
   usage = collections.namedtuple('usage', 'total used free')
   with monkeypatch.context() as patch:
     patch.setattr(shutil, 'disk_usage', lambda path: usage(10, 9, 1))
-    assert 'MB needed' in mistake(*small)
+    assert 'MB needed' in mistake(*given[:2])
 
-  def fail(self, download_dir):
-    raise RuntimeError('write() failed: No space left on device; writing x')
+  class Full:
+    def __init__(self, path, options):
+      raise RuntimeError('write() failed: No space left on device; writing x')
 
-  monkeypatch.setattr(build.SYNTHETIC.builder, 'download_and_prepare', fail)
-  assert 'No space left on device' in mistake(*small)
+  with monkeypatch.context() as patch:
+    patch.setattr('data_pipelines.records.ArrayRecordWriter', Full)
+    assert build.main(given) == 2
+  error = capsys.readouterr().err
+  assert error.count('\n') == 1 and 'No space left on device' in error and 'run it again' in error
+  assert not (tmp_path / 'out').exists()
+  monkeypatch.setattr('data_pipelines.ingest.text_table.parse', None)  # not parsed a second time
+  assert build.main(given) == 0
+  assert 'going on with a build that was stopped' in capsys.readouterr().out
 
 
-def test_killed_build_leaves_no_schema_and_the_next_cleans_up(tmp_path):
+STOPPED_AT = ('ingest._parse', 'encoding._build_field', 'encoding._encode_group', 'shards._write')
+
+
+@pytest.mark.parametrize('place', STOPPED_AT)
+def test_stopped_build_goes_on_and_ends_in_the_same_bytes(place, tmp_path, monkeypatch, capsys):
+  raw = write_lines(tmp_path / 'raw', [*criteo_lines(700), 'bad'])
+  given = ['--dataset=criteo', f'--raw={raw}', '--workers=1', '--min_count=1']
+  monkeypatch.setattr('data_pipelines.ingest.CHUNK_BYTES', 20_000)
+  monkeypatch.setattr('data_pipelines.encoding._GROUP_ROWS', 200)
+  assert build.main([*given, f'--out={tmp_path / "whole"}']) == 0
+  module, name = (importlib.import_module(f'data_pipelines.{place.split(".")[0]}'),
+                  place.split('.')[1])  # fmt: skip
+  real, calls = getattr(module, name), []
+
+  def stops(task):
+    calls.append(task)
+    if len(calls) == 3:
+      raise KeyboardInterrupt
+    return real(task)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(module, name, stops)
+    assert build.main([*given, f'--out={tmp_path / "out"}']) == 130
+  assert 'the same command goes on' in capsys.readouterr().err
+  assert not (tmp_path / 'out').exists()
+  assert doctor.main([str(tmp_path / 'out.building')]) == 2
+  assert 'not a finished prepared data set' in capsys.readouterr().err
+  assert build.main([*given, f'--out={tmp_path / "out"}']) == 0
+  assert 'going on with a build that was stopped' in capsys.readouterr().out
+  one, two = (
+    {p.relative_to(tmp_path / n): p.read_bytes() for p in (tmp_path / n).rglob('*') if p.is_file()}
+    for n in ('whole', 'out')
+  )
+  assert one == two
+
+
+def test_another_plan_starts_anew(tmp_path, monkeypatch, capsys):
+  raw = write_lines(tmp_path / 'raw', criteo_lines(100))
+  given = ['--dataset=criteo', f'--raw={raw}', f'--out={tmp_path / "out"}']
+
+  def stop(task):
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch:
+    patch.setattr('data_pipelines.shards._write', stop)
+    assert build.main(given) == 130
+  work = tmp_path / 'out.building/work'
+  assert list(work.iterdir())
+  assert build.main([*given, '--seed=3']) == 0
+  assert 'going on' not in capsys.readouterr().out
+  assert sorted(p.name for p in tmp_path.iterdir()) == ['out', 'raw']
+
+
+def test_killed_build_leaves_no_schema_and_the_next_goes_on(tmp_path):
   out = tmp_path / 'out'
-  command = [
-    sys.executable,
-    '-m',
-    'data_pipelines.build',
-    '--dataset=synthetic',
-    f'--out={out}',
-  ]
+  command = [sys.executable, '-m', 'data_pipelines.build', '--dataset=synthetic', f'--out={out}']
   process = subprocess.Popen(
     [*command, '--rows_train=20000000'], cwd=REPOSITORY, stdout=subprocess.DEVNULL
   )
+  small = ('--rows_train=50', '--rows_validation=50', '--rows_test=50')
   try:
     deadline = time.monotonic() + 30
-    while not list(tmp_path.glob('out.building-*')) and time.monotonic() < deadline:
+    while not (tmp_path / 'out.building/plan.json').exists() and time.monotonic() < deadline:
       time.sleep(0.02)
-    small = ('--rows_train=50', '--rows_validation=50', '--rows_test=50')
     second = subprocess.run([*command, *small], cwd=REPOSITORY, capture_output=True, text=True)
     assert second.returncode == 2 and 'another build of it is running' in second.stderr
   finally:
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-  assert list(tmp_path.glob('out.building-*')) and not out.exists()
+  assert (tmp_path / 'out.building').exists() and not out.exists()
   third = subprocess.run([*command, *small], cwd=REPOSITORY, capture_output=True, text=True)
   assert third.returncode == 0, third.stderr
-  assert 'left by a build that did not finish' in third.stdout
   assert [p.name for p in tmp_path.iterdir()] == ['out']
 
 
-def test_interrupted_build_leaves_nothing(tmp_path):
-  with pytest.raises(KeyboardInterrupt), staging_folder(tmp_path / 'out') as folder:
-    (folder / 'half').write_text('x')
-    raise KeyboardInterrupt
-  assert not list(tmp_path.iterdir())
+def test_killed_worker_is_told_in_one_line(tmp_path):
+  with Workers(2, start_after=0) as workers, pytest.raises(UserError, match='--workers=1'):
+    list(workers.map(os._exit, [3, 3, 3]))

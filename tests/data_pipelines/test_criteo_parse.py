@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from invented_rows import criteo_lines
 
-from data_pipelines.criteo_parse import concatenate, parse_chunk
-from data_pipelines.rawfile import read_chunks
+from data_pipelines.criteo_parse import CRITEO_TEXT
+from data_pipelines.rawfile import RawFile
+from data_pipelines.text_table import concatenate, parse
 
 
 def parse_slowly(data: bytes):
@@ -48,8 +49,9 @@ def parse_line_slowly(line: bytes):
 def as_slow(rows):
   """Rows of the vectorised parser in the form of parse_slowly."""
   values_NF = np.concatenate((rows.ints_NI, rows.hexes_NC.astype(np.int64)), axis=1)
+  missing_NF = np.concatenate((rows.ints_missing_NI, rows.hexes_missing_NC), axis=1)
   result = []
-  for label, values, missing in zip(rows.label_N, values_NF, rows.missing_NF, strict=True):
+  for label, values, missing in zip(rows.label_N, values_NF, missing_NF, strict=True):
     assert not values[missing].any()
     shown = [None if m else int(v) for v, m in zip(values, missing, strict=True)]
     result.append((int(label), shown[:13], shown[13:]))
@@ -109,7 +111,7 @@ def test_agrees_with_the_slow_parser(lines, newline, ends_open):
   data = newline.join(lines) + (b'' if ends_open else newline)
   if not data:
     return
-  rows, bad_lines, count = parse_chunk(data, 1)
+  rows, bad_lines, count = parse(CRITEO_TEXT, data, 1)
   expected_rows, expected_bad = parse_slowly(data)
   assert as_slow(rows) == expected_rows
   assert [bad.line for bad in bad_lines] == expected_bad
@@ -125,7 +127,7 @@ def test_agrees_on_every_odd_value_in_every_kind_of_column():
       values[place] = value
       lines.append(b'\t'.join(values))
   data = b'\n'.join(lines)
-  rows, bad_lines, _ = parse_chunk(data, 1)
+  rows, bad_lines, _ = parse(CRITEO_TEXT, data, 1)
   expected_rows, expected_bad = parse_slowly(data)
   assert as_slow(rows) == expected_rows
   assert [bad.line for bad in bad_lines] == expected_bad
@@ -155,7 +157,7 @@ def changed(place: int, value: str) -> str:
 )
 def test_says_what_is_wrong(line, reason):
   good = criteo_lines(1)[0]
-  rows, bad_lines, count = parse_chunk(f'{good}\n{line}\n{good}\n'.encode(), 100)
+  rows, bad_lines, count = parse(CRITEO_TEXT, f'{good}\n{line}\n{good}\n'.encode(), 100)
   assert count == 3 and len(rows.label_N) == 2
   assert [(bad.line, bad.reason) for bad in bad_lines] == [(101, reason)]
 
@@ -167,10 +169,10 @@ def test_chunking_changes_nothing(tmp_path, zipped):
   data = '\n'.join(lines).encode()
   path = tmp_path / 'rows'
   path.write_bytes(gzip.compress(data) if zipped else data)
-  whole, whole_bad, _ = parse_chunk(data, 1)
+  whole, whole_bad, _ = parse(CRITEO_TEXT, data, 1)
   parts, bad, number = [], [], 1
-  for chunk in read_chunks(path, 1000):
-    rows, bad_lines, count = parse_chunk(chunk, number)
+  for chunk in RawFile(path).chunks(1000, None):
+    rows, bad_lines, count = parse(CRITEO_TEXT, chunk.read(), number)
     parts.append(rows)
     bad += bad_lines
     number += count

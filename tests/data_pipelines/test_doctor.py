@@ -7,12 +7,16 @@ import shutil
 
 import numpy as np
 import pytest
+from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from data_pipelines import build, doctor
-from data_pipelines.dataset import Encoded, FieldInfo
+from data_pipelines.dataset import Encoded, FieldInfo, Site
 from data_pipelines.prepare import write_prepared
-from data_pipelines.schema import write_schema
+from data_pipelines.rejects import Rejects
+from data_pipelines.schema import BLOCK_ROWS, RecordShape, write_schema
 from data_pipelines.synthetic import SYNTHETIC
+from data_pipelines.vocabulary import write_vocabulary
+from data_pipelines.workers import Workers
 
 
 @pytest.fixture(scope='module')
@@ -137,43 +141,52 @@ def test_flags(capsys):
   assert stop.value.code == 2 and capsys.readouterr().err.count('\n') == 1
 
 
+@dataclasses.dataclass
 class ConstantSource:
-  """Rows whose ids are all the same."""
+  """Rows whose ids are all 2, but for one."""
 
-  num_fields = 2
+  value: int
+  shape = RecordShape(fields=2)
+  rows = {'train': 5000, 'validation': 3, 'test': 3}  # noqa: RUF012
 
-  def __init__(self, value: int):
-    self.rows = {'train': 5000, 'validation': 3, 'test': 3}
-    self.value = value
+  def blocks(self, split, first, last):
+    for k in range(first, last):
+      rows = min(BLOCK_ROWS, self.rows[split] - k * BLOCK_ROWS)
+      ids_NF = np.full((rows, 2), 2, np.int32)
+      if split == 'test':
+        ids_NF[-1, 1] = self.value
+      yield {'ids': ids_NF, 'label': np.zeros(rows, np.uint8)}
 
-  def block(self, split, start, stop):
-    ids_NF = np.full((stop - start, 2), 2, np.int32)
-    if split == 'test':
-      ids_NF[-1, 1] = self.value
-    return ids_NF, np.zeros(stop - start, np.uint8)
+
+def write_constants(folder, value: int) -> None:
+  site = Site(folder, folder / 'work', Workers(1), Rejects(folder), print)
+  site.work.mkdir()
+  (folder / 'vocabulary').mkdir()
+  for name in 'ab':
+    write_vocabulary(folder, name, b'x\n')
+  fields = tuple(FieldInfo(name, 3, 1, 0.0) for name in 'ab')
+  encoded = Encoded(fields, ConstantSource(value), (), rows_read=5006)
+  write_prepared(site, SYNTHETIC, {}, encoded, compress=False)
 
 
 @pytest.mark.parametrize('value', [0, 3, -1, 2**31 - 1])
 def test_ids_out_of_range(tmp_path, capsys, value):
-  field = FieldInfo(name='a', tokens=('x',), vocab_size=3, min_count=1, missing_rate_train=0.0)
-  fields = (field, dataclasses.replace(field, name='b'))
-  encoded = Encoded(fields, ConstantSource(value), rows_read=5006, planted=None)
-  write_prepared(tmp_path, SYNTHETIC, {}, encoded, [], 0, print)
+  write_constants(tmp_path, value)
   error = diagnose(tmp_path, capsys)
   low, high = min(value, 2), max(value, 2)
   assert f'test: ids in range: b: expected ids 1 to 2, found {low} to {high}' in error
   assert '1 of ' in error  # nothing else is wrong
 
 
-def test_writer_notices_lost_rows(tmp_path, monkeypatch):
-  """A store that gives back fewer rows than it was given must not pass."""
-  encoded = Encoded(
-    tuple(FieldInfo(n, ('x',), 3, 1, 0.0) for n in 'ab'), ConstantSource(2), 5006, None
-  )
-  monkeypatch.setattr(
-    'data_pipelines.prepare.open_split',
-    lambda folder, split: [{'ids': np.full((3, 2), 2, np.int32), 'label': np.zeros(3, np.uint8)}],
-  )
-  with pytest.raises(AssertionError, match='train: wrote 5000 rows, read back 3'):
-    write_prepared(tmp_path, SYNTHETIC, {}, encoded, [], 0, print)
+class Forgetful(ArrayRecordDataSource):
+  """A store that gives back its first record in place of every other."""
+
+  def __getitem__(self, k):
+    return super().__getitem__(0)
+
+
+def test_writer_notices_a_store_that_lies(tmp_path, monkeypatch):
+  monkeypatch.setattr('data_pipelines.records.ArrayRecordDataSource', Forgetful)
+  with pytest.raises(AssertionError, match='block 1: read back other bytes than were written'):
+    write_constants(tmp_path, 2)
   assert not (tmp_path / 'schema.json').exists()

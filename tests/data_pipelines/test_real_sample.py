@@ -9,9 +9,9 @@ import pytest
 from invented_rows import REPOSITORY
 
 from data_pipelines import build, doctor
-from data_pipelines.criteo import read_rows
-from data_pipelines.criteo_parse import FIELD_NAMES, NUM_INTEGERS
-from data_pipelines.rejects import Rejects
+from data_pipelines.criteo_parse import CRITEO_TEXT, FIELD_NAMES
+from data_pipelines.rawfile import RawFile
+from data_pipelines.text_table import concatenate, parse
 
 SAMPLES = Path(os.environ.get('DERES_DATA_SAMPLES', REPOSITORY.parent / 'shared' / 'data'))
 SAMPLE = SAMPLES / 'criteo_sample.tsv.gz'
@@ -35,14 +35,15 @@ MISSING = (
 MISSING_TOLERANCE = 0.0015
 
 
-def test_statistics_of_the_sample(tmp_path):
-  rejects = Rejects(tmp_path)
-  rows, read = read_rows(SAMPLE, None, rejects, print)
-  assert (read, len(rows.label_N), rejects.count) == (137_139, 137_139, 0)
+def test_statistics_of_the_sample():
+  rows = concatenate([
+    parse(CRITEO_TEXT, chunk.read(), 1)[0] for chunk in RawFile(SAMPLE).chunks(1 << 20, None)
+  ])  # fmt: skip
+  assert len(rows.label_N) == 137_139
   assert abs(rows.label_N.mean() - 0.25677) < 5e-6
-  for f, name in enumerate(FIELD_NAMES):
-    missing_N = rows.missing_NF[:, f]
-    column_N = rows.ints_NI[:, f] if f < NUM_INTEGERS else rows.hexes_NC[:, f - NUM_INTEGERS]
+  columns = [*zip(rows.ints_NI.T, rows.ints_missing_NI.T, strict=True)]
+  columns += zip(rows.hexes_NC.T, rows.hexes_missing_NC.T, strict=True)
+  for f, (name, (column_N, missing_N)) in enumerate(zip(FIELD_NAMES, columns, strict=True)):
     assert len(np.unique(column_N[~missing_N])) == DISTINCT[f], name
     assert abs(missing_N.mean() - MISSING[f]) < MISSING_TOLERANCE, name
 

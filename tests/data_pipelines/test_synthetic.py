@@ -39,19 +39,22 @@ def test_draws_do_not_depend_on_the_range_asked_for():
 
 def test_any_range_of_rows_alone(teacher):
   source = SyntheticSource(DEFAULT, teacher)
-  ids_NF, label_N = source.block('validation', 0, 3000)
+  values_NF, _, label_N = source.draw('validation', 0, 3000)
   for cuts in ([0, 3000], [0, 1, 2, 1500, 3000], [700, 701], [2999, 3000]):
     for start, stop in itertools.pairwise(cuts):
-      ids, label = source.block('validation', start, stop)
-      np.testing.assert_array_equal(ids, ids_NF[start:stop])
+      values, _, label = source.draw('validation', start, stop)
+      np.testing.assert_array_equal(values, values_NF[start:stop])
       np.testing.assert_array_equal(label, label_N[start:stop])
-  assert ids_NF.min() >= 2
-  assert (ids_NF.max(axis=0) < np.array(DEFAULT.cardinalities()) + 2).all()
+  assert values_NF.min() >= 0
+  assert (values_NF.max(axis=0) < np.array(DEFAULT.cardinalities())).all()
+  (block,) = source.blocks('validation', 0, 1)
+  np.testing.assert_array_equal(block['ids'][:3000], values_NF + 2)  # 0 is padding, 1 unknown
+  np.testing.assert_array_equal(block['label'][:3000], label_N)
 
 
 def test_splits_are_different_rows(teacher):
   source = SyntheticSource(DEFAULT, teacher)
-  ids = [source.block(split, 0, 1000)[0] for split in ('train', 'validation', 'test')]
+  ids = [source.draw(split, 0, 1000)[0] for split in ('train', 'validation', 'test')]
   for one, other in itertools.combinations(ids, 2):
     # Chance finds a few equal pairs among the million, never one in every row.
     assert (one[:, None] == other[None]).all(axis=-1).sum() < 100
@@ -165,7 +168,7 @@ def test_click_rate_is_the_one_asked_for(teacher):
   clicks, rows = 0, 400_000
   source = SyntheticSource(DEFAULT, teacher)
   for start in range(0, rows, 50_000):
-    clicks += int(source.block('test', start, start + 50_000)[1].sum())
+    clicks += int(source.draw('test', start, start + 50_000)[2].sum())
   assert abs(clicks / rows - DEFAULT.click_rate) < 5 * (0.256 * 0.744 / rows) ** 0.5
 
 

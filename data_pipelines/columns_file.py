@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Named arrays in one file, each readable alone; the file appears whole or not at all.
+
+Layout: 8 bytes length of the header (little endian), the header (JSON: name -> type, shape,
+offset), the arrays' bytes in C order, little endian.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+
+def write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+  """Writes the arrays, replacing what is there."""
+  header, offset = {}, 0
+  for name, array in arrays.items():
+    header[name] = (array.dtype.str, array.shape, offset)
+    offset += array.nbytes
+  head = json.dumps(header).encode('ascii')
+  temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
+  with open(temporary, 'wb') as file:
+    file.write(len(head).to_bytes(8, 'little') + head)
+    for array in arrays.values():
+      np.ascontiguousarray(array).tofile(file)
+  os.replace(temporary, path)
+
+
+class Reader:
+  """Reads single arrays of a file. A context manager."""
+
+  def __init__(self, path: Path):
+    self._file = open(path, 'rb')  # noqa: SIM115 (closed by __exit__)
+    length = int.from_bytes(self._file.read(8), 'little')
+    self._header = json.loads(self._file.read(length))
+    self._start = 8 + length
+
+  def __enter__(self) -> 'Reader':
+    return self
+
+  def __exit__(self, kind, error, trace) -> None:
+    self._file.close()
+
+  def __contains__(self, name: str) -> bool:
+    return name in self._header
+
+  def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+    """Items [start, stop) of the first axis of an array."""
+    kind, shape, offset = self._header[name]
+    stop = shape[0] if stop is None else stop
+    inner = tuple(shape[1:])
+    width = int(np.prod(inner, dtype=np.int64))
+    self._file.seek(self._start + offset + start * width * np.dtype(kind).itemsize)
+    flat = np.fromfile(self._file, kind, (stop - start) * width)
+    return flat.reshape(stop - start, *inner)

@@ -1,0 +1,306 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From keys to shuffled ids: vocabularies of the training rows, ids, and rows sent to shards.
+
+Nothing here holds all rows. A field's vocabulary is one task, a group of chunks is another: it
+is encoded and its rows are sorted by the shard in which they will stand, so that a shard can
+collect its own from every group with one read each. Only the split's order is kept whole, in a
+file: 4 bytes a row.
+"""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from data_pipelines import columns_file, vocabulary
+from data_pipelines.dataset import Encoded, FieldInfo, Site
+from data_pipelines.ingest import Ingested, TextProtocol, read_column
+from data_pipelines.progress import Progress
+from data_pipelines.records import Block
+from data_pipelines.schema import BLOCK_ROWS, FIRST_TOKEN_ID, SPLITS, RecordShape
+from data_pipelines.shards import shards_of
+
+_GROUP_ROWS = 1 << 18  # rows that a worker encodes at a time, about
+_TURN_ROWS = 1 << 15
+
+SplitRows = Callable[[int], dict[str, np.ndarray]]
+
+
+@dataclasses.dataclass(frozen=True)
+class _FieldTask:
+  protocol: TextProtocol
+  ingested: Ingested
+  field: int
+  positions: Path
+  train_rows: int
+  min_count: int
+  folder: Path
+  out: Path
+
+
+def _starts(rows: tuple[int, ...]) -> list[int]:
+  return list(itertools.accumulate(rows, initial=0))
+
+
+def _build_field(task: _FieldTask) -> FieldInfo:
+  """Counts a field on the training rows; keeps its vocabulary and its keys in a file."""
+  name = task.protocol.fields[task.field]
+  if not task.out.exists():
+    counter, missing = _count(task)
+    tokens_U = task.protocol.tokens(task.field, counter.keys_U)
+    keys_V, tokens_V = vocabulary.rank(counter.keys_U, counter.counts_U, tokens_U, task.min_count)
+    text = np.frombuffer(vocabulary.text_of(tokens_V.tolist()), np.uint8)
+    columns_file.write(task.out, {'keys': keys_V, 'missing': np.array([missing]), 'text': text})
+  with columns_file.Reader(task.out) as file:
+    vocabulary.write_vocabulary(task.folder, name, file.read('text').tobytes())
+    size = len(file.read('keys')) + FIRST_TOKEN_ID
+    missing = int(file.read('missing')[0])
+  return FieldInfo(name, size, task.min_count, missing / task.train_rows)
+
+
+def _count(task: _FieldTask) -> tuple[vocabulary.Counter, int]:
+  """Keys of a field in the training rows, and how many of these miss it."""
+  counter, missing = vocabulary.Counter(), 0
+  position_N = np.load(task.positions, mmap_mode='r')
+  starts = _starts(task.ingested.rows)
+  for path, rows, start in zip(task.ingested.files, task.ingested.rows, starts, strict=False):
+    if not rows:
+      continue
+    with columns_file.Reader(path) as file:
+      keys_N, missing_N = read_column(file, task.field, rows)
+    train_N = position_N[start : start + rows] < task.train_rows
+    if missing_N is not None:
+      missing += int(np.count_nonzero(missing_N & train_N))
+      if not task.protocol.missing_kept[task.field]:
+        train_N &= ~missing_N
+    counter.add(keys_N[train_N])
+  counter.flush()
+  return counter, missing
+
+
+@functools.lru_cache(maxsize=1)
+def _lookups(files: tuple[Path, ...]) -> list[vocabulary.Lookup]:
+  """One a field; a worker process makes them once."""
+  lookups = []
+  for path in files:
+    with columns_file.Reader(path) as file:
+      lookups.append(vocabulary.Lookup(file.read('keys')))
+  return lookups
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+  """What all groups share.
+
+  Attributes:
+    lookups: files of the fields' keys.
+    small, large: fields whose ids fit uint16, and those whose ids need int32.
+    missing_kept: see TextProtocol.
+    positions: file of each row's place in the order of all splits.
+    borders: first position of each shard, and the end.
+  """
+
+  lookups: tuple[Path, ...]
+  small: tuple[int, ...]
+  large: tuple[int, ...]
+  missing_kept: tuple[bool, ...]
+  positions: Path
+  borders: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class _GroupTask:
+  plan: _Plan
+  files: tuple[Path, ...]
+  rows: tuple[int, ...]
+  start: int  # number of the first row
+  out: Path
+
+
+def _encode_group(task: _GroupTask) -> np.ndarray:
+  """Encodes a group of chunks; returns how many of its rows come before each border.
+
+  The chunks' files are removed: disk space is never needed for two copies of all rows.
+  """
+  if not task.out.exists():
+    columns_file.write(task.out, _encode_rows(task))
+  for path in task.files:
+    path.unlink(missing_ok=True)
+  with columns_file.Reader(task.out) as file:
+    before = np.searchsorted(file.read('position'), np.array(task.plan.borders, np.uint32))
+  return before.astype(np.int64)
+
+
+def _encode_rows(task: _GroupTask) -> dict[str, np.ndarray]:
+  """Rows of a group by rising position: `position`, `label`, and ids as `small` and `large`."""
+  plan, rows = task.plan, sum(task.rows)
+  lookups = _lookups(plan.lookups)
+  position_N = np.load(plan.positions, mmap_mode='r')[task.start : task.start + rows]
+  order = np.argsort(position_N)
+  place_N = np.empty(rows, np.int64)
+  place_N[order] = np.arange(rows)
+  parts = {
+    'small': (plan.small, np.empty((rows, len(plan.small)), np.uint16)),
+    'large': (plan.large, np.empty((rows, len(plan.large)), np.int32)),
+  }
+  label_N = np.empty(rows, np.uint8)
+  for path, count, first in zip(task.files, task.rows, _starts(task.rows), strict=False):
+    if not count:
+      continue
+    with columns_file.Reader(path) as file:
+      label_N[place_N[first : first + count]] = file.read('label')
+      columns = [read_column(file, f, count) for f in range(len(lookups))]
+    # Some rows of all fields at a time: they are turned to rows while they are in the cache.
+    for start in range(0, count, _TURN_ROWS):
+      part = slice(start, min(start + _TURN_ROWS, count))
+      place = place_N[first + start : first + part.stop]
+      for fields, out in parts.values():
+        ids_FM = np.empty((len(fields), len(place)), out.dtype)
+        for i, f in enumerate(fields):
+          keys_N, missing_N = columns[f]
+          drop = missing_N is not None and not plan.missing_kept[f]
+          ids_FM[i] = lookups[f].encode(keys_N[part], missing_N[part] if drop else None)
+        out[place] = np.ascontiguousarray(ids_FM.T)
+  arrays = {name: out for name, (_, out) in parts.items()}
+  return {'position': position_N[order], 'label': label_N, **arrays}
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodedRows:
+  """The BlockSource of an ingested text: collects a shard's rows from all groups."""
+
+  shape: RecordShape
+  rows: dict[str, int]
+  plan: _Plan
+  groups: tuple[Path, ...]
+  before: Path  # int64 [groups, borders]: rows of a group that come before a border
+
+  def blocks(self, split: str, first: int, last: int) -> Iterator[Block]:
+    """See BlockSource.blocks; [first, last) must be a whole shard."""
+    base = sum(self.rows[s] for s in SPLITS[: SPLITS.index(split)])
+    low = base + first * BLOCK_ROWS
+    high = base + min(last * BLOCK_ROWS, self.rows[split])
+    plan = self.plan
+    shard = plan.borders.index(low)
+    assert plan.borders[shard + 1] == high, 'not a whole shard'
+    before = np.load(self.before, mmap_mode='r')
+    small_NF = np.empty((high - low, len(plan.small)), np.uint16)
+    large_NF = np.empty((high - low, len(plan.large)), np.int32)
+    label_N = np.empty(high - low, np.uint8)
+    for path, (start, stop) in zip(self.groups, before[:, shard : shard + 2], strict=True):
+      if start == stop:
+        continue
+      with columns_file.Reader(path) as file:
+        place = file.read('position', start, stop) - np.uint32(low)
+        small_NF[place] = file.read('small', start, stop)
+        large_NF[place] = file.read('large', start, stop)
+        label_N[place] = file.read('label', start, stop)
+    for start in range(0, high - low, BLOCK_ROWS):
+      part = slice(start, min(start + BLOCK_ROWS, high - low))
+      ids_NF = np.empty((part.stop - start, self.shape.fields), np.int32)
+      ids_NF[:, plan.small] = small_NF[part]
+      ids_NF[:, plan.large] = large_NF[part]
+      yield {'ids': ids_NF, 'label': label_N[part]}
+
+
+def encode(
+  protocol: TextProtocol, ingested: Ingested, split_rows: SplitRows, min_count: int, site: Site
+) -> Encoded:
+  """Splits, counts, encodes and shuffles ingested rows.
+
+  Args:
+    split_rows: number of rows to the row numbers of each split, in the order in which they are
+      to be written. A pure function.
+    min_count: see vocabulary.rank.
+  """
+  split_counts, positions = _order(split_rows, ingested.total, site)
+  folder = site.work / 'fields'
+  folder.mkdir(exist_ok=True)
+  train_rows = split_counts['train']
+  tasks = [
+    _FieldTask(
+      protocol, ingested, f, positions, train_rows, min_count, site.folder, folder / f'{f}'
+    )
+    for f in range(len(protocol.fields))
+  ]
+  progress = Progress(site.log, 'counting', ingested.total)
+  fields = []
+  for info in site.workers.map(_build_field, tasks):
+    fields.append(info)
+    progress.add(ingested.total // len(tasks))
+  progress.rows = ingested.total
+  progress.done()
+  sizes = [info.vocab_size for info in fields]
+  plan = _Plan(
+    lookups=tuple(task.out for task in tasks),
+    small=tuple(f for f, size in enumerate(sizes) if size <= 1 << 16),
+    large=tuple(f for f, size in enumerate(sizes) if size > 1 << 16),
+    missing_kept=protocol.missing_kept,
+    positions=positions,
+    borders=_borders(split_counts),
+  )
+  source = _encode_all(plan, ingested, split_counts, site)
+  return Encoded(tuple(fields), source, ingested.raw_files, ingested.rows_read)
+
+
+def _order(split_rows: SplitRows, rows: int, site: Site) -> tuple[dict[str, int], Path]:
+  """Rows of each split; a file with each row's place in the order of all splits (uint32)."""
+  order = split_rows(rows)
+  path = site.work / 'positions.npy'
+  position_N = np.empty(rows, np.uint32)
+  start = 0
+  for split in SPLITS:
+    numbers = order[split]
+    position_N[numbers] = np.arange(start, start + len(numbers), dtype=np.uint32)
+    start += len(numbers)
+  assert start == rows, f'{rows} rows, {start} in the splits'
+  np.save(path, position_N)
+  return {split: len(order[split]) for split in SPLITS}, path
+
+
+def _borders(rows: dict[str, int]) -> tuple[int, ...]:
+  borders, base = [], 0
+  for split in SPLITS:
+    borders += [base + first * BLOCK_ROWS for first, _ in shards_of(rows[split])]
+    base += rows[split]
+  return (*borders, base)
+
+
+def _encode_all(plan: _Plan, ingested: Ingested, rows: dict[str, int], site: Site) -> EncodedRows:
+  folder = site.work / 'groups'
+  folder.mkdir(exist_ok=True)
+  starts = _starts(ingested.rows)
+  tasks = [
+    _GroupTask(
+      plan,
+      ingested.files[first:last],
+      ingested.rows[first:last],
+      starts[first],
+      folder / f'{k:06d}',
+    )
+    for k, (first, last) in enumerate(_group(ingested.rows))
+  ]
+  progress = Progress(site.log, 'encoding', ingested.total)
+  before = []
+  for task, counts in zip(tasks, site.workers.map(_encode_group, tasks), strict=True):
+    before.append(counts)
+    progress.add(sum(task.rows))
+  progress.done()
+  np.save(site.work / 'before.npy', np.stack(before))
+  shape = RecordShape(fields=len(plan.lookups))
+  files = tuple(task.out for task in tasks)
+  return EncodedRows(shape, rows, plan, files, site.work / 'before.npy')
+
+
+def _group(rows: tuple[int, ...]) -> list[tuple[int, int]]:
+  """Runs of neighbouring files, [first, last), of about _GROUP_ROWS rows."""
+  groups, first, count = [], 0, 0
+  for i, here in enumerate(rows):
+    count += here
+    if count >= _GROUP_ROWS or i == len(rows) - 1:
+      groups.append((first, i + 1))
+      first, count = i + 1, 0
+  return groups
