@@ -14,12 +14,14 @@ import zlib
 from pathlib import Path
 
 from data_pipelines import ingest, shards
+from data_pipelines.avazu import AVAZU
 from data_pipelines.command_line import OneLineParser, guarded, say
 from data_pipelines.criteo import CRITEO
+from data_pipelines.criteo_1tb import CRITEO_1TB
 from data_pipelines.dataset import Dataset, Site
 from data_pipelines.errors import UserError
 from data_pipelines.prepare import write_prepared
-from data_pipelines.rawfile import check_raw, file_sha256
+from data_pipelines.rawfile import file_sha256
 from data_pipelines.rejects import Rejects
 from data_pipelines.schema import (
   BLOCK_ROWS,
@@ -35,12 +37,15 @@ from data_pipelines.staging import WORK, prepare_parent, staging_folder
 from data_pipelines.synthetic import SYNTHETIC
 from data_pipelines.workers import Workers, default_workers
 
-DATASETS = {'criteo': CRITEO, 'synthetic': SYNTHETIC}
+DATASETS = {'criteo': CRITEO, 'synthetic': SYNTHETIC, 'avazu': AVAZU, 'criteo_1tb': CRITEO_1TB}
 ENOUGH_SPACE = 0.8  # refuse below this share of the estimate, which may be a little too high
 
 
-def parse_flags(argv: list[str]):
-  """The chosen data set and its parsed flags. Exits with code 2 on a mistake."""
+def parse_flags(argv: list[str], others: bool = False):
+  """The chosen data set, its parsed flags and, if `others` may be given, the unknown ones.
+
+  Exits with code 2 on a mistake.
+  """
   names = '; '.join(f'{name}: {dataset.about}' for name, dataset in DATASETS.items())
   first = OneLineParser(prog='python -m data_pipelines.build', add_help=False)
   first.add_argument('--dataset')
@@ -49,7 +54,7 @@ def parse_flags(argv: list[str]):
     prog='python -m data_pipelines.build', description=f'Raw file to prepared data. {names}.'
   )
   parser.add_argument('--dataset', required=True, metavar='NAME', help=' or '.join(DATASETS))
-  parser.add_argument('--raw', type=Path, help='raw data file (not for generated data)')
+  parser.add_argument('--raw', type=Path, help='raw data file or folder (see --dataset)')
   parser.add_argument('--out', type=Path, required=True, help='folder to write')
   parser.add_argument('--overwrite', action='store_true', help='replace a prepared --out')
   parser.add_argument(
@@ -64,7 +69,9 @@ def parse_flags(argv: list[str]):
     parser.error(f'--dataset={name}: unknown; choose from {", ".join(DATASETS)}')
   if name is not None:
     DATASETS[name].add_flags(parser)
-  args = parser.parse_args(argv)
+  args, unknown = parser.parse_known_args(argv)
+  if unknown and not others:
+    parser.error(f'unrecognized arguments: {" ".join(unknown)}')
   dataset = DATASETS[args.dataset]
   if dataset.needs_raw and args.raw is None:
     parser.error(f'--dataset={name} needs --raw=PATH, {dataset.about}')
@@ -72,10 +79,10 @@ def parse_flags(argv: list[str]):
     parser.error(f'--dataset={name} reads no raw file; leave out --raw={args.raw}')
   if args.workers < 1:
     parser.error(f'--workers={args.workers}: expected at least 1')
-  return dataset, args
+  return dataset, args, unknown
 
 
-def already_built(out: Path, dataset: Dataset, options: dict, raw: Path | None) -> bool:
+def already_built(out: Path, dataset: Dataset, options: dict, raw_files: list[Path]) -> bool:
   """True if `out` holds this very data set, False if it is free to be written.
 
   Raises:
@@ -97,8 +104,9 @@ def already_built(out: Path, dataset: Dataset, options: dict, raw: Path | None) 
     if there.get(key) != given.get(key)
   ]
   there = [file['sha256'] for file in schema.get('raw', {}).get('files', [])]
-  if not changed and raw is not None and [file_sha256(raw)] != there:
-    changed.append('the raw file is another one')
+  if not changed and [file_sha256(path) for path in raw_files] != there:
+    one = len(raw_files) == 1
+    changed.append('the raw file is another one' if one else 'the raw files are others')
   if changed:
     raise UserError(
       f'--out={out}: already holds another prepared data set ({"; ".join(changed)}); '
@@ -113,8 +121,8 @@ def report(schema: dict, out: Path, rejects: Rejects, seconds: float) -> None:
   say(f'rows read      {raw["rows_read"]:>15,}')
   say(f'rows written   {raw["rows_written"]:>15,}')
   say(f'rows rejected  {raw["rows_rejected"]:>15,}')
-  for bad in rejects.first:
-    say(f'  line {bad.line}: {bad.reason}')
+  for file_name, bad in rejects.first:
+    say(f'  {file_name}, line {bad.line}: {bad.reason}')
   if rejects.count:
     say(f'  all rejected rows: {out / REJECTS_FILE}')
   for split in SPLITS:
@@ -129,20 +137,20 @@ def report(schema: dict, out: Path, rejects: Rejects, seconds: float) -> None:
   say(f'{out} is ready ({seconds:.1f} s, {rate:,.0f} rows/s)')
 
 
-def plan(dataset: Dataset, options: dict, raw: Path | None, compress: bool) -> dict:
+def plan(dataset: Dataset, options: dict, raw_files: list[Path], compress: bool) -> dict:
   """All that determines the bytes of a build; a stopped one goes on only under an equal plan."""
-  status = raw.stat() if raw is not None else None
+  states = [(path, path.stat()) for path in raw_files]
   return {
     'dataset': dataset.name,
     'options': options,
     'compress': compress,
-    'raw': [str(raw), status.st_size, status.st_mtime_ns] if status else None,
+    'raw': [[str(path), state.st_size, state.st_mtime_ns] for path, state in states],
     'sizes': [FORMAT_VERSION, BLOCK_ROWS, shards.SHARD_BLOCKS, ingest.CHUNK_BYTES],
   }
 
 
-def build(dataset: Dataset, args) -> int:
-  """Builds the data set; returns the exit code.
+def build(dataset: Dataset, args, workers: Workers) -> int:
+  """Builds the data set from parsed flags, on `workers`; returns the exit code.
 
   Raises:
     UserError: a mistake that the user can mend.
@@ -151,16 +159,15 @@ def build(dataset: Dataset, args) -> int:
   out = args.out.absolute()
   options = dataset.options(args)
   raw = args.raw.absolute() if dataset.needs_raw else None
-  if raw is not None:
-    check_raw(raw)
+  raw_files = dataset.raw_files(raw, options) if raw is not None else []
   prepare_parent(out)
   replace = args.overwrite and (out / SCHEMA_FILE).exists()
-  if not replace and already_built(out, dataset, options, raw):
+  if not replace and already_built(out, dataset, options, raw_files):
     say(f'{out} already holds this data set, nothing to do')
     return 0
   with (
-    staging_folder(out, plan(dataset, options, raw, args.compress), say) as folder,
-    Workers(args.workers) as workers,
+    staging_folder(out, plan(dataset, options, raw_files, args.compress), say) as folder,
+    workers,
   ):
     (folder / VOCABULARY_FOLDER).mkdir()
     site = Site(folder, folder / WORK, workers, Rejects(folder), say)
@@ -192,8 +199,8 @@ def check_space(folder: Path, source: BlockSource, compress: bool) -> None:
 
 def main(argv: list[str] | None = None) -> int:
   """The command; returns the exit code."""
-  dataset, args = parse_flags(sys.argv[1:] if argv is None else argv)
-  return guarded(lambda: build(dataset, args))
+  dataset, args, _ = parse_flags(sys.argv[1:] if argv is None else argv)
+  return guarded(lambda: build(dataset, args, Workers(args.workers)))
 
 
 if __name__ == '__main__':

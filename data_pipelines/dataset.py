@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from data_pipelines.progress import Log
+from data_pipelines.rawfile import check_raw
 from data_pipelines.rejects import Rejects
 from data_pipelines.shards import BlockSource
 from data_pipelines.tfds_blocks import BlockBuilder
@@ -35,12 +36,16 @@ class Site:
 
 @dataclasses.dataclass(frozen=True)
 class FieldInfo:
-  """One vocabulary, as `schema.json` describes it; its tokens lie in vocabulary/NAME.txt."""
+  """One field, as `schema.json` describes it; its tokens lie in vocabulary/NAME.txt.
+
+  Where `hashed`, there is no vocabulary: an id is the value's hash modulo vocab_size - 2, plus 2.
+  """
 
   name: str
   vocab_size: int
   min_count: int  # rows; 0 = no minimum
   missing_rate_train: float
+  hashed: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +67,13 @@ class Encoded:
   planted: dict | None = None
 
 
+def one_raw_file(raw: Path, options: dict) -> list[Path]:
+  """See Dataset.raw_files; of a data set that is a single file."""
+  del options
+  check_raw(raw)
+  return [raw]
+
+
 @dataclasses.dataclass(frozen=True)
 class Dataset:
   """A data set that `build` knows by name.
@@ -73,11 +85,13 @@ class Dataset:
     add_flags: adds the data set's own flags to a parser.
     options: parsed flags to the JSON-able options that determine the output (`build` in
       schema.json). Raises UserError on values that cannot be used.
-    encode: (options, raw file or None, site) to the encoded data: writes the vocabularies, the
+    encode: (options, --raw or None, site) to the encoded data: writes the vocabularies, the
       rejects and intermediate files. The same options and raw bytes give the same, whatever the
       number of workers.
     builder: the TFDS builder class.
     config: options to its TFDS config, or None.
+    raw_files: (--raw, options) to the files that `encode` reads, in order. Raises UserError where
+      they cannot be read.
   """
 
   name: str
@@ -88,3 +102,4 @@ class Dataset:
   encode: Callable[[dict, Path | None, Site], Encoded]
   builder: type[BlockBuilder]
   config: Callable[[dict], str | None]
+  raw_files: Callable[[Path, dict], list[Path]] = one_raw_file

@@ -4,7 +4,7 @@
 Nothing here holds all rows. A field's vocabulary is one task, a group of chunks is another: it
 is encoded and its rows are sorted by the shard in which they will stand, so that a shard can
 collect its own from every group with one read each. Only the split's order is kept whole, in a
-file: 4 bytes a row.
+file: 4 bytes a row, or 8 where there are more rows than uint32 can number.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ import numpy as np
 
 from data_pipelines import columns_file, vocabulary
 from data_pipelines.dataset import Encoded, FieldInfo, Site
-from data_pipelines.ingest import Ingested, TextProtocol, read_column
+from data_pipelines.ingest import Ingested, TextProtocol, read_keys, read_missing
 from data_pipelines.progress import Progress
 from data_pipelines.records import Block
 from data_pipelines.schema import BLOCK_ROWS, FIRST_TOKEN_ID, SPLITS, RecordShape
@@ -25,6 +25,7 @@ from data_pipelines.shards import shards_of
 
 _GROUP_ROWS = 1 << 18  # rows that a worker encodes at a time, about
 _TURN_ROWS = 1 << 15
+_UINT32_ROWS = 1 << 32  # so many need wider numbers
 
 SplitRows = Callable[[int], dict[str, np.ndarray]]
 
@@ -47,7 +48,7 @@ def _starts(rows: tuple[int, ...]) -> list[int]:
 
 def _build_field(task: _FieldTask) -> FieldInfo:
   """Counts a field on the training rows; keeps its vocabulary and its keys in a file."""
-  name = task.protocol.fields[task.field]
+  name, hash_size = task.protocol.fields[task.field], task.protocol.hash_size(task.field)
   if not task.out.exists():
     counter, missing = _count(task)
     tokens_U = task.protocol.tokens(task.field, counter.keys_U)
@@ -55,37 +56,47 @@ def _build_field(task: _FieldTask) -> FieldInfo:
     text = np.frombuffer(vocabulary.text_of(tokens_V.tolist()), np.uint8)
     columns_file.write(task.out, {'keys': keys_V, 'missing': np.array([missing]), 'text': text})
   with columns_file.Reader(task.out) as file:
+    missing_rate = int(file.read('missing')[0]) / task.train_rows
+    if hash_size is not None:
+      return FieldInfo(name, hash_size + FIRST_TOKEN_ID, 0, missing_rate, hashed=True)
     vocabulary.write_vocabulary(task.folder, name, file.read('text').tobytes())
     size = len(file.read('keys')) + FIRST_TOKEN_ID
-    missing = int(file.read('missing')[0])
-  return FieldInfo(name, size, task.min_count, missing / task.train_rows)
+  return FieldInfo(name, size, task.min_count, missing_rate)
 
 
 def _count(task: _FieldTask) -> tuple[vocabulary.Counter, int]:
-  """Keys of a field in the training rows, and how many of these miss it."""
+  """Keys of a field in the training rows (none if hashed), and how many of these miss it."""
   counter, missing = vocabulary.Counter(), 0
+  hashed = task.protocol.hash_size(task.field) is not None
   position_N = np.load(task.positions, mmap_mode='r')
   starts = _starts(task.ingested.rows)
   for path, rows, start in zip(task.ingested.files, task.ingested.rows, starts, strict=False):
     if not rows:
       continue
     with columns_file.Reader(path) as file:
-      keys_N, missing_N = read_column(file, task.field, rows)
+      missing_N = read_missing(file, task.field, rows)
+      keys_N = None if hashed else read_keys(file, task.field)
     train_N = position_N[start : start + rows] < task.train_rows
     if missing_N is not None:
       missing += int(np.count_nonzero(missing_N & train_N))
       if not task.protocol.missing_kept[task.field]:
         train_N &= ~missing_N
-    counter.add(keys_N[train_N])
+    if keys_N is not None:
+      counter.add(keys_N[train_N])
   counter.flush()
   return counter, missing
 
 
 @functools.lru_cache(maxsize=1)
-def _lookups(files: tuple[Path, ...]) -> list[vocabulary.Lookup]:
+def _lookups(
+  files: tuple[Path, ...], hash_sizes: tuple[int | None, ...]
+) -> list[vocabulary.Lookup | vocabulary.Hashed]:
   """One a field; a worker process makes them once."""
   lookups = []
-  for path in files:
+  for path, hash_size in zip(files, hash_sizes, strict=True):
+    if hash_size is not None:
+      lookups.append(vocabulary.Hashed(hash_size))
+      continue
     with columns_file.Reader(path) as file:
       lookups.append(vocabulary.Lookup(file.read('keys')))
   return lookups
@@ -98,7 +109,7 @@ class _Plan:
   Attributes:
     lookups: files of the fields' keys.
     small, large: fields whose ids fit uint16, and those whose ids need int32.
-    missing_kept: see TextProtocol.
+    hash_sizes, missing_kept: see TextProtocol.
     positions: file of each row's place in the order of all splits.
     borders: first position of each shard, and the end.
   """
@@ -106,6 +117,7 @@ class _Plan:
   lookups: tuple[Path, ...]
   small: tuple[int, ...]
   large: tuple[int, ...]
+  hash_sizes: tuple[int | None, ...]
   missing_kept: tuple[bool, ...]
   positions: Path
   borders: tuple[int, ...]
@@ -130,14 +142,15 @@ def _encode_group(task: _GroupTask) -> np.ndarray:
   for path in task.files:
     path.unlink(missing_ok=True)
   with columns_file.Reader(task.out) as file:
-    before = np.searchsorted(file.read('position'), np.array(task.plan.borders, np.uint32))
+    position_N = file.read('position')
+  before = np.searchsorted(position_N, np.array(task.plan.borders, position_N.dtype))
   return before.astype(np.int64)
 
 
 def _encode_rows(task: _GroupTask) -> dict[str, np.ndarray]:
   """Rows of a group by rising position: `position`, `label`, and ids as `small` and `large`."""
   plan, rows = task.plan, sum(task.rows)
-  lookups = _lookups(plan.lookups)
+  lookups = _lookups(plan.lookups, plan.hash_sizes)
   position_N = np.load(plan.positions, mmap_mode='r')[task.start : task.start + rows]
   order = np.argsort(position_N)
   place_N = np.empty(rows, np.int64)
@@ -152,7 +165,7 @@ def _encode_rows(task: _GroupTask) -> dict[str, np.ndarray]:
       continue
     with columns_file.Reader(path) as file:
       label_N[place_N[first : first + count]] = file.read('label')
-      columns = [read_column(file, f, count) for f in range(len(lookups))]
+      columns = [(read_keys(file, f), read_missing(file, f, count)) for f in range(len(lookups))]
     # Some rows of all fields at a time: they are turned to rows while they are in the cache.
     for start in range(0, count, _TURN_ROWS):
       part = slice(start, min(start + _TURN_ROWS, count))
@@ -194,7 +207,8 @@ class EncodedRows:
       if start == stop:
         continue
       with columns_file.Reader(path) as file:
-        place = file.read('position', start, stop) - np.uint32(low)
+        position_N = file.read('position', start, stop)
+        place = position_N - position_N.dtype.type(low)
         small_NF[place] = file.read('small', start, stop)
         large_NF[place] = file.read('large', start, stop)
         label_N[place] = file.read('label', start, stop)
@@ -238,6 +252,7 @@ def encode(
     lookups=tuple(task.out for task in tasks),
     small=tuple(f for f, size in enumerate(sizes) if size <= 1 << 16),
     large=tuple(f for f, size in enumerate(sizes) if size > 1 << 16),
+    hash_sizes=tuple(protocol.hash_size(f) for f in range(len(fields))),
     missing_kept=protocol.missing_kept,
     positions=positions,
     borders=_borders(split_counts),
@@ -247,14 +262,14 @@ def encode(
 
 
 def _order(split_rows: SplitRows, rows: int, site: Site) -> tuple[dict[str, int], Path]:
-  """Rows of each split; a file with each row's place in the order of all splits (uint32)."""
+  """Rows of each split; a file with each row's place in the order of all splits."""
   order = split_rows(rows)
   path = site.work / 'positions.npy'
-  position_N = np.empty(rows, np.uint32)
+  position_N = np.empty(rows, np.uint32 if rows < _UINT32_ROWS else np.uint64)
   start = 0
   for split in SPLITS:
     numbers = order[split]
-    position_N[numbers] = np.arange(start, start + len(numbers), dtype=np.uint32)
+    position_N[numbers] = np.arange(start, start + len(numbers), dtype=position_N.dtype)
     start += len(numbers)
   assert start == rows, f'{rows} rows, {start} in the splits'
   np.save(path, position_N)

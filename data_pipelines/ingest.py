@@ -158,16 +158,16 @@ def _parse(task: _Task) -> tuple[int, int, list[BadLine], Span | None]:
   return lines, valid, bad_lines, span
 
 
+def read_keys(file: columns_file.Reader, f: int) -> np.ndarray:
+  """Keys of field f in one file: [rows] of some integer type, uint32 if hashed."""
+  return file.read(f'key{f}')
+
+
 def read_missing(file: columns_file.Reader, f: int, rows: int) -> np.ndarray | None:
   """Which values of field f are missing (bool [rows], or None) in one file of `rows` rows."""
   if f'missing{f}' not in file:
     return None
   return np.unpackbits(file.read(f'missing{f}'), count=rows).astype(bool)
-
-
-def read_column(file: columns_file.Reader, f: int, rows: int):
-  """Keys of field f and which are missing (see read_missing) of one file of `rows` rows."""
-  return file.read(f'key{f}'), read_missing(file, f, rows)
 
 
 @dataclasses.dataclass

@@ -36,6 +36,7 @@ def _field_entries(encoded: Encoded, tallies: dict[str, Tally]) -> list[dict]:
       'name': field.name,
       'kind': 'categorical',
       'vocab_size': field.vocab_size,
+      'hashed': field.hashed,
       'min_count': field.min_count,
       'missing_rate_train': field.missing_rate_train,
       'oov_rate': {split: rates[split][f] for split in SPLITS},

@@ -31,6 +31,12 @@ def check_raw(path: Path) -> None:
     raise UserError(f'--raw={path}: the file is empty; download it again')
 
 
+def is_zipped(path: Path) -> bool:
+  """Whether a file is a gzip, by its first two bytes, not by its name."""
+  with open(path, 'rb') as file:
+    return file.read(2) == GZIP_MAGIC
+
+
 @dataclasses.dataclass(frozen=True)
 class Chunk:
   """Whole lines of a raw file, held here or to be read at `offset`.
@@ -92,15 +98,13 @@ class RawFile:
   def chunks(self, chunk_bytes: int, limit: int | None) -> Iterator[Chunk]:
     """Yields the text in chunks of whole lines of about `chunk_bytes`, at most `limit` lines.
 
-    Gzip is known by its first two bytes, not by the file's name. The text of a plain file is not
-    held: whoever needs a chunk reads it. The file is read to its end even if `limit` comes first,
-    for its checksum.
+    The text of a plain file is not held: whoever needs a chunk reads it. The file is read to its
+    end even if `limit` comes first, for its checksum.
 
     Raises:
       UserError: damaged or truncated gzip, no text at all, or a line of more than 1 MiB.
     """
-    with open(self.path, 'rb') as file:
-      zipped = file.read(2) == GZIP_MAGIC
+    zipped = is_zipped(self.path)
     raw = _Hashed(self.path)
     try:
       text = gzip.GzipFile(fileobj=raw, mode='rb') if zipped else raw

@@ -34,7 +34,7 @@ class Rejects:
   def __init__(self, folder: Path):
     self._path = folder / REJECTS_FILE
     self.count = 0
-    self.first: list[BadLine] = []
+    self.first: list[tuple[str, BadLine]] = []  # with the names of their files
 
   def add(self, file_name: str, bad_lines: list[BadLine]) -> None:
     """Writes the rejected rows of one chunk of one file."""
@@ -44,4 +44,4 @@ class Rejects:
       for bad in bad_lines:
         file.write(f'{file_name}\t{bad.line}\t{bad.reason}\t{printable(bad.raw)}\n')
     self.count += len(bad_lines)
-    self.first = (self.first + bad_lines)[:SHOWN]
+    self.first = (self.first + [(file_name, bad) for bad in bad_lines])[:SHOWN]

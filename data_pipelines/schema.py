@@ -98,6 +98,7 @@ _STRUCTURE = {
       'name': str,
       'kind': str,
       'vocab_size': int,
+      'hashed': bool,
       'min_count': int,
       'missing_rate_train': _NUMBER,
       'oov_rate': dict.fromkeys(SPLITS, _NUMBER),
@@ -130,6 +131,6 @@ def _problems(value, expected, where: str):
       return
     for i, item in enumerate(value):
       yield from _problems(item, expected[0], f'{where}[{i}]')
-  elif not isinstance(value, expected) or isinstance(value, bool):
+  elif not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
     names = [t.__name__ for t in (expected if isinstance(expected, tuple) else (expected,))]
     yield f'{where}: expected {" or ".join(names)}, found {value!r}'

@@ -108,6 +108,22 @@ class Lookup:
     return ids_N
 
 
+class Hashed:
+  """Ids of 32-bit hashes, modulo a size: the same for every data set, without a vocabulary."""
+
+  def __init__(self, size: int):
+    """Args: how many ids there are from FIRST_TOKEN_ID on; they must fit int32."""
+    self._size = np.uint32(size)
+
+  def encode(self, keys_N: np.ndarray, missing_N: np.ndarray | None = None) -> np.ndarray:
+    """Ids of a column of uint32, int32 [rows]; missing values become the OOV id."""
+    assert keys_N.dtype == np.uint32, keys_N.dtype
+    ids_N = (keys_N % self._size).astype(np.int32) + np.int32(FIRST_TOKEN_ID)
+    if missing_N is not None:
+      ids_N[missing_N] = OOV_ID
+    return ids_N
+
+
 def text_of(tokens: list[bytes]) -> bytes:
   """A vocabulary file: line i (0-based) is the token of id i + 2."""
   return b''.join(token + b'\n' for token in tokens)

@@ -25,6 +25,25 @@ def criteo_lines(count: int, seed: int = 0) -> list[str]:
   return [criteo_line(rng) for _ in range(count)]
 
 
+AVAZU_HEADER = (
+  'id,click,hour,C1,banner_pos,site_id,site_domain,site_category,app_id,app_domain,app_category,'
+  'device_id,device_ip,device_model,device_type,device_conn_type,C14,C15,C16,C17,C18,C19,C20,C21'
+)
+
+
+def avazu_lines(count: int, seed: int = 0) -> list[str]:
+  """Valid lines in the Avazu text format, without header, over ten days in the order of time."""
+  rng = random.Random(seed)
+  lines = []
+  for i in range(count):
+    hour = 240 * i // count
+    integers = [str(rng.choice([-1, 0, 1, 9, 10, 320, 100084])) for _ in range(12)]
+    hexes = [f'{rng.randrange(7) * 0x1234567:08x}' for _ in range(9)]
+    values = [str(i), str(rng.randrange(2)), f'1410{21 + hour // 24}{hour % 24:02d}']
+    lines.append(','.join([*values, *integers[:2], *hexes, *integers[2:]]))
+  return lines
+
+
 def write_lines(path: Path, lines: list[str]) -> Path:
   """Writes lines with newlines; returns the path."""
   path.write_text(''.join(f'{line}\n' for line in lines))
