@@ -6,9 +6,12 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
 from data_pipelines.progress import Log
 from data_pipelines.rawfile import check_raw
 from data_pipelines.rejects import Rejects
+from data_pipelines.schema import FIRST_TOKEN_ID
 from data_pipelines.shards import BlockSource
 from data_pipelines.tfds_blocks import BlockBuilder
 from data_pipelines.workers import Workers
@@ -49,6 +52,64 @@ class FieldInfo:
 
 
 @dataclasses.dataclass(frozen=True)
+class AttributeInfo:
+  """One attribute of the events of a behaviour sequence.
+
+  Attributes:
+    field: the single-valued field that says the same of the candidate (its item, its category); its
+      ids and vocabulary are shared. None: ids of its own, whose tokens lie in vocabulary/NAME.txt.
+    vocab_size: ids run from 1 (unknown) to vocab_size - 1; 0 pads.
+  """
+
+  name: str
+  vocab_size: int
+  field: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class SequenceInfo:
+  """The behaviour sequence of every row; attributes that share a field's ids come first."""
+
+  length: int
+  attributes: tuple[AttributeInfo, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupInfo:
+  """What rows belong to (a user): numbers 0 to groups - 1, over all splits."""
+
+  name: str
+  groups: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ItemInfo:
+  """How common the candidates are: `field` holds the item; ids fall in training frequency.
+
+  Ids from FIRST_TOKEN_ID up to head_below - 1 are head items, up to torso_below - 1 torso ones, the
+  others and the unknown one are the tail.
+  """
+
+  field: str
+  head_below: int
+  torso_below: int
+
+
+HEAD_SHARE, TORSO_SHARE = 0.5, 0.9  # of the training rows: where head and torso end
+
+
+def item_info(field: str, counts_V: np.ndarray) -> ItemInfo:
+  """The borders of head and torso: the fewest items that make these shares of the known rows.
+
+  Args:
+    counts_V: training rows of each item, falling, from id FIRST_TOKEN_ID on.
+  """
+  share_V = np.cumsum(counts_V) / max(1, counts_V.sum())
+  head, torso = np.minimum(np.searchsorted(share_V, (HEAD_SHARE, TORSO_SHARE)) + 1, len(counts_V))
+  return ItemInfo(field, FIRST_TOKEN_ID + int(head), FIRST_TOKEN_ID + int(torso))
+
+
+@dataclasses.dataclass(frozen=True)
 class Encoded:
   """A data set that is ready to be written.
 
@@ -58,6 +119,7 @@ class Encoded:
     raw_files: name, bytes and sha256 of each raw file.
     rows_read: rows of the raw files, good and bad.
     planted: what is known about the labels; only for generated data.
+    sequence, group, items: of data with behaviour sequences, users and items.
   """
 
   fields: tuple[FieldInfo, ...]
@@ -65,6 +127,9 @@ class Encoded:
   raw_files: tuple[dict, ...]
   rows_read: int
   planted: dict | None = None
+  sequence: SequenceInfo | None = None
+  group: GroupInfo | None = None
+  items: ItemInfo | None = None
 
 
 def one_raw_file(raw: Path, options: dict) -> list[Path]:

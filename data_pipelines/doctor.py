@@ -23,8 +23,8 @@ from data_pipelines.schema import (
   REJECTS_FILE,
   SPLITS,
   VOCABULARY_FOLDER,
-  RecordShape,
   read_schema,
+  record_shape,
   structure_problems,
 )
 from data_pipelines.tally import total
@@ -95,8 +95,28 @@ def _check_counts(schema: dict, checks: Checks) -> None:
   total = sum(splits[split]['rows'] for split in SPLITS)
   checks.equal('schema: rows written = rows of the splits', raw['rows_written'], total)
   names = [field['name'] for field in schema['fields']]
+  attributes = schema['sequence']['attributes'] if schema['sequence'] else []
+  names += [attribute['name'] for attribute in attributes if attribute['field'] is None]
   repeated = sorted({name for name in names if names.count(name) > 1})
   checks.holds('schema: field names', not repeated, f'repeated: {", ".join(repeated)}')
+  sizes = {field['name']: field['vocab_size'] for field in schema['fields']}
+  shared = [attribute for attribute in attributes if attribute['field'] is not None]
+  checks.holds(
+    'schema: attributes of events',
+    shared == attributes[: len(shared)]
+    and all(attribute['vocab_size'] == sizes.get(attribute['field']) for attribute in shared),
+    'those that share the ids of a field must come first and name it and its size',
+  )
+  items = schema['items']
+  checks.holds(
+    'schema: borders of head and torso',
+    items is None
+    or FIRST_TOKEN_ID
+    <= items['head_below']
+    <= items['torso_below']
+    <= sizes.get(items['field'], 0),
+    f'{items} do not lie in order within the ids of a field',
+  )
 
 
 def _check_rejects(folder: Path, rows_rejected: int, checks: Checks) -> None:
@@ -107,6 +127,9 @@ def _check_rejects(folder: Path, rows_rejected: int, checks: Checks) -> None:
 
 def _check_vocabularies(folder: Path, schema: dict, checks: Checks) -> None:
   fields = [field for field in schema['fields'] if not field['hashed']]
+  if schema['sequence']:
+    attributes = schema['sequence']['attributes']
+    fields += [attribute for attribute in attributes if attribute['field'] is None]
   expected_names = [f'{field["name"]}.txt' for field in fields]
   checks.equal('schema: vocabulary files', sorted(expected_names), sorted(schema['vocabulary']))
   good = True
@@ -147,7 +170,7 @@ def _check_content(
   folder: Path, split: str, schema: dict, workers: Workers, checks: Checks
 ) -> None:
   entry, fields = schema['splits'][split], schema['fields']
-  shape = RecordShape(fields=len(fields))
+  shape = record_shape(schema)
   count = functools.partial(read_tally, shape=shape)
   tally = total(shape, workers.map(count, split_files(folder, split)))
   checks.holds(
@@ -159,14 +182,21 @@ def _check_content(
   checks.holds(f'{split}: full blocks', not short, f'shorter blocks: {short[:SHOWN_FAILURES]}')
   checks.equal(f'{split}: clicks', entry['clicks'], tally.clicks)
   checks.equal(f'{split}: click rate', entry['click_rate'], tally.click_rate)
+  columns = [*fields, *(schema['sequence']['attributes'] if schema['sequence'] else [])]
   outside = [
-    f'{field["name"]}: expected ids {PADDING_ID + 1} to {field["vocab_size"] - 1}, '
+    f'{column["name"]}: expected ids {PADDING_ID + 1} to {column["vocab_size"] - 1}, '
     f'found {low} to {high}'
-    for field, low, high in zip(fields, tally.min_id_K, tally.max_id_K, strict=True)
-    if low <= PADDING_ID or high >= field['vocab_size']
+    for column, low, high in zip(columns, tally.min_id_K, tally.max_id_K, strict=True)
+    if low <= high and (low <= PADDING_ID or high >= column['vocab_size'])
   ]
   problem = '; '.join(outside[:SHOWN_FAILURES])
   checks.holds(f'{split}: ids in range', not outside or not tally.rows, problem)
+  checks.equal(f'{split}: events', entry['events'], tally.events)
+  if schema['group'] and tally.rows:
+    found = (tally.min_group, tally.max_group)
+    groups = schema['group']['groups']
+    problem = f'expected 0 to {groups - 1}, found {found[0]} to {found[1]}'
+    checks.holds(f'{split}: groups in range', 0 <= found[0] <= found[1] < groups, problem)
   expected_oov = [field['oov_rate'][split] for field in fields]
   wrong = [
     f'{field["name"]}: expected {expected}, found {found}'

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fills a folder from an encoded data set: record blocks, then the schema (last)."""
 
+import dataclasses
 import shutil
 
 from data_pipelines import vocabulary
@@ -24,6 +25,7 @@ def _split_entry(tally: Tally, files: list) -> dict:
     'blocks': tally.blocks,
     'clicks': tally.clicks,
     'click_rate': tally.click_rate,
+    'events': tally.events,
     'content_sha256': tally.content_sha256,
     'files': {path.name: {'bytes': path.stat().st_size, 'sha256': sha} for path, sha in files},
   }
@@ -43,6 +45,10 @@ def _field_entries(encoded: Encoded, tallies: dict[str, Tally]) -> list[dict]:
     }
     for f, field in enumerate(encoded.fields)
   ]
+
+
+def _entry(info) -> dict | None:
+  return dataclasses.asdict(info) if info is not None else None
 
 
 def write_prepared(
@@ -90,6 +96,9 @@ def write_prepared(
     'build': options,
     'block_rows': BLOCK_ROWS,
     'fields': _field_entries(encoded, tallies),
+    'sequence': _entry(encoded.sequence),
+    'group': _entry(encoded.group),
+    'items': _entry(encoded.items),
     'splits': {
       split: _split_entry(tallies[split], [(path, sums[path]) for path in files[split]])
       for split in SPLITS

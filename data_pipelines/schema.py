@@ -5,11 +5,12 @@ import dataclasses
 import json
 import os
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from data_pipelines.errors import UserError
 
 FORMAT = 'deres_jax.prepared'
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 SCHEMA_FILE = 'schema.json'
 VOCABULARY_FOLDER = 'vocabulary'
 REJECTS_FILE = 'rejects.tsv'
@@ -37,6 +38,17 @@ class RecordShape:
   events: int = 0
   event_fields: int = 0
   grouped: bool = False
+
+
+def record_shape(schema: dict) -> RecordShape:
+  """The make-up of the rows that a schema describes."""
+  sequence = schema['sequence']
+  return RecordShape(
+    fields=len(schema['fields']),
+    events=sequence['length'] if sequence else 0,
+    event_fields=len(sequence['attributes']) if sequence else 0,
+    grouped=schema['group'] is not None,
+  )
 
 
 def write_schema(folder: Path, schema: dict) -> None:
@@ -85,9 +97,18 @@ _SPLIT = {
   'blocks': int,
   'clicks': int,
   'click_rate': _NUMBER,
+  'events': int,
   'content_sha256': str,
   'files': dict,
 }
+
+
+class _Maybe(NamedTuple):
+  """null, or what is inside."""
+
+  inner: Any
+
+
 _STRUCTURE = {
   'dataset': str,
   'tfds': str,
@@ -104,6 +125,14 @@ _STRUCTURE = {
       'oov_rate': dict.fromkeys(SPLITS, _NUMBER),
     }
   ],
+  'sequence': _Maybe(
+    {
+      'length': int,
+      'attributes': [{'name': str, 'vocab_size': int, 'field': _Maybe(str)}],
+    }
+  ),
+  'group': _Maybe({'name': str, 'groups': int}),
+  'items': _Maybe({'field': str, 'head_below': int, 'torso_below': int}),
   'splits': dict.fromkeys(SPLITS, _SPLIT),
   'vocabulary': dict,
   'raw': {'files': list, 'rows_read': int, 'rows_written': int, 'rows_rejected': int},
@@ -116,7 +145,10 @@ def structure_problems(schema: dict) -> list[str]:
 
 
 def _problems(value, expected, where: str):
-  if isinstance(expected, dict):
+  if isinstance(expected, _Maybe):
+    if value is not None:
+      yield from _problems(value, expected.inner, where)
+  elif isinstance(expected, dict):
     if not isinstance(value, dict):
       yield f'{where}: expected an object, found {type(value).__name__}'
       return

@@ -29,6 +29,7 @@ class Tally:
     self.min_id_K = np.full(columns, np.iinfo(np.int32).max, np.int64)
     self.max_id_K = np.full(columns, -1, np.int64)
     self.events = 0  # that are not padding
+    self.min_group, self.max_group = np.iinfo(np.int32).max, -1
     self.faults: list[str] = []  # of blocks that cannot be counted
 
   def update(self, block: Mapping[str, np.ndarray]) -> None:
@@ -55,7 +56,10 @@ class Tally:
       high.append(some_MG.max(axis=0, initial=-1))
       digest.update(np.ascontiguousarray(events_NLG, '<i4'))
     if self.shape.grouped:
-      digest.update(np.ascontiguousarray(block['group'], '<i4'))
+      group_N = block['group']
+      digest.update(np.ascontiguousarray(group_N, '<i4'))
+      self.min_group = min(self.min_group, int(group_N.min()))
+      self.max_group = max(self.max_group, int(group_N.max()))
     np.minimum(self.min_id_K, np.concatenate(low), out=self.min_id_K)
     np.maximum(self.max_id_K, np.concatenate(high), out=self.max_id_K)
     self.digests.append(digest.digest())
@@ -72,6 +76,12 @@ class Tally:
       return f'expected arrays of shape {expected}, found {found}'
     if block['label'].max() > 1:
       return f'label {block["label"].max()}'
+    if shape.events:
+      there_NLG = block['events'] != PADDING_ID
+      if (there_NLG.any(axis=-1) != there_NLG.all(axis=-1)).any():
+        return 'an event of which some attributes are padding'
+      if (there_NLG[:, :-1] & ~there_NLG[:, 1:]).any():
+        return 'padding after an event; a short sequence is padded at the front'
     return ''
 
   @property
@@ -107,4 +117,6 @@ def total(shape: RecordShape, parts: Iterable[Tally]) -> Tally:
     out.oov_F += part.oov_F
     np.minimum(out.min_id_K, part.min_id_K, out=out.min_id_K)
     np.maximum(out.max_id_K, part.max_id_K, out=out.max_id_K)
+    out.min_group = min(out.min_group, part.min_group)
+    out.max_group = max(out.max_group, part.max_group)
   return out

@@ -27,7 +27,7 @@ from deres_jax.embedding import Table
 from deres_jax.errors import UserError
 
 FORMAT = 'deres_jax.prepared'
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,7 +21,7 @@ IDS = [f'C{i}' for i in range(1, 27)]
 
 def read(raw: Path) -> pd.DataFrame:
   """All rows, ids as text."""
-  kinds = {name: 'float64' for name in NUMBERS} | {name: 'str' for name in IDS}
+  kinds = dict.fromkeys(NUMBERS, 'float64') | dict.fromkeys(IDS, 'str')
   names = ['label', *NUMBERS, *IDS]
   return pd.read_csv(raw, sep='\t', header=None, names=names, dtype=kinds)
 

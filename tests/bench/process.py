@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs a command and measures it: seconds, processor seconds, and memory of all its processes."""
 
+import contextlib
 import dataclasses
 import pathlib
 import resource
@@ -42,10 +43,8 @@ def measure(command: list[str]) -> Measured:
   before, began, peak = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic(), 0
   with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
     while process.poll() is None:
-      try:
+      with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
         peak = max(peak, _memory_kib(process.pid))
-      except (FileNotFoundError, ProcessLookupError):
-        pass  # a process that has just ended
       time.sleep(_POLL_SECONDS)
     seconds = time.monotonic() - began
   if process.returncode:

@@ -99,7 +99,7 @@ def test_ids_are_those_of_the_plain_protocol(prepared):
 def test_schema_says_what_is_stored(prepared):
   _, _, raw, out, _ = prepared
   schema, blocks = read_prepared(out)
-  assert (schema['format'], schema['format_version']) == ('deres_jax.prepared', 2)
+  assert (schema['format'], schema['format_version']) == ('deres_jax.prepared', 3)
   assert (schema['dataset'], schema['tfds']) == ('criteo_display', 'criteo_display/x4/1.0.0')
   assert schema['build'] == {'protocol': 'x4', 'seed': 4, 'min_count': 100, 'limit': None}
   assert [f['name'] for f in schema['fields']] == FIELDS
