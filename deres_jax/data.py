@@ -1,17 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Prepared folders in, batches out; the only meeting place with `data_pipelines`.
 
-A prepared folder holds `schema.json` and a TFDS data set whose examples are blocks of rows
-(`ids` [n, F] int32 and `label` [n] uint8). Batch k of epoch e is a pure function of
-(seed, e, k): nothing but the step number is needed to resume, on any number of devices.
+A prepared folder holds `schema.json` and a TFDS data set whose examples are blocks of rows. Batch
+k of an epoch is a pure function of (seed, epoch, k): nothing but the step number is needed to
+resume, on any number of devices, hosts and threads.
 
-Shapes: B rows of a batch, F fields, N rows of a window, C ids that one device asks for.
+Shapes: B rows of a batch, N rows of a window, F fields, L events of G attributes, S = F + L * G ids
+of a row, C ids that one device asks for.
 """
 
 import collections
-import dataclasses
-import json
-import pathlib
+import concurrent.futures
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -25,113 +24,23 @@ from jax.sharding import Mesh
 from deres_jax import parallel
 from deres_jax.embedding import Table
 from deres_jax.errors import UserError
-
-FORMAT = 'deres_jax.prepared'
-FORMAT_VERSION = 3
-
-
-@dataclasses.dataclass(frozen=True)
-class Split:
-  """Rows, blocks and clicks of one split."""
-
-  rows: int
-  blocks: int
-  clicks: int
+from deres_jax.order import Order
+from deres_jax.schema import Schema
 
 
-@dataclasses.dataclass(frozen=True)
-class Schema:
-  """What a prepared folder says of itself.
+class Rows(NamedTuple):
+  """Rows as they are stored.
 
   Attributes:
-    path: the prepared folder.
-    dataset: its name, for people.
-    tfds: folder of the TFDS data set in it.
-    fields: names of the single-valued categorical fields.
-    vocab_sizes: ids of a field run from 0 to its vocab_size - 1.
-    splits: train, validation, test.
-    content: SHA-256 of each split's rows: what the data is, wherever it lies.
-    planted: figures of a synthetic teacher by split (such as bayes_auc), else empty.
+    ids: [N, S] int32: fields, then the attributes of all events, oldest event first. In a block
+      they count from 0 for each column, else they are numbers of table rows.
+    labels: [N] uint8, 0 or 1.
+    groups: [N] int32, what the row belongs to; 0 where the data has no groups.
   """
 
-  path: pathlib.Path
-  dataset: str
-  tfds: str
-  block_rows: int
-  fields: tuple[str, ...]
-  vocab_sizes: tuple[int, ...]
-  splits: dict[str, Split]
-  content: dict[str, str]
-  planted: dict[str, Any]
-
-  @property
-  def click_rate(self) -> float:
-    """Of the training split: the models' prior."""
-    train = self.splits['train']
-    return train.clicks / train.rows
-
-
-def load_schema(path: str) -> Schema:
-  """Reads DIR/schema.json; raises UserError for a missing, foreign or damaged one."""
-  if not path:
-    raise UserError(
-      'config data.path is empty: give a prepared folder, --config.data.path=DIR '
-      '(python -m data_pipelines.build makes one)'
-    )
-  folder = pathlib.Path(path)
-  file = folder / 'schema.json'
-  if not folder.is_dir():
-    raise UserError(
-      f'data.path={path}: no such folder; python -m data_pipelines.build --out={path} makes one'
-    )
-  if not file.is_file():
-    raise UserError(
-      f'data.path={path}: holds no schema.json, so it is not a prepared folder (or its build was '
-      'interrupted): run python -m data_pipelines.build again'
-    )
-  try:
-    raw = json.loads(file.read_text())
-  except (json.JSONDecodeError, UnicodeDecodeError) as e:
-    raise UserError(f'{file}: not valid JSON ({e}): build the folder again') from e
-  found = (raw.get('format'), raw.get('format_version')) if isinstance(raw, dict) else None
-  if found != (FORMAT, FORMAT_VERSION):
-    raise UserError(
-      f'{file}: format {found}, expected {(FORMAT, FORMAT_VERSION)}: '
-      'build the folder with this version of data_pipelines'
-    )
-  try:
-    return _schema(folder, raw)
-  except (KeyError, TypeError, ValueError) as e:
-    raise UserError(
-      f'{file}: damaged, {type(e).__name__} {e}: python -m data_pipelines.doctor {path} '
-      'tells more; build the folder again'
-    ) from e
-
-
-def _schema(folder: pathlib.Path, raw: dict[str, Any]) -> Schema:
-  splits = {
-    name: Split(int(s['rows']), int(s['blocks']), int(s['clicks']))
-    for name, s in raw['splits'].items()
-  }
-  kinds = {f['kind'] for f in raw['fields']}
-  if kinds != {'categorical'}:
-    raise ValueError(f'fields of kinds {sorted(kinds)}, expected categorical')
-  if not {'train', 'validation', 'test'} <= set(splits):
-    raise ValueError(f'splits {sorted(splits)}, expected train, validation, test')
-  inside = (folder / raw['tfds']).resolve()
-  if not inside.is_relative_to(folder.resolve()):
-    raise ValueError(f'tfds folder {raw["tfds"]!r} is outside of it')
-  return Schema(
-    path=folder,
-    dataset=str(raw['dataset']),
-    tfds=str(raw['tfds']),
-    block_rows=int(raw['block_rows']),
-    fields=tuple(f['name'] for f in raw['fields']),
-    vocab_sizes=tuple(int(f['vocab_size']) for f in raw['fields']),
-    splits=splits,
-    content={name: s['content_sha256'] for name, s in raw['splits'].items()},
-    planted=dict(raw.get('planted') or {}),
-  )
+  ids: np.ndarray
+  labels: np.ndarray
+  groups: np.ndarray
 
 
 class Blocks:
@@ -145,37 +54,57 @@ class Blocks:
       self._source = builder.as_data_source(split)
     except (OSError, ValueError, RuntimeError) as e:
       raise self._damaged(e) from e
-    full, last = divmod(self.rows, schema.block_rows)
-    self.sizes = np.array([schema.block_rows] * full + [last] * (last > 0), np.int64)
-    if len(self._source) != len(self.sizes):
+    blocks = -(-self.rows // schema.block_rows)
+    if len(self._source) != blocks:
       raise UserError(
         f'data.path={schema.path}: split {split} has {len(self._source)} blocks, schema.json '
-        f'expects {len(self.sizes)}: build the folder again'
+        f'expects {blocks}: build the folder again'
       )
-    self._limits = np.array(schema.vocab_sizes, np.int32)
+    self._limits = np.array([schema.vocab_sizes[c] for c in schema.columns], np.uint32)
 
-  def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-    """ids [n, F] int32 and labels [n] float32 of one block."""
+  def size(self, index: int) -> int:
+    """Rows of a block."""
+    return min(self.schema.block_rows, self.rows - index * self.schema.block_rows)
+
+  def read(self, index: int) -> Rows:
+    """One block."""
     try:
       example = self._source[index]
     except (OSError, RuntimeError, ValueError) as e:  # a file that is gone, cut short or altered
       raise self._damaged(e) from e
-    ids, label = np.asarray(example['ids']), np.asarray(example['label'])
-    expected = (int(self.sizes[index]), len(self._limits))
-    if ids.shape != expected or label.shape != expected[:1] or ids.dtype != np.int32:
+    n, schema = self.size(index), self.schema
+    expected = {'ids': ((n, len(schema.fields)), np.int32), 'label': ((n,), np.uint8)}
+    if schema.sequence is not None:
+      shape = (n, schema.sequence.length, len(schema.sequence.attributes))
+      expected['events'] = (shape, np.int32)
+    if schema.group:
+      expected['group'] = ((n,), np.int32)
+    found = {name: (x.shape, x.dtype) for name, x in example.items()}
+    if found != expected:
       raise UserError(
-        f'data.path={self.schema.path}: block {index} of split {self.split} is '
-        f'{ids.dtype}{list(ids.shape)}, schema.json expects int32{list(expected)}'
+        f'data.path={schema.path}: block {index} of split {self.split} is {_shapes(found)}, '
+        f'schema.json expects {_shapes(expected)}'
       )
-    bad = (ids < 0) | (ids >= self._limits)
-    if bad.any():
-      row, field = np.argwhere(bad)[0]
-      raise UserError(
-        f'data.path={self.schema.path}: id {ids[row, field]} of field {self.schema.fields[field]} '
-        f'is out of range 0..{self._limits[field] - 1} (split {self.split}, block {index}, '
-        f'row {row}): build the folder again'
-      )
-    return ids, label.astype(np.float32)
+    ids_NS = example['ids']
+    if schema.sequence is not None:
+      ids_NS = np.concatenate([ids_NS, example['events'].reshape(n, -1)], axis=1)
+    self._check(ids_NS, index)
+    groups_N = example['group'] if schema.group else np.zeros(n, np.int32)
+    return Rows(ids_NS, example['label'], groups_N)
+
+  def _check(self, ids_NS: np.ndarray, index: int):
+    # As unsigned numbers, negative ids are too large as well.
+    if not (ids_NS.view(np.uint32) >= self._limits).any():
+      return
+    row, s = np.argwhere((ids_NS < 0) | (ids_NS >= self._limits.astype(np.int64)))[0]
+    schema = self.schema
+    f = schema.columns[s]
+    what = f'field {schema.fields[f]}' if s < len(schema.fields) else 'an event'
+    raise UserError(
+      f'data.path={schema.path}: id {ids_NS[row, s]} of {what} is out of range '
+      f'0..{schema.vocab_sizes[f] - 1} (split {self.split}, block {index}, row {row}): '
+      'build the folder again'
+    )
 
   def _damaged(self, e: Exception) -> UserError:
     return UserError(
@@ -184,37 +113,139 @@ class Blocks:
     )
 
 
+def _shapes(arrays: dict) -> str:
+  return ', '.join(f'{name} {np.dtype(t)}{list(shape)}' for name, (shape, t) in arrays.items())
+
+
+class Window(NamedTuple):
+  """Some of the blocks of a window, read.
+
+  Attributes:
+    rows: of these blocks side by side.
+    first: row of the window, as `Order.shuffle` orders them, that order_N begins with.
+    order_N: place in `rows` of that row and of those that follow.
+  """
+
+  rows: Rows
+  first: int
+  order_N: np.ndarray
+
+
+_LARGE_BLOCK = 31 << 20  # bytes; glibc's dynamic threshold ends at 32 MiB
+
+
+class Reader:
+  """The rows of a part of every batch, from the blocks that hold them.
+
+  Ids come out as numbers of table rows, and `table.padding` where an event is padding. The next
+  window is read while the rows of this one are used.
+  """
+
+  def __init__(self, blocks: Blocks, table: Table, order: Order, part: int, parts: int):
+    """Reads the given one of equal parts of every batch; hosts may take a part each."""
+    self._blocks, self._order, self._part, self._parts = blocks, order, part, parts
+    self._offsets_S = table.offsets[np.array(blocks.schema.columns)]
+    self._padding = table.padding
+    self._lanes = order.lanes_of(part, parts)
+    self._windows: collections.OrderedDict[tuple[int, int], concurrent.futures.Future]
+    self._windows = collections.OrderedDict()
+    self._pool = concurrent.futures.ThreadPoolExecutor(1)
+    self._lock = threading.Lock()
+    # glibc gives large blocks back to the kernel at once and faults new ones in page by page,
+    # which halves the speed of reading. Freeing a large one raises its threshold (mallopt(3)).
+    np.empty(_LARGE_BLOCK, np.uint8)
+
+  def read(self, epoch: int, batch: int) -> Rows:
+    """This part's real rows of a batch; none where the last batch is short."""
+    order = self._order
+    real = min(order.batch_size, order.rows - batch * order.batch_size)
+    low, high = (order.batch_size * p // self._parts for p in (self._part, self._part + 1))
+    n = max(0, min(high, real) - low)
+    out = Rows(
+      np.empty((n, len(self._offsets_S)), np.int32), np.empty(n, np.uint8), np.empty(n, np.int32)
+    )
+    pieces = order.pieces(epoch, batch, low, low + n) if n else []
+    for window, *spans in pieces:
+      spans = [(a, b, at) for a, b, at in zip(*(x.tolist() for x in spans), strict=True) if a < b]
+      if not spans:
+        continue
+      rows, first, order_N = self._window(epoch, window)
+      here = np.concatenate([order_N[a - first : b - first] for a, b, _ in spans])
+      if len(pieces) == 1:
+        for into, values in zip(out, rows, strict=True):
+          np.take(values, here, axis=0, out=into, mode='clip')
+      else:
+        there = np.concatenate([np.arange(at, at + b - a) for a, b, at in spans])
+        for into, values in zip(out, rows, strict=True):
+          into[there] = values[here]
+    return out
+
+  def _window(self, epoch: int, window: int) -> Window:
+    with self._lock:
+      here = self._started(epoch, window)
+      if window + 1 < self._order.windows:
+        self._started(epoch, window + 1)
+      elif self._order.seed is not None:
+        self._started(epoch + 1, 0)
+      while len(self._windows) > 3:  # one that a batch straddles, this one and the next
+        self._windows.popitem(last=False)
+    return here.result()
+
+  def _started(self, epoch: int, window: int) -> concurrent.futures.Future:
+    key = (epoch, window)
+    if key not in self._windows:
+      self._windows[key] = self._pool.submit(self._load, epoch, window)
+    self._windows.move_to_end(key)
+    return self._windows[key]
+
+  def _load(self, epoch: int, window: int) -> Window:
+    first, order_N = self._order.shuffle(epoch, window, self._lanes)
+    members, start, parts = self._order.members(epoch, window).tolist(), 0, []
+    for block in members:
+      size = self._blocks.size(block)
+      if start < first + len(order_N) and start + size > first:
+        parts.append((block, start, size))
+      start += size
+    if not parts:
+      return Window(Rows(*(np.empty(0, np.int32),) * 3), first, order_N)
+    base, n = parts[0][1], sum(size for _, _, size in parts)
+    out = Rows(
+      np.empty((n, len(self._offsets_S)), np.int32), np.empty(n, np.uint8), np.empty(n, np.int32)
+    )
+    fields = len(self._blocks.schema.fields)
+    for block, start, size in parts:
+      rows, here = self._blocks.read(block), slice(start - base, start - base + size)
+      np.add(rows.ids, self._offsets_S, out=out.ids[here])
+      if self._blocks.schema.sequence is not None:
+        out.ids[here, fields:][rows.ids[:, fields:] == 0] = self._padding
+      out.labels[here], out.groups[here] = rows.labels, rows.groups
+    return Window(out, first, order_N + (first - base))
+
+
 class Batch(NamedTuple):
   """What a step receives.
 
   Attributes:
-    unique: [D * C] int32, for each of D devices the C different rows that it asks for, padded.
-    inverse: [B, F] int32, position among its device's C ids.
+    unique: [D * C] int32, for each of D devices the C different table rows that it asks for,
+      padded.
+    inverse: [B, S] int32, position among its device's C.
+    there: [B, L] bool, which events are there.
     labels: [B] float32, 0 or 1.
     weights: [B] float32, 0 for padding rows.
   """
 
   unique: np.ndarray | jax.Array
   inverse: np.ndarray | jax.Array
+  there: np.ndarray | jax.Array
   labels: np.ndarray | jax.Array
   weights: np.ndarray | jax.Array
-
-
-def permutation(n: int, *key: int) -> np.ndarray:
-  """A permutation of range(n) that depends on `key` alone, in every version of NumPy.
-
-  NumPy keeps its bit generators' streams for ever but not what `permutation` makes of them.
-  """
-  bits = np.random.Philox(np.random.SeedSequence(key)).random_raw(n)
-  return np.argsort(bits, kind='stable')
 
 
 class Batches:
   """Batches of one split by number. Every row stands in exactly one batch of an epoch.
 
-  Blocks are permuted every epoch and rows are permuted inside windows of `window_blocks` of them
-  (rows were shuffled once when they were prepared). The last batch of an epoch is padded with
-  rows of weight 0.
+  For the order of rows see `deres_jax.order`. The last batch of an epoch is padded with rows of
+  weight 0.
   """
 
   def __init__(
@@ -226,79 +257,58 @@ class Batches:
     window_blocks: int,
     shuffle_seed: int | None,
   ):
-    self._blocks, self._table, self._devices = blocks, table, devices
-    self._window_blocks, self._seed = window_blocks, shuffle_seed
+    self._table, self._devices, self._rows = table, devices, blocks.rows
+    self.schema = blocks.schema
+    sequence = self.schema.sequence
+    self._events = (sequence.length, len(sequence.attributes)) if sequence is not None else (0, 0)
+    order = Order(blocks.schema.block_rows, blocks.rows, batch_size, window_blocks, shuffle_seed)
+    self._reader = Reader(blocks, table, order, 0, 1)
+    self._distinct = Distinct(table)
     self.batch_size = batch_size
     self.per_epoch = -(-blocks.rows // batch_size)
-    self._windows: collections.OrderedDict = collections.OrderedDict()
-    self._lock = threading.Lock()
     self._floor = 0
     self._floor = self._capacity_floor()
 
-  def rows(self, index: int) -> int:
+  def size(self, index: int) -> int:
     """Number of real rows in batch `index`."""
     k = index % self.per_epoch
-    return min(self.batch_size, self._blocks.rows - k * self.batch_size)
+    return min(self.batch_size, self._rows - k * self.batch_size)
+
+  def offset(self, field: int) -> int:
+    """Table row of a field's id 0."""
+    return int(self._table.offsets[field])
 
   def rows_until(self, index: int) -> int:
     """Number of real rows in batches 0 .. index - 1."""
     epochs, k = divmod(index, self.per_epoch)
-    return epochs * self._blocks.rows + min(k * self.batch_size, self._blocks.rows)
+    return epochs * self._rows + min(k * self.batch_size, self._rows)
 
   def __getitem__(self, index: int) -> Batch:
-    epoch, k = divmod(index, self.per_epoch)
-    ids_BF, labels_B = self._rows(epoch, k * self.batch_size, self.rows(index))
-    return self._assemble(ids_BF, labels_B)
+    return self.assemble(self.rows(index))
 
-  def _order(self, epoch: int) -> np.ndarray:
-    n = len(self._blocks.sizes)
-    return np.arange(n) if self._seed is None else permutation(n, self._seed, 0, epoch)
+  def rows(self, index: int) -> Rows:
+    """The real rows of batch `index`."""
+    return self._reader.read(*divmod(index, self.per_epoch))
 
-  def _rows(self, epoch: int, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows start .. start + count of the epoch's order."""
-    order = self._order(epoch)
-    ends = np.cumsum(self._blocks.sizes[order])
-    parts, position = [], start
-    while position < start + count:
-      block = int(np.searchsorted(ends, position, side='right'))
-      window = block // self._window_blocks
-      members = slice(window * self._window_blocks, (window + 1) * self._window_blocks)
-      first = int(ends[members.start - 1]) if members.start else 0
-      ids_NF, labels_N = self._window(epoch, window, order[members])
-      take = slice(position - first, min(start + count - first, len(ids_NF)))
-      parts.append((ids_NF[take], labels_N[take]))
-      position = first + take.stop
-    ids, labels = zip(*parts, strict=True)
-    return np.concatenate(ids), np.concatenate(labels)
-
-  def _window(self, epoch: int, window: int, members: np.ndarray):
-    key = (epoch, window)
-    with self._lock:  # one reader fills a window while others wait for it
-      if key not in self._windows:
-        blocks = [self._blocks.read(int(i)) for i in members]
-        ids = np.concatenate([b[0] for b in blocks]) + self._table.offsets
-        labels = np.concatenate([b[1] for b in blocks])
-        if self._seed is not None:
-          order = permutation(len(ids), self._seed, 1, epoch, window)
-          ids, labels = ids[order], labels[order]
-        while len(self._windows) >= 2:  # a batch straddles at most one border at a time
-          self._windows.popitem(last=False)
-        self._windows[key] = (ids, labels)
-      return self._windows[key]
-
-  def _assemble(self, ids_NF: np.ndarray, labels_N: np.ndarray) -> Batch:
-    B, D, n = self.batch_size, self._devices, len(ids_NF)
-    F = ids_NF.shape[1]
-    ids_BF = np.full((B, F), self._table.padding, np.int32)
+  def assemble(self, rows: Rows) -> Batch:
+    """The batch of at most batch_size rows."""
+    B, D, n = self.batch_size, self._devices, len(rows.labels)
+    S = rows.ids.shape[1]
+    ids_BS = rows.ids
+    if n < B:
+      ids_BS = np.full((B, S), self._table.padding, np.int32)
+      ids_BS[:n] = rows.ids
     labels_B, weights_B = np.zeros(B, np.float32), np.zeros(B, np.float32)
-    ids_BF[:n], labels_B[:n], weights_B[:n] = ids_NF, labels_N, 1
-    found = [np.unique(part, return_inverse=True) for part in ids_BF.reshape(D, -1)]
+    labels_B[:n], weights_B[:n] = rows.labels, 1
+    found = [self._distinct.find(part) for part in ids_BS.reshape(D, -1)]
     capacity = max(self._floor, _power_of_two(max(len(u) for u, _ in found)))
     unique = np.full((D, capacity), self._table.padding, np.int32)
     for row, (u, _) in zip(unique, found, strict=True):
       row[: len(u)] = u
-    inverse = np.stack([i.reshape(-1, F) for _, i in found]).reshape(B, F)
-    return Batch(unique.reshape(-1), inverse.astype(np.int32), labels_B, weights_B)
+    inverse_BS = np.concatenate([i for _, i in found]).reshape(B, S)
+    L, G = self._events
+    there_BL = ids_BS[:, S - L * G :: max(1, G)] != self._table.padding
+    return Batch(unique.reshape(-1), inverse_BS, there_BL, labels_B, weights_B)
 
   def _capacity_floor(self) -> int:
     """Room for batch 0 and a tenth more: most batches then share one compiled program.
@@ -309,6 +319,30 @@ class Batches:
     unique = self[0].unique.reshape(self._devices, -1)
     most = max(int((row != self._table.padding).sum()) for row in unique)
     return _power_of_two(most + most // 10)
+
+
+_MARKED_ROWS = 1 << 26  # larger tables would need more than 256 MiB a reader thread
+
+
+class Distinct:
+  """Finds the different ids among many: a mark a table row, far faster than sorting them all."""
+
+  def __init__(self, table: Table):
+    self._size = table.padding + 1
+    self._local = threading.local()
+
+  def find(self, ids_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The different ids, ascending, and each id's place among them. int32 [U], int32 [N]."""
+    if self._size > _MARKED_ROWS:
+      unique_U, place_N = np.unique(ids_N, return_inverse=True)
+      return unique_U, place_N.astype(np.int32)
+    if not hasattr(self._local, 'marks'):
+      self._local.marks = np.empty(self._size, np.int32)  # what it holds is written before read
+    marks, order_N = self._local.marks, np.arange(len(ids_N), dtype=np.int32)
+    marks[ids_N] = order_N
+    unique_U = np.sort(ids_N[marks[ids_N] == order_N])  # one of the equal ids finds its own mark
+    marks[unique_U] = order_N[: len(unique_U)]
+    return unique_U, marks[ids_N]
 
 
 def _power_of_two(n: int) -> int:

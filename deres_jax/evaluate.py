@@ -8,24 +8,40 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from deres_jax import data, metrics
+from deres_jax import data, gauc, metrics
 
 
 def run(
   eval_step: Callable, params: Any, rows: jax.Array, batches: data.Batches, mesh: Mesh, ahead: int
 ) -> tuple[dict[str, float], np.ndarray]:
-  """Figures (`metrics.evaluate_logits`) and logits [N] float32 of all N rows, as stored.
+  """Figures and logits [N] float32 of all N rows, as stored.
 
-  eval_step: (params, rows, batch) -> logits.
+  The figures are those of `metrics.evaluate_logits`; of data with users and items also those of
+  `gauc.gauc` and `gauc.item_aucs`.
+
+  Args:
+    eval_step: (params, rows, batch) -> logits.
   """
+  schema = batches.schema
 
   def load(index):
-    batch = batches[index]
-    return batch.labels[: batches.rows(index)], data.put(batch, mesh)
+    rows_n = batches.rows(index)
+    items_n = rows_n.ids[:, schema.items.field] if schema.items else rows_n.groups
+    # Copies: the ids of a whole window would live as long as a view of them.
+    kept = (rows_n.labels.copy(), rows_n.groups.copy(), items_n.copy())
+    return kept, data.put(batches.assemble(rows_n), mesh)
 
-  labels, out = [], []
-  for labels_n, batch in data.prefetch(load, 0, batches.per_epoch, 1, ahead):
-    labels.append(labels_n)
+  kept, out = [], []
+  for kept_n, batch in data.prefetch(load, 0, batches.per_epoch, 1, ahead):
+    kept.append(kept_n)
     out.append(eval_step(params, rows, batch))  # fetched below: the device runs ahead
-  logits_N = np.concatenate([np.asarray(o)[: len(y)] for o, y in zip(out, labels, strict=True)])
-  return metrics.evaluate_logits(np.concatenate(labels), logits_N), logits_N
+  labels_N, groups_N, items_N = map(np.concatenate, zip(*kept, strict=True))
+  logits = [np.asarray(o)[: len(k[0])] for o, k in zip(out, kept, strict=True)]
+  logits_N = np.concatenate(logits)
+  figures = metrics.evaluate_logits(labels_N, logits_N)
+  if schema.group:
+    figures |= gauc.gauc(labels_N, logits_N, groups_N)
+  if schema.items:
+    ids_N = items_N - batches.offset(schema.items.field)
+    figures |= gauc.item_aucs(labels_N, logits_N, ids_N, schema.items)
+  return figures, logits_N

@@ -45,7 +45,7 @@ def auc(labels_N, scores_N) -> float:
     ValueError: on empty or mismatched arrays, labels other than 0 and 1, scores that are not
       floats, or NaN scores.
   """
-  return auc_of_groups(_tie_groups(*_checked(labels_N, scores_N)))
+  return auc_of_groups(_tie_groups(*checked(labels_N, scores_N)))
 
 
 def delong_se(labels_N, scores_N) -> float:
@@ -60,7 +60,7 @@ def delong_se(labels_N, scores_N) -> float:
   Returns:
     The standard error; nan with fewer than two rows of either class.
   """
-  return _delong_se(_tie_groups(*_checked(labels_N, scores_N)))
+  return _delong_se(_tie_groups(*checked(labels_N, scores_N)))
 
 
 def delong_covariance(labels_N, scores_KN) -> tuple[np.ndarray, np.ndarray]:
@@ -83,7 +83,7 @@ def delong_covariance(labels_N, scores_KN) -> tuple[np.ndarray, np.ndarray]:
   scores_KN = np.asarray(scores_KN)
   if scores_KN.ndim != 2:
     raise ValueError(f'scores_KN must be [models, rows], got shape {scores_KN.shape}')
-  labels_N = _checked(labels_N, scores_KN[0])[0] if len(scores_KN) else np.asarray(labels_N)
+  labels_N = checked(labels_N, scores_KN[0])[0] if len(scores_KN) else np.asarray(labels_N)
   num_pos = int(labels_N.sum())
   num_neg = len(labels_N) - num_pos
   if min(num_pos, num_neg) < 2 or not len(scores_KN):
@@ -94,7 +94,7 @@ def delong_covariance(labels_N, scores_KN) -> tuple[np.ndarray, np.ndarray]:
   v10_KP = np.empty((len(scores_KN), num_pos))
   v01_KN = np.empty((len(scores_KN), num_neg))
   for k, scores_N in enumerate(scores_KN):
-    placement_N = _placements(*_checked(labels_N, scores_N))
+    placement_N = _placements(*checked(labels_N, scores_N))
     v10_KP[k] = placement_N[labels_N]
     v01_KN[k] = placement_N[~labels_N]
   cov_KK = np.atleast_2d(np.cov(v10_KP) / num_pos + np.cov(v01_KN) / num_neg)
@@ -108,7 +108,7 @@ def log_loss(labels_N, logits_N) -> float:
   would have rounded to 0 or 1. Infinite only for an infinite logit on the wrong side.
   Errors are those of `auc`.
   """
-  return _log_loss(*_checked(labels_N, logits_N))
+  return _log_loss(*checked(labels_N, logits_N))
 
 
 def normalized_entropy(labels_N, logits_N) -> float:
@@ -117,7 +117,7 @@ def normalized_entropy(labels_N, logits_N) -> float:
   1.0 is what the constant base rate scores; lower is better. nan if the labels hold one
   class only (zero entropy). Errors are those of `auc`.
   """
-  labels_N, logits_N = _checked(labels_N, logits_N)
+  labels_N, logits_N = checked(labels_N, logits_N)
   return _normalized_entropy(_log_loss(labels_N, logits_N), float(labels_N.mean()))
 
 
@@ -126,7 +126,7 @@ def calibration(labels_N, logits_N) -> float:
 
   nan if there are no clicks. Errors are those of `auc`.
   """
-  labels_N, logits_N = _checked(labels_N, logits_N)
+  labels_N, logits_N = checked(labels_N, logits_N)
   return _calibration(labels_N, logits_N)
 
 
@@ -140,7 +140,7 @@ def expected_calibration_error(labels_N, logits_N, bins: int = ECE_BINS) -> floa
   """
   if bins < 1:
     raise ValueError(f'bins must be at least 1, got {bins}')
-  return _ece(_tie_groups(*_checked(labels_N, logits_N)), bins)
+  return _ece(_tie_groups(*checked(labels_N, logits_N)), bins)
 
 
 def evaluate_logits(labels_N, logits_N) -> dict[str, float | int]:
@@ -158,7 +158,7 @@ def evaluate_logits(labels_N, logits_N) -> dict[str, float | int]:
   Raises:
     ValueError: as `auc`.
   """
-  labels_N, logits_N = _checked(labels_N, logits_N)
+  labels_N, logits_N = checked(labels_N, logits_N)
   groups = _tie_groups(labels_N, logits_N)
   clicks = int(labels_N.sum())
   click_rate = clicks / len(labels_N)
@@ -186,7 +186,7 @@ def rela_impr(auc: float, auc_base: float) -> float:
   return (auc - 0.5) / (auc_base - 0.5) - 1.0
 
 
-def _checked(labels_N, scores_N) -> tuple[np.ndarray, np.ndarray]:
+def checked(labels_N, scores_N) -> tuple[np.ndarray, np.ndarray]:
   """Labels as bool and scores as float32 or float64, or a ValueError that says why not."""
   labels_N, scores_N = np.asarray(labels_N), np.asarray(scores_N)
   if labels_N.ndim != 1 or labels_N.shape != scores_N.shape or not labels_N.size:
@@ -211,7 +211,7 @@ def _checked(labels_N, scores_N) -> tuple[np.ndarray, np.ndarray]:
   return labels_N, scores_N
 
 
-def _ordered_bits(scores_N: np.ndarray) -> np.ndarray:
+def ordered_bits(scores_N: np.ndarray) -> np.ndarray:
   """uint32 in the order of the float32 scores; equal scores give equal integers."""
   # + 0.0 turns -0.0 into +0.0, which must tie.
   bits_N = (scores_N + np.float32(0.0)).view(np.int32)
@@ -221,13 +221,13 @@ def _ordered_bits(scores_N: np.ndarray) -> np.ndarray:
 
 
 def _from_ordered_bits(ordered_G: np.ndarray) -> np.ndarray:
-  """Inverse of `_ordered_bits`, as float64."""
+  """Inverse of `ordered_bits`, as float64."""
   bits_G = ordered_G.view(np.int32)
   flip_G = ~(bits_G >> 31) | np.int32(-(2**31))
   return (bits_G ^ flip_G).view(np.float32).astype(np.float64)
 
 
-def _group_ends(sorted_N: np.ndarray) -> np.ndarray:
+def run_ends(sorted_N: np.ndarray) -> np.ndarray:
   """Index of the last row of every run of equal values in a sorted array."""
   return np.append(np.flatnonzero(sorted_N[1:] != sorted_N[:-1]), len(sorted_N) - 1)
 
@@ -236,18 +236,18 @@ def _tie_groups(labels_N: np.ndarray, scores_N: np.ndarray) -> TieGroups:
   if scores_N.dtype == np.float32:
     # The label rides in the lowest bit of the key: a sort without a gather is ten times
     # faster than argsort. It cannot split a tie, as groups are cut on the other bits.
-    key_N = _ordered_bits(scores_N).astype(np.uint64)
+    key_N = ordered_bits(scores_N).astype(np.uint64)
     key_N <<= np.uint64(1)
     key_N |= labels_N
     key_N.sort()
     sorted_labels_N = (key_N & np.uint64(1)).astype(bool)
     key_N >>= np.uint64(1)
-    end_G = _group_ends(key_N)
+    end_G = run_ends(key_N)
     score_G = _from_ordered_bits(key_N[end_G].astype(np.uint32))
   else:
     order_N = np.argsort(scores_N, kind='stable')
     sorted_labels_N, sorted_N = labels_N[order_N], scores_N[order_N]
-    end_G = _group_ends(sorted_N)
+    end_G = run_ends(sorted_N)
     score_G = sorted_N[end_G]
   pos_G = np.diff(np.cumsum(sorted_labels_N, dtype=np.int64)[end_G], prepend=0)
   neg_G = np.diff(end_G + 1, prepend=0) - pos_G
@@ -281,16 +281,16 @@ def _placements(labels_N: np.ndarray, scores_N: np.ndarray) -> np.ndarray:
   """V10 at the positive rows and V01 at the negative rows, float64, in row order."""
   if scores_N.dtype == np.float32 and len(scores_N) <= 2**32:
     # The row number rides in the low half of the key; faster than argsort.
-    key_N = _ordered_bits(scores_N).astype(np.uint64)
+    key_N = ordered_bits(scores_N).astype(np.uint64)
     key_N <<= np.uint64(32)
     key_N |= np.arange(len(key_N), dtype=np.uint64)
     key_N.sort()
     order_N = (key_N & np.uint64(2**32 - 1)).astype(np.int64)
     key_N >>= np.uint64(32)
-    end_G = _group_ends(key_N)
+    end_G = run_ends(key_N)
   else:
     order_N = np.argsort(scores_N, kind='stable')
-    end_G = _group_ends(scores_N[order_N])
+    end_G = run_ends(scores_N[order_N])
   sorted_labels_N = labels_N[order_N]
   size_G = np.diff(end_G + 1, prepend=0)
   pos_G = np.diff(np.cumsum(sorted_labels_N, dtype=np.int64)[end_G], prepend=0)

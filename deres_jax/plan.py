@@ -48,9 +48,7 @@ def make(c: config_lib.Config, setup: step.Setup) -> Plan:
   state = step.abstract_state(setup)
   forward = _forward(setup.model, setup)
   plain = dataclasses.replace(c, model=dataclasses.replace(c.model, connector='prenorm'))
-  plain_forward = _forward(
-    models.build(plain, models.Layout(len(setup.table.vocab_sizes)), 0.0), setup
-  )
+  plain_forward = _forward(models.build(plain, setup.layout, 0.0), setup)
   return Plan(
     devices=setup.mesh.size,
     params_dense=sum(math.prod(x.shape) for x in jax.tree.leaves(state.params)),
@@ -69,7 +67,7 @@ def _bytes(tree) -> int:
 
 
 def _rows(setup: step.Setup) -> jax.ShapeDtypeStruct:
-  return jax.ShapeDtypeStruct((_ROWS, len(setup.table.vocab_sizes), setup.table.dim), jnp.float32)
+  return jax.ShapeDtypeStruct((_ROWS, setup.layout.slots, setup.table.dim), jnp.float32)
 
 
 def _forward(model, setup: step.Setup) -> float:

@@ -5,7 +5,8 @@ The body runs under shard_map and reads like a program for one device with named
 look up the rows, differentiate with respect to (dense parameters, rows), sum the dense gradient
 over devices, send row gradients home.
 
-Shapes: b rows of a batch on one device, m rows of a micro-batch, F fields, E row width, C ids.
+Shapes: b rows of a batch on one device, m rows of a micro-batch, S ids of a row, L events of its
+history, E row width, C ids.
 """
 
 import dataclasses
@@ -25,6 +26,7 @@ from deres_jax.data import Batch
 from deres_jax.errors import UserError
 from deres_jax.models.layers import Context
 from deres_jax.parallel import AXIS
+from deres_jax.schema import Schema
 
 Array = jax.Array
 
@@ -65,6 +67,7 @@ class Setup:
 
   mesh: Mesh
   model: nn.Module
+  layout: models.Layout
   table: embedding.Table
   optimizer: optax.GradientTransformation
   row_optimizer: embedding.RowOptimizer
@@ -78,10 +81,30 @@ class Setup:
   seed: int
 
 
+def layout_of(schema: Schema) -> models.Layout:
+  """What a row's ids are, for models."""
+  sequence = schema.sequence
+  if sequence is None:
+    return models.Layout(len(schema.fields))
+  targets = sequence.columns[: sequence.shared]
+  return models.Layout(len(schema.fields), sequence.length, len(sequence.attributes), targets)
+
+
 def make_setup(
-  c: config_lib.Config, vocab_sizes: tuple[int, ...], click_rate: float, mesh: Mesh, steps: int
+  c: config_lib.Config,
+  vocab_sizes: tuple[int, ...],
+  layout: models.Layout,
+  click_rate: float,
+  mesh: Mesh,
+  steps: int,
 ) -> Setup:
   """The parts of the step of a config; allocates nothing on devices.
+
+  Args:
+    vocab_sizes: ids of each of the table's columns.
+    layout: what a model is given of them.
+    click_rate: of the training rows.
+    steps: length of the run.
 
   Raises:
     UserError: sizes that do not fit each other, the mesh or the table.
@@ -90,15 +113,15 @@ def make_setup(
   parallel.check_batch(c.data.eval_batch_size, mesh, 'data.eval_batch_size')
   table = embedding.Table(vocab_sizes, *models.row_width(c))
   table.check(mesh.size)
-  layout = models.Layout(fields=len(vocab_sizes))
   model = models.build(c, layout, math.log(click_rate / (1 - click_rate)))
-  rows_BFE = jax.ShapeDtypeStruct((1, len(vocab_sizes), table.dim), jnp.float32)
-  variables = jax.eval_shape(model.init, jax.random.key(0), rows_BFE, Context())
+  rows_BSE = jax.ShapeDtypeStruct((1, layout.slots, table.dim), jnp.float32)
+  variables = jax.eval_shape(model.init, jax.random.key(0), rows_BSE, Context())
   factor = optim.schedule(c.optim, steps)
   o = c.optim
   return Setup(
     mesh=mesh,
     model=model,
+    layout=layout,
     table=table,
     optimizer=optim.dense(o, factor, variables['params']),
     row_optimizer=embedding.RowOptimizer(o.table, o.table_eps, o.table_l2, o.adam_b1, o.adam_b2),
@@ -137,8 +160,8 @@ def _shardings(mesh: Mesh, tree: State) -> State:
 
 def init_params(setup: Setup) -> Any:
   """Dense parameters at the start; a function of the seed alone."""
-  rows_BFE = jnp.zeros((1, len(setup.table.vocab_sizes), setup.table.dim))
-  return setup.model.init(jax.random.key(setup.seed), rows_BFE, Context())['params']
+  rows_BSE = jnp.zeros((1, setup.layout.slots, setup.table.dim))
+  return setup.model.init(jax.random.key(setup.seed), rows_BSE, Context())['params']
 
 
 def _init(setup: Setup) -> State:
@@ -220,6 +243,10 @@ def _progress(setup: Setup, step: Array) -> Array:
   return step.astype(jnp.float32) / setup.steps
 
 
+def _mask(setup: Setup, there_BL: Array) -> Array | None:
+  return there_BL if setup.layout.events else None
+
+
 def _row_keys(setup: Setup, step: Array, rows: int) -> Array:
   """A PRNG key for each of this device's rows, by its place in the global batch."""
   key = jax.random.fold_in(jax.random.key(setup.seed), 2)
@@ -236,9 +263,9 @@ def _train_body(setup: Setup, state: State, stream: streaming.StreamState, batch
 
   progress = _progress(setup, state.step)
 
-  def loss(params, rows_mFE, labels_m, weights_m, keys_m):
-    ctx = Context(keys_m, progress)
-    logits_m, aux = setup.model.apply({'params': params}, rows_mFE, ctx, mutable=['aux'])
+  def loss(params, rows_mSE, there_mL, labels_m, weights_m, keys_m):
+    ctx = Context(keys_m, progress, _mask(setup, there_mL))
+    logits_m, aux = setup.model.apply({'params': params}, rows_mSE, ctx, mutable=['aux'])
     total = losses.bce_sum(logits_m, labels_m, weights_m)
     aux = [losses.bce_sum(z, labels_m, weights_m) for z in jax.tree.leaves(aux)]
     if aux:
@@ -246,15 +273,15 @@ def _train_body(setup: Setup, state: State, stream: streaming.StreamState, batch
     # Divided here, so that gradients of micro-batches and devices only have to be added.
     return total / total_weight, logits_m
 
-  _, logits_b, g_params, g_bFE = micro_grads(
+  _, logits_b, g_params, g_bSE = micro_grads(
     loss,
     state.params,
     rows_CE[batch.inverse],
-    (batch.labels, batch.weights, keys_b),
+    (batch.there, batch.labels, batch.weights, keys_b),
     setup.micro_batch,
   )
   g_params = jax.lax.psum(g_params, AXIS)
-  g_CE = jnp.zeros_like(rows_CE).at[batch.inverse].add(g_bFE)
+  g_CE = jnp.zeros_like(rows_CE).at[batch.inverse].add(g_bSE)
 
   updates, opt = setup.optimizer.update(g_params, state.opt, state.params)
   lr = setup.table_lr * setup.factor(state.step)
@@ -292,9 +319,9 @@ def make_eval_step(setup: Setup) -> Callable:
   """
 
   def body(params, rows, step, batch):
-    rows_bFE = embedding.lookup(rows, batch.unique)[batch.inverse]
-    ctx = Context(progress=_progress(setup, step))
-    logits = setup.model.apply({'params': params}, rows_bFE, ctx)
+    rows_bSE = embedding.lookup(rows, batch.unique)[batch.inverse]
+    ctx = Context(progress=_progress(setup, step), mask_BT=_mask(setup, batch.there))
+    logits = setup.model.apply({'params': params}, rows_bSE, ctx)
     return jax.lax.all_gather(logits.astype(jnp.float32), AXIS, tiled=True)
 
   step = jax.shard_map(

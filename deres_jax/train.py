@@ -17,6 +17,7 @@ from deres_jax import checkpoint, data, evaluate, models, parallel, step, writer
 from deres_jax import config as config_lib
 from deres_jax import plan as plan_lib
 from deres_jax.errors import UserError
+from deres_jax.schema import Schema, load_schema
 
 _PACKAGES = ('deres_jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
@@ -26,7 +27,7 @@ class Run:
   """The parts of a run: made from config and schema, before any training state exists."""
 
   config: config_lib.Config
-  schema: data.Schema
+  schema: Schema
   setup: step.Setup
   train: data.Batches
   steps: int
@@ -35,13 +36,14 @@ class Run:
 
 def assemble(c: config_lib.Config) -> Run:
   """Opens the data, makes the mesh and all parts of the step. Raises UserError."""
-  schema = data.load_schema(c.data.path)
+  schema = load_schema(c.data.path)
   mesh = parallel.make_mesh(c.mesh.devices)
   rows = schema.splits['train'].rows
   per_epoch = -(-rows // c.data.batch_size)
   steps = c.train.steps or math.ceil(c.train.epochs * per_epoch)
   eval_every = c.train.eval_steps or max(1, round(c.train.eval_epochs * per_epoch))
-  setup = step.make_setup(c, schema.vocab_sizes, schema.click_rate, mesh, steps)
+  layout = step.layout_of(schema)
+  setup = step.make_setup(c, schema.vocab_sizes, layout, schema.click_rate, mesh, steps)
   train = _batches(c, schema, setup, 'train', c.data.batch_size, shuffle_seed=c.seed)
   return Run(c, schema, setup, train, steps, eval_every)
 

@@ -10,6 +10,7 @@ import pytest
 from deres_jax import config, data, embedding, losses, parallel, step
 from deres_jax.errors import UserError
 from deres_jax.models.layers import Context
+from deres_jax.schema import load_schema
 
 TINY = (
   'model.depth=2,model.dim=8,model.heads=2,model.embed_dim=4,model.ffn_ratio=2,'
@@ -22,9 +23,10 @@ TINY = (
 
 def make(folder, devices=1, more='', steps=10):
   c = config.resolve(config.base(f'{TINY},{more}'))
-  schema = data.load_schema(str(folder))
+  schema = load_schema(str(folder))
   mesh = parallel.make_mesh(devices)
-  setup = step.make_setup(c, schema.vocab_sizes, schema.click_rate, mesh, steps)
+  layout = step.layout_of(schema)
+  setup = step.make_setup(c, schema.vocab_sizes, layout, schema.click_rate, mesh, steps)
   blocks = data.Blocks(schema, 'train')
   return setup, data.Batches(blocks, setup.table, c.data.batch_size, devices, 64, c.seed)
 
@@ -63,11 +65,11 @@ def test_eight_devices_train_like_one(planted):
 def test_the_last_partial_batch_trains_on_its_rows_alone(planted):
   setup, batches = make(planted, 8)
   last = batches.per_epoch - 1
-  assert 0 < batches.rows(last) < 256
+  assert 0 < batches.size(last) < 256
   train, read = step.make_train_step(setup), step.make_read_stream(setup)
   batch = data.put(batches[last], setup.mesh)
   _, stream = train(step.init_state(setup), step.init_stream(setup), batch)
-  assert read(stream)['rows'] == batches.rows(last)
+  assert read(stream)['rows'] == batches.size(last)
 
 
 @pytest.mark.parametrize('micro', [32, 64])

@@ -17,6 +17,7 @@ from arrays import F32, KEY, B, E, F, assert_close, double, initial, normal, ran
 from deres_jax import config, data, embedding, models, parallel, step
 from deres_jax.errors import UserError
 from deres_jax.models import layers
+from deres_jax.schema import load_schema
 
 FIELDS = models.Layout(F)
 EVENTS = models.Layout(fields=4, events=5, event_fields=2, targets=(2, 0))
@@ -416,8 +417,10 @@ def train(folder, devices, steps=6):
   sizes = 'model.embed_dim=3,mlp.units=8,mlp.layers=2,data.batch_size=64,data.eval_batch_size=64'
   rates = 'optim.table_lr=0.1,optim.adam_eps=0.001'
   c = config.resolve(config.base(f'model.backbone=deepfm,{sizes},{rates}'))
-  schema, mesh = data.load_schema(str(folder)), parallel.make_mesh(devices)
-  setup = step.make_setup(c, schema.vocab_sizes, schema.click_rate, mesh, steps)
+  schema, mesh = load_schema(str(folder)), parallel.make_mesh(devices)
+  setup = step.make_setup(
+    c, schema.vocab_sizes, step.layout_of(schema), schema.click_rate, mesh, steps
+  )
   batches = data.Batches(data.Blocks(schema, 'train'), setup.table, 64, devices, 64, c.seed)
   batch, state = data.put(batches[0], mesh), step.init_state(setup)
   one, read = step.make_train_step(setup), step.make_read_stream(setup)

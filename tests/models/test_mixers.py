@@ -34,6 +34,7 @@ from arrays import (
 
 from deres_jax import config, data, losses, models, parallel, step
 from deres_jax.models import autoint, heads, hstu, layers, rankmixer, tokenizer, unimixer, wukong
+from deres_jax.schema import load_schema
 
 HEADS, RATIO, ITERATIONS = 2, 2, 3  # few iterations leave columns off 1, so that an order shows
 X_BTD = np.float32(normal(B, T, D))
@@ -471,8 +472,10 @@ def test_training_adds_the_mean_of_the_auxiliary_losses(planted):
   more = 'model.backbone=transformer,model.connector=prenorm,model.aux_weight=0.5'
   rates = 'optim.dense_lr=1000.0,optim.adam_eps=1000.0,optim.clip_norm=0.0,data.batch_size=64'
   c = config.resolve(config.base(f'{sizes},{more},{rates},data.eval_batch_size=64'))
-  schema = data.load_schema(str(planted))
-  setup = step.make_setup(c, schema.vocab_sizes, schema.click_rate, parallel.make_mesh(1), 10)
+  schema = load_schema(str(planted))
+  setup = step.make_setup(
+    c, schema.vocab_sizes, step.layout_of(schema), schema.click_rate, parallel.make_mesh(1), 10
+  )
   batches = data.Batches(data.Blocks(schema, 'train'), setup.table, 64, 1, 64, c.seed)
   batch, state = batches[0], step.init_state(setup)
   before = jax.device_get(state.params)
