@@ -227,7 +227,7 @@ def test_chunks_shards_and_workers_change_nothing(tmp_path, monkeypatch):
   monkeypatch.setattr('data_pipelines.ingest._PARSE_BYTES', 700)
   monkeypatch.setattr('data_pipelines.encoding._GROUP_ROWS', 60)
   monkeypatch.setattr('data_pipelines.encoding._TURN_ROWS', 9)
-  for module in ('schema', 'shards', 'build', 'prepare', 'doctor', 'encoding'):
+  for module in ('schema', 'shards', 'build', 'prepare', 'doctor', 'encoded_rows'):
     monkeypatch.setattr(f'data_pipelines.{module}.BLOCK_ROWS', 32)
   monkeypatch.setattr('data_pipelines.shards.SHARD_BLOCKS', 3)
   monkeypatch.setattr('data_pipelines.workers.Workers.map', workers_that_pickle)
