@@ -88,11 +88,24 @@ def _count(task: _FieldTask) -> tuple[vocabulary.Counter, int]:
   return counter, missing
 
 
+def _state(path: Path) -> tuple[int, int, int]:
+  """Differs from file to file, also under one name."""
+  state = path.stat()
+  return state.st_ino, state.st_size, state.st_mtime_ns
+
+
 @functools.lru_cache(maxsize=1)
 def _lookups(
-  files: tuple[Path, ...], hash_sizes: tuple[int | None, ...]
+  files: tuple[Path, ...],
+  hash_sizes: tuple[int | None, ...],
+  states: tuple[tuple[int, int, int], ...],
 ) -> list[vocabulary.Lookup | vocabulary.Hashed]:
-  """One a field; a worker process makes them once."""
+  """One a field; a worker process makes them once.
+
+  Args:
+    states: of the files; a process may live to see another build of the same folder.
+  """
+  del states
   lookups = []
   for path, hash_size in zip(files, hash_sizes, strict=True):
     if hash_size is not None:
@@ -132,7 +145,7 @@ def _encode_rows(task: _GroupTask) -> dict[str, np.ndarray]:
   """Rows of a group by rising position: `position`, `label`, and ids as `small` and `large`; the
   behaviour sequences as `sequences` says."""
   plan, rows = task.plan, sum(task.rows)
-  lookups = _lookups(plan.lookups, plan.hash_sizes)
+  lookups = _lookups(plan.lookups, plan.hash_sizes, tuple(map(_state, plan.lookups)))
   position_N = np.load(plan.positions, mmap_mode='r')[task.start : task.start + rows]
   order = np.argsort(position_N)
   place_N = np.empty(rows, np.int64)
