@@ -220,10 +220,11 @@ def bring_together(
     length: events of a behaviour sequence.
     users, videos: were built.
   """
-  folders = {name: site.work / name for name in ('shuffled', 'users', 'times')}
+  buckets = bucket_count(logs.total)
+  # Another version's buckets are other files.
+  folders = {name: site.work / f'{name}-{buckets}' for name in ('shuffled', 'users', 'times')}
   for folder in folders.values():
     folder.mkdir(exist_ok=True)
-  buckets = bucket_count(logs.total)
   spans = _spans(logs.rows)
   shuffles = [
     _ShuffleTask(

@@ -119,6 +119,7 @@ def test_bad_side_rows_are_named_by_file_and_line(mistake, raw, tmp_path, monkey
   bad += [
     ('empty line', ''),
     ('no comma-separated row', text[at + 1] + ',"open'),
+    ('no comma-separated row', text[at + 1].replace(',1,', ',"1\n",', 1)),
     ('is there already, in line', text[2 if at == 0 else 1]),
   ]
   for reason, line in bad:
