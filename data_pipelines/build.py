@@ -33,11 +33,18 @@ from data_pipelines.schema import (
   read_schema,
 )
 from data_pipelines.shards import BlockSource
+from data_pipelines.social import SOCIAL
 from data_pipelines.staging import WORK, prepare_parent, staging_folder
 from data_pipelines.synthetic import SYNTHETIC
 from data_pipelines.workers import Workers, default_workers
 
-DATASETS = {'criteo': CRITEO, 'synthetic': SYNTHETIC, 'avazu': AVAZU, 'criteo_1tb': CRITEO_1TB}
+DATASETS = {
+  'criteo': CRITEO,
+  'synthetic': SYNTHETIC,
+  'avazu': AVAZU,
+  'criteo_1tb': CRITEO_1TB,
+  'social': SOCIAL,
+}
 ENOUGH_SPACE = 0.8  # refuse below this share of the estimate, which may be a little too high
 
 

@@ -2,7 +2,8 @@
 """Named arrays in one file, each readable alone; the file appears whole or not at all.
 
 Layout: 8 bytes length of the header (little endian), the header (JSON: name -> type, shape,
-offset), the arrays' bytes in C order, little endian.
+offset; padded with spaces), the arrays' bytes in C order, little endian, each at a multiple of
+_ALIGN bytes so that it can be mapped.
 """
 
 import json
@@ -12,19 +13,27 @@ from pathlib import Path
 
 import numpy as np
 
+_ALIGN = 64
+
+
+def _padding(size: int) -> int:
+  return -size % _ALIGN
+
 
 def write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
   """Writes the arrays, replacing what is there."""
   header, offset = {}, 0
   for name, array in arrays.items():
     header[name] = (array.dtype.str, array.shape, offset)
-    offset += array.nbytes
+    offset += array.nbytes + _padding(array.nbytes)
   head = json.dumps(header).encode('ascii')
+  head += b' ' * _padding(8 + len(head))
   temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
   with open(temporary, 'wb') as file:
     file.write(len(head).to_bytes(8, 'little') + head)
     for array in arrays.values():
       np.ascontiguousarray(array).tofile(file)
+      file.write(bytes(_padding(array.nbytes)))
   os.replace(temporary, path)
 
 
@@ -55,3 +64,10 @@ class Reader:
     self._file.seek(self._start + offset + start * width * np.dtype(kind).itemsize)
     flat = np.fromfile(self._file, kind, (stop - start) * width)
     return flat.reshape(stop - start, *inner)
+
+  def map(self, name: str) -> np.ndarray:
+    """An array that is read where it is touched; processes share its memory."""
+    kind, shape, offset = self._header[name]
+    if not np.prod(shape, dtype=np.int64):
+      return np.empty(shape, kind)
+    return np.memmap(self._file, kind, 'r', self._start + offset, tuple(shape))

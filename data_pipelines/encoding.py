@@ -10,18 +10,17 @@ file: 4 bytes a row, or 8 where there are more rows than uint32 can number.
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from data_pipelines import columns_file, vocabulary
-from data_pipelines.dataset import Encoded, FieldInfo, Site
+from data_pipelines import columns_file, sequences, vocabulary
+from data_pipelines.dataset import Encoded, FieldInfo, Site, item_info
+from data_pipelines.encoded_rows import EncodedRows, Plan, borders_of
 from data_pipelines.ingest import Ingested, TextProtocol, read_keys, read_missing
 from data_pipelines.progress import Progress
-from data_pipelines.records import Block
-from data_pipelines.schema import BLOCK_ROWS, FIRST_TOKEN_ID, SPLITS, RecordShape
-from data_pipelines.shards import shards_of
+from data_pipelines.schema import FIRST_TOKEN_ID, SPLITS, RecordShape
 
 _GROUP_ROWS = 1 << 18  # rows that a worker encodes at a time, about
 _TURN_ROWS = 1 << 15
@@ -54,7 +53,9 @@ def _build_field(task: _FieldTask) -> FieldInfo:
     tokens_U = task.protocol.tokens(task.field, counter.keys_U)
     keys_V, tokens_V = vocabulary.rank(counter.keys_U, counter.counts_U, tokens_U, task.min_count)
     text = np.frombuffer(vocabulary.text_of(tokens_V.tolist()), np.uint8)
-    columns_file.write(task.out, {'keys': keys_V, 'missing': np.array([missing]), 'text': text})
+    counts_V = counter.counts_U[np.searchsorted(counter.keys_U, keys_V)]
+    arrays = {'keys': keys_V, 'counts': counts_V, 'missing': np.array([missing]), 'text': text}
+    columns_file.write(task.out, arrays)
   with columns_file.Reader(task.out) as file:
     missing_rate = int(file.read('missing')[0]) / task.train_rows
     if hash_size is not None:
@@ -87,11 +88,24 @@ def _count(task: _FieldTask) -> tuple[vocabulary.Counter, int]:
   return counter, missing
 
 
+def _state(path: Path) -> tuple[int, int, int]:
+  """Differs from file to file, also under one name."""
+  state = path.stat()
+  return state.st_ino, state.st_size, state.st_mtime_ns
+
+
 @functools.lru_cache(maxsize=1)
 def _lookups(
-  files: tuple[Path, ...], hash_sizes: tuple[int | None, ...]
+  files: tuple[Path, ...],
+  hash_sizes: tuple[int | None, ...],
+  states: tuple[tuple[int, int, int], ...],
 ) -> list[vocabulary.Lookup | vocabulary.Hashed]:
-  """One a field; a worker process makes them once."""
+  """One a field; a worker process makes them once.
+
+  Args:
+    states: of the files; a process may live to see another build of the same folder.
+  """
+  del states
   lookups = []
   for path, hash_size in zip(files, hash_sizes, strict=True):
     if hash_size is not None:
@@ -103,32 +117,12 @@ def _lookups(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Plan:
-  """What all groups share.
-
-  Attributes:
-    lookups: files of the fields' keys.
-    small, large: fields whose ids fit uint16, and those whose ids need int32.
-    hash_sizes, missing_kept: see TextProtocol.
-    positions: file of each row's place in the order of all splits.
-    borders: first position of each shard, and the end.
-  """
-
-  lookups: tuple[Path, ...]
-  small: tuple[int, ...]
-  large: tuple[int, ...]
-  hash_sizes: tuple[int | None, ...]
-  missing_kept: tuple[bool, ...]
-  positions: Path
-  borders: tuple[int, ...]
-
-
-@dataclasses.dataclass(frozen=True)
 class _GroupTask:
-  plan: _Plan
+  plan: Plan
   files: tuple[Path, ...]
   rows: tuple[int, ...]
   start: int  # number of the first row
+  first_groups: tuple[int, ...]  # number of each file's first group, where rows have groups
   out: Path
 
 
@@ -148,9 +142,10 @@ def _encode_group(task: _GroupTask) -> np.ndarray:
 
 
 def _encode_rows(task: _GroupTask) -> dict[str, np.ndarray]:
-  """Rows of a group by rising position: `position`, `label`, and ids as `small` and `large`."""
+  """Rows of a group by rising position: `position`, `label`, and ids as `small` and `large`; the
+  behaviour sequences as `sequences` says."""
   plan, rows = task.plan, sum(task.rows)
-  lookups = _lookups(plan.lookups, plan.hash_sizes)
+  lookups = _lookups(plan.lookups, plan.hash_sizes, tuple(map(_state, plan.lookups)))
   position_N = np.load(plan.positions, mmap_mode='r')[task.start : task.start + rows]
   order = np.argsort(position_N)
   place_N = np.empty(rows, np.int64)
@@ -160,11 +155,16 @@ def _encode_rows(task: _GroupTask) -> dict[str, np.ndarray]:
     'large': (plan.large, np.empty((rows, len(plan.large)), np.int32)),
   }
   label_N = np.empty(rows, np.uint8)
-  for path, count, first in zip(task.files, task.rows, _starts(task.rows), strict=False):
+  collector = sequences.Collector(plan.events, rows) if plan.events is not None else None
+  for i, (path, count, first) in enumerate(
+    zip(task.files, task.rows, _starts(task.rows), strict=False)
+  ):
     if not count:
       continue
     with columns_file.Reader(path) as file:
       label_N[place_N[first : first + count]] = file.read('label')
+      if collector is not None:
+        collector.add(file, place_N[first : first + count], task.first_groups[i])
       columns = [(read_keys(file, f), read_missing(file, f, count)) for f in range(len(lookups))]
     # Some rows of all fields at a time: they are turned to rows while they are in the cache.
     for start in range(0, count, _TURN_ROWS):
@@ -178,46 +178,10 @@ def _encode_rows(task: _GroupTask) -> dict[str, np.ndarray]:
           ids_FM[i] = lookups[f].encode(keys_N[part], missing_N[part] if drop else None)
         out[place] = np.ascontiguousarray(ids_FM.T)
   arrays = {name: out for name, (_, out) in parts.items()}
+  if collector is not None:
+    column = {f: (name, i) for name, (fields, _) in parts.items() for i, f in enumerate(fields)}
+    arrays |= collector.arrays(lambda f: parts[column[f][0]][1][:, column[f][1]])
   return {'position': position_N[order], 'label': label_N, **arrays}
-
-
-@dataclasses.dataclass(frozen=True)
-class EncodedRows:
-  """The BlockSource of an ingested text: collects a shard's rows from all groups."""
-
-  shape: RecordShape
-  rows: dict[str, int]
-  plan: _Plan
-  groups: tuple[Path, ...]
-  before: Path  # int64 [groups, borders]: rows of a group that come before a border
-
-  def blocks(self, split: str, first: int, last: int) -> Iterator[Block]:
-    """See BlockSource.blocks; [first, last) must be a whole shard."""
-    base = sum(self.rows[s] for s in SPLITS[: SPLITS.index(split)])
-    low = base + first * BLOCK_ROWS
-    high = base + min(last * BLOCK_ROWS, self.rows[split])
-    plan = self.plan
-    shard = plan.borders.index(low)
-    assert plan.borders[shard + 1] == high, 'not a whole shard'
-    before = np.load(self.before, mmap_mode='r')
-    small_NF = np.empty((high - low, len(plan.small)), np.uint16)
-    large_NF = np.empty((high - low, len(plan.large)), np.int32)
-    label_N = np.empty(high - low, np.uint8)
-    for path, (start, stop) in zip(self.groups, before[:, shard : shard + 2], strict=True):
-      if start == stop:
-        continue
-      with columns_file.Reader(path) as file:
-        position_N = file.read('position', start, stop)
-        place = position_N - position_N.dtype.type(low)
-        small_NF[place] = file.read('small', start, stop)
-        large_NF[place] = file.read('large', start, stop)
-        label_N[place] = file.read('label', start, stop)
-    for start in range(0, high - low, BLOCK_ROWS):
-      part = slice(start, min(start + BLOCK_ROWS, high - low))
-      ids_NF = np.empty((part.stop - start, self.shape.fields), np.int32)
-      ids_NF[:, plan.small] = small_NF[part]
-      ids_NF[:, plan.large] = large_NF[part]
-      yield {'ids': ids_NF, 'label': label_N[part]}
 
 
 def encode(
@@ -248,17 +212,38 @@ def encode(
   progress.rows = ingested.total
   progress.done()
   sizes = [info.vocab_size for info in fields]
-  plan = _Plan(
+  plan = Plan(
     lookups=tuple(task.out for task in tasks),
     small=tuple(f for f, size in enumerate(sizes) if size <= 1 << 16),
     large=tuple(f for f, size in enumerate(sizes) if size > 1 << 16),
     hash_sizes=tuple(protocol.hash_size(f) for f in range(len(fields))),
     missing_kept=protocol.missing_kept,
     positions=positions,
-    borders=_borders(split_counts),
+    borders=borders_of(split_counts),
+    events=protocol.events,
   )
   source = _encode_all(plan, ingested, split_counts, site)
-  return Encoded(tuple(fields), source, ingested.raw_files, ingested.rows_read)
+  encoded = Encoded(tuple(fields), source, ingested.raw_files, ingested.rows_read)
+  return _with_events(encoded, protocol, ingested, plan, site) if protocol.events else encoded
+
+
+def _with_events(
+  encoded: Encoded, protocol: TextProtocol, ingested: Ingested, plan: Plan, site: Site
+) -> Encoded:
+  """Adds what is known of sequences, groups and items; writes the attributes' own vocabularies."""
+  spec = protocol.events
+  for attribute in spec.attributes:
+    if attribute.field is None:
+      text = vocabulary.text_of(list(attribute.tokens))
+      vocabulary.write_vocabulary(site.folder, attribute.name, text)
+  with columns_file.Reader(plan.lookups[spec.item]) as file:
+    counts_V = file.read('counts')
+  return dataclasses.replace(
+    encoded,
+    sequence=sequences.sequence_info(spec, encoded.fields),
+    group=sequences.group_info(spec, encoded.fields, ingested.groups),
+    items=item_info(encoded.fields[spec.item].name, counts_V),
+  )
 
 
 def _order(split_rows: SplitRows, rows: int, site: Site) -> tuple[dict[str, int], Path]:
@@ -276,24 +261,17 @@ def _order(split_rows: SplitRows, rows: int, site: Site) -> tuple[dict[str, int]
   return {split: len(order[split]) for split in SPLITS}, path
 
 
-def _borders(rows: dict[str, int]) -> tuple[int, ...]:
-  borders, base = [], 0
-  for split in SPLITS:
-    borders += [base + first * BLOCK_ROWS for first, _ in shards_of(rows[split])]
-    base += rows[split]
-  return (*borders, base)
-
-
-def _encode_all(plan: _Plan, ingested: Ingested, rows: dict[str, int], site: Site) -> EncodedRows:
+def _encode_all(plan: Plan, ingested: Ingested, rows: dict[str, int], site: Site) -> EncodedRows:
   folder = site.work / 'groups'
   folder.mkdir(exist_ok=True)
-  starts = _starts(ingested.rows)
+  starts, first_groups = _starts(ingested.rows), tuple(_starts(ingested.groups))
   tasks = [
     _GroupTask(
       plan,
       ingested.files[first:last],
       ingested.rows[first:last],
       starts[first],
+      first_groups[first:last],
       folder / f'{k:06d}',
     )
     for k, (first, last) in enumerate(_group(ingested.rows))
@@ -305,7 +283,10 @@ def _encode_all(plan: _Plan, ingested: Ingested, rows: dict[str, int], site: Sit
     progress.add(sum(task.rows))
   progress.done()
   np.save(site.work / 'before.npy', np.stack(before))
+  spec = plan.events
   shape = RecordShape(fields=len(plan.lookups))
+  if spec is not None:
+    shape = RecordShape(len(plan.lookups), spec.length, len(spec.attributes), grouped=True)
   files = tuple(task.out for task in tasks)
   return EncodedRows(shape, rows, plan, files, site.work / 'before.npy')
 

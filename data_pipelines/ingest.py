@@ -8,7 +8,7 @@ number of workers; a chunk whose file is there already was parsed by an earlier,
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from data_pipelines.progress import Progress
 from data_pipelines.rawfile import Chunk, RawFile
 from data_pipelines.rejects import BadLine
 from data_pipelines.row_checks import Fall, Span
+from data_pipelines.sequences import EventSpec
 from data_pipelines.text_table import INTEGER, Parsed, TextTable
 
 CHUNK_BYTES = 8 << 20  # of text: what a worker holds at a time
@@ -44,6 +45,7 @@ class TextProtocol:
       hashed.
     faults: rows whose values cannot be, by number, and why; they are rejected.
     ordered_by: an integer column whose values must not fall from a valid row to the next.
+    events: the behaviour sequences, where there are any.
   """
 
   table: TextTable
@@ -55,6 +57,7 @@ class TextProtocol:
   hash_sizes: tuple[int | None, ...] = ()
   faults: Callable[[Parsed], Mapping[int, str]] | None = None
   ordered_by: str | None = None
+  events: EventSpec | None = None
 
   def hash_size(self, f: int) -> int | None:
     """Of a field; see hash_sizes."""
@@ -66,7 +69,9 @@ class Ingested:
   """Files of keys, and their rows, in the order of the raw file.
 
   A file holds `label` (uint8 [rows]), `key0`, `key1` ... ([rows]) and, where there are any,
-  `missing0` ... (bits of [rows]).
+  `missing0` ... (bits of [rows]). Of data with behaviour sequences it holds those too, as
+  `sequences` says, and `groups` says how many groups of rows there are in each file (no group is
+  in two files).
   """
 
   files: tuple[Path, ...]
@@ -74,6 +79,7 @@ class Ingested:
   raw_files: tuple[dict, ...]
   raw_rows: tuple[int, ...]  # valid ones of each raw file
   rows_read: int
+  groups: tuple[int, ...] = ()
 
   @property
   def total(self) -> int:
@@ -98,6 +104,18 @@ def _narrow(keys: np.ndarray) -> np.ndarray:
     if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max:
       return keys.astype(kind)
   return keys
+
+
+def key_arrays(
+  label_N: np.ndarray, columns: Iterable[tuple[np.ndarray, np.ndarray]]
+) -> dict[str, np.ndarray]:
+  """A file of keys (see Ingested), from the keys and the missing ones of each field."""
+  arrays = {'label': label_N}
+  for f, (keys_N, missing_N) in enumerate(columns):
+    arrays[f'key{f}'] = _narrow(keys_N)
+    if missing_N.any():
+      arrays[f'missing{f}'] = np.packbits(missing_N)
+  return arrays
 
 
 def _integer(table: TextTable, name: str) -> int:
@@ -141,15 +159,14 @@ def _parse(task: _Task) -> tuple[int, int, list[BadLine], Span | None]:
     bad_lines += bad
     lines += count
     start = end
-  arrays = {'label': np.concatenate([label for label, _ in parts]) if parts else np.zeros(0, 'u1')}
-  valid = len(arrays['label'])
-  for f in range(len(protocol.fields) if parts else 0):
-    keys, missing = zip(*(columns[f] for _, columns in parts), strict=True)
-    arrays[f'key{f}'] = _narrow(np.concatenate(keys))
-    missing_N = np.concatenate(missing)
-    if missing_N.any():
-      arrays[f'missing{f}'] = np.packbits(missing_N)
-  columns_file.write(task.out, arrays)
+  label_N = np.concatenate([label for label, _ in parts]) if parts else np.zeros(0, 'u1')
+  valid = len(label_N)
+  fields = range(len(protocol.fields) if parts else 0)
+  joined = (
+    tuple(map(np.concatenate, zip(*(columns[f] for _, columns in parts), strict=True)))
+    for f in fields
+  )
+  columns_file.write(task.out, key_arrays(label_N, joined))
   # Says that the chunk is done, even when its keys are no longer needed and gone.
   temporary = meta.with_name(f'{meta.name}.tmp')
   bad = [[n, why, raw.decode('latin-1')] for n, why, raw in bad_lines]

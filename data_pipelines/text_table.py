@@ -138,7 +138,7 @@ def _values(table: TextTable, buf: np.ndarray, words: np.ndarray, start_NK, end_
   for kind, read in ((INTEGER, _integers), (HEX, _hexes)):
     which = table.positions(kind)
     # Neighbouring columns are taken as a slice, which is faster than a list.
-    if which == list(range(which[0], which[-1] + 1)):
+    if which and which == list(range(which[0], which[-1] + 1)):
       which = slice(which[0], which[-1] + 1)
     start = np.ascontiguousarray(start_NK[:, which])
     end = np.ascontiguousarray(end_NK[:, which])
@@ -147,7 +147,7 @@ def _values(table: TextTable, buf: np.ndarray, words: np.ndarray, start_NK, end_
     values += [value, missing]
     if table.required:
       bad |= missing
-    valid_N[np.flatnonzero(bad) // bad.shape[1]] = False
+    valid_N[np.flatnonzero(bad) // max(1, bad.shape[1])] = False
   return Parsed(label_N, *values), valid_N
 
 

@@ -177,6 +177,17 @@ def test_other_raw_file_is_refused_and_overwrite_replaces(tmp_path, capsys):
   assert sorted(p.name for p in tmp_path.iterdir()) == ['out', 'rows']
 
 
+def test_overwriting_forgets_the_vocabularies_of_before(tmp_path):
+  """In one process: the look-ups that a worker keeps are those of the build at hand."""
+  raw = write_lines(tmp_path / 'rows', criteo_lines(60, seed=1))
+  assert prepare(raw, tmp_path / 'out', '--min_count=1') == 0
+  write_lines(raw, criteo_lines(90, seed=2))
+  assert prepare(raw, tmp_path / 'out', '--min_count=1', '--overwrite') == 0
+  assert prepare(raw, tmp_path / 'fresh', '--min_count=1') == 0
+  over, fresh = (read_prepared(tmp_path / name)[0]['splits'] for name in ('out', 'fresh'))
+  assert over == fresh
+
+
 def test_same_seed_same_content(tmp_path):
   raw = write_lines(tmp_path / 'rows', criteo_lines(300))
   digests = []
@@ -227,7 +238,7 @@ def test_chunks_shards_and_workers_change_nothing(tmp_path, monkeypatch):
   monkeypatch.setattr('data_pipelines.ingest._PARSE_BYTES', 700)
   monkeypatch.setattr('data_pipelines.encoding._GROUP_ROWS', 60)
   monkeypatch.setattr('data_pipelines.encoding._TURN_ROWS', 9)
-  for module in ('schema', 'shards', 'build', 'prepare', 'doctor', 'encoding'):
+  for module in ('schema', 'shards', 'build', 'prepare', 'doctor', 'encoded_rows'):
     monkeypatch.setattr(f'data_pipelines.{module}.BLOCK_ROWS', 32)
   monkeypatch.setattr('data_pipelines.shards.SHARD_BLOCKS', 3)
   monkeypatch.setattr('data_pipelines.workers.Workers.map', workers_that_pickle)
