@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading shuffled rows beside other ways, and training from disk beside training on one batch.
+
+One process each. Every way gives ids int32 [B, 39] and labels of shuffled rows, as numbers of table
+rows, from files that the page cache holds:
+  deres_jax         blocks of a prepared folder, `deres_jax.data.Reader`
+  memory-mapped     two .npy files of all rows; rows permuted inside windows of equal size
+  per-row records   an ArrayRecord record a row (as TFDS and Grain users mostly have them), read in
+                    the order of a permutation, a batch at a time
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+from array_record.python.array_record_module import ArrayRecordWriter
+
+from deres_jax import config, data, embedding, parallel, step
+from deres_jax.order import Order
+from deres_jax.schema import load_schema
+
+BATCH = 8192
+WINDOW_BLOCKS = 64
+RECORD_ROWS = 50_000  # a record a row is too slow for more
+REPEATS = 5
+STEPS = 40
+
+
+def _rate(make: Callable[[], Iterator[int]]) -> list[float]:
+  """Rows a second of several passes, the first of which only warms up."""
+  rates = []
+  for _ in range(REPEATS + 1):
+    began = time.perf_counter()
+    rows = sum(make())
+    rates.append(rows / (time.perf_counter() - began))
+  return rates[1:]
+
+
+def _ours(schema, batches: bool) -> Callable[[], Iterator[int]]:
+  table = embedding.Table(schema.vocab_sizes, 16)
+  blocks = data.Blocks(schema, 'train')
+  order = Order(schema.block_rows, blocks.rows, BATCH, WINDOW_BLOCKS, 0)
+  per_epoch = -(-blocks.rows // BATCH)
+  reader = data.Reader(blocks, table, order, 0, 1)
+  whole = data.Batches(blocks, table, BATCH, 1, WINDOW_BLOCKS, 0)
+
+  def run():
+    for k in range(per_epoch):
+      yield len(reader.read(0, k).labels) if not batches else whole.size(k + 0 * len(whole[k]))
+
+  return run
+
+
+def _all_rows(schema) -> tuple[np.ndarray, np.ndarray]:
+  blocks = data.Blocks(schema, 'train')
+  rows = [blocks.read(k) for k in range(-(-blocks.rows // schema.block_rows))]
+  return np.concatenate([r.ids for r in rows]), np.concatenate([r.labels for r in rows])
+
+
+def _mapped(schema, folder: Path) -> Callable[[], Iterator[int]]:
+  offsets = embedding.Table(schema.vocab_sizes, 16).offsets
+  for name, array in zip(('ids', 'labels'), _all_rows(schema), strict=True):
+    np.save(folder / f'{name}.npy', array)
+  size = WINDOW_BLOCKS * schema.block_rows
+
+  def run():
+    ids_NF = np.load(folder / 'ids.npy', mmap_mode='r')
+    label_N = np.load(folder / 'labels.npy', mmap_mode='r')
+    rng = np.random.default_rng(0)
+    for start in range(0, len(label_N), size):
+      order = start + rng.permutation(min(size, len(label_N) - start))
+      for first in range(0, len(order), BATCH):
+        part = order[first : first + BATCH]
+        batch = ids_NF[part] + offsets, label_N[part]
+        yield len(batch[1])
+
+  return run
+
+
+def _records(schema, folder: Path) -> Callable[[], Iterator[int]]:
+  offsets = embedding.Table(schema.vocab_sizes, 16).offsets
+  ids_NF, label_N = (x[:RECORD_ROWS] for x in _all_rows(schema))
+  path = folder / 'rows.array_record'
+  writer = ArrayRecordWriter(str(path), 'group_size:1')
+  for ids_F, label in zip(ids_NF, label_N, strict=True):
+    writer.write(ids_F.tobytes() + label.tobytes())
+  writer.close()
+
+  def run():
+    with ArrayRecordDataSource([str(path)]) as source:
+      order = np.random.default_rng(0).permutation(len(source))
+      for first in range(0, len(order), BATCH):
+        records = source.__getitems__(order[first : first + BATCH].tolist())
+        ids = np.stack([np.frombuffer(r, np.int32, len(offsets)) for r in records]) + offsets
+        labels = np.array([r[-1] for r in records], np.uint8)
+        assert len(ids) == len(labels)
+        yield len(labels)
+
+  return run
+
+
+def _training(schema, overrides: str) -> tuple[list[float], list[float]]:
+  """Rows a second of training from disk and of training on one batch, taken in turns."""
+  c = config.resolve(config.base(overrides))
+  mesh = parallel.make_mesh(1)
+  layout = step.layout_of(schema)
+  setup = step.make_setup(c, schema.vocab_sizes, layout, schema.click_rate, mesh, 1000)
+  blocks = data.Blocks(schema, 'train')
+  batches = data.Batches(blocks, setup.table, c.data.batch_size, 1, WINDOW_BLOCKS, 0)
+  train = step.make_train_step(setup)
+  state, stream = step.init_state(setup), step.init_stream(setup)
+  one = data.put(batches[0], mesh)
+
+  def run(given, state, stream):
+    began = time.perf_counter()
+    for batch in given:
+      state, stream = train(state, stream, batch)
+    jax.block_until_ready(state)
+    return STEPS * c.data.batch_size / (time.perf_counter() - began), state, stream
+
+  disk, cached = [], []
+  for k in range(REPEATS + 1):
+    first = k * STEPS % (batches.per_epoch - STEPS)
+    there = data.prefetch(
+      lambda i: data.put(batches[i], mesh), first, first + STEPS, c.data.threads, c.data.prefetch
+    )
+    rate, state, stream = run(there, state, stream)
+    disk.append(rate)
+    rate, state, stream = run([one] * STEPS, state, stream)
+    cached.append(rate)
+  return disk[1:], cached[1:]
+
+
+# The fastest models leave the reader the least time.
+MODELS = {
+  'lr': 'model.backbone=lr,model.embed_dim=1,data.batch_size=8192',
+  'dnn': 'model.backbone=dnn,mlp.layers=3,mlp.units=400,data.batch_size=4096',
+  'onetrans, 2 layers': 'model.depth=2,model.dim=32,data.batch_size=2048',
+}
+
+
+def table(prepared: Path, folder: Path) -> list[dict]:
+  """Rows of the table on prepared data to batches."""
+  folder.mkdir()
+  schema = load_schema(str(prepared))
+  lines = []
+
+  def add(what: str, rates: list[float]) -> float:
+    line = {
+      'what': what,
+      'rows_per_second': float(np.median(rates)),
+      'lowest': min(rates),
+      'highest': max(rates),
+    }
+    lines.append(line)
+    print(
+      f'{what:<44} {line["rows_per_second"]:>14,.0f} {line["lowest"]:>14,.0f} '
+      f'{line["highest"]:>14,.0f}',
+      flush=True,
+    )
+    return line['rows_per_second']
+
+  print(f'{"read":<44} {"rows/s":>14} {"lowest":>14} {"highest":>14}')
+  add('deres_jax: shuffled rows', _rate(_ours(schema, batches=False)))
+  add('deres_jax: batches (different ids named once)', _rate(_ours(schema, batches=True)))
+  add('memory-mapped array: shuffled rows', _rate(_mapped(schema, folder)))
+  add('per-row records: shuffled rows', _rate(_records(schema, folder)))
+  for name, overrides in MODELS.items():
+    disk, cached = _training(schema, overrides)
+    share = add(f'training {name}: from disk', disk) / add(f'training {name}: one batch', cached)
+    print(f'{"":<44} {share:>14.1%} of training on one batch')
+    lines[-2]['of_one_batch'] = share
+  return lines
