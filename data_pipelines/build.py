@@ -35,9 +35,16 @@ from data_pipelines.schema import (
 from data_pipelines.shards import BlockSource
 from data_pipelines.staging import WORK, prepare_parent, staging_folder
 from data_pipelines.synthetic import SYNTHETIC
+from data_pipelines.synthetic_social import SYNTHETIC_SOCIAL
 from data_pipelines.workers import Workers, default_workers
 
-DATASETS = {'criteo': CRITEO, 'synthetic': SYNTHETIC, 'avazu': AVAZU, 'criteo_1tb': CRITEO_1TB}
+DATASETS = {
+  'criteo': CRITEO,
+  'synthetic': SYNTHETIC,
+  'synthetic_social': SYNTHETIC_SOCIAL,
+  'avazu': AVAZU,
+  'criteo_1tb': CRITEO_1TB,
+}
 ENOUGH_SPACE = 0.8  # refuse below this share of the estimate, which may be a little too high
 
 

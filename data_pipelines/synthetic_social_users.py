@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Simulates users of the planted feed, each alone: his rows are a function of (seed, number).
+
+A user has interests, all at the same time. An impression shows a candidate out of one of them
+(probability `affinity`) or out of all items, some time after the one before. Its click is drawn
+from the teacher's logit of what its row shows; a clicked item is an event of the rows after it.
+The impressions before number 0 are the warm-up.
+
+Shapes: U users, S steps that are kept, K interests, L events, F fields, G attributes.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+
+from data_pipelines.counter_random import uniforms
+from data_pipelines.schema import FIRST_TOKEN_ID
+from data_pipelines.synthetic_social_options import SocialOptions
+from data_pipelines.synthetic_social_teacher import (
+  ATTRIBUTES,
+  E_GAP,
+  E_ITEM,
+  FIELDS,
+  HOURS,
+  KIND_PROBABILITY,
+  TAG,
+  SocialTeacher,
+  gap_ids,
+)
+from data_pipelines.synthetic_teacher import sigmoid
+
+GAP_MEDIAN, GAP_SIGMA = 180.0, 2.0  # seconds between impressions: log-normal
+MAX_GAP = 60 * 86_400  # seconds
+_DAY = 86_400
+_STEP_DRAWS = 8  # from interest?, which, item, two of the gap, click, kind; one is spare
+_KIND_CDF = np.cumsum(KIND_PROBABILITY)[:-1]
+
+
+class Population(NamedTuple):
+  """An endless line of users: a seed, and the streams of their own draws and their steps'."""
+
+  seed: int
+  users_stream: int
+  steps_stream: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+  """Impressions of users, by user and step.
+
+  Attributes:
+    ids_USF: int32, as they are written.
+    events_USLG: int32, as they are written; None where they were not asked for.
+    main_US, history_USP: parts of the logit, float64.
+    logit_US: the logit.
+    interest_US: whether the candidate's tag is an interest of the user, bool; not to be seen.
+    label_US: uint8.
+  """
+
+  ids_USF: np.ndarray
+  events_USLG: np.ndarray | None
+  main_US: np.ndarray
+  history_USP: np.ndarray
+  logit_US: np.ndarray
+  interest_US: np.ndarray
+  label_US: np.ndarray
+
+  @classmethod
+  def empty(cls, users: int, steps: int, events: int) -> 'Rows':
+    """To be filled; no events if 0."""
+    return cls(
+      ids_USF=np.empty((users, steps, len(FIELDS)), np.int32),
+      events_USLG=np.empty((users, steps, events, len(ATTRIBUTES)), np.int32) if events else None,
+      main_US=np.empty((users, steps)),
+      history_USP=np.empty((users, steps, 3)),
+      logit_US=np.empty((users, steps)),
+      interest_US=np.empty((users, steps), bool),
+      label_US=np.empty((users, steps), np.uint8),
+    )
+
+  def users(self, start: int, stop: int) -> 'Rows':
+    """Views of some users' rows."""
+    return Rows(**{k: None if v is None else v[start:stop] for k, v in vars(self).items()})
+
+
+def interests_of(uniform_UK: np.ndarray, tags: int) -> np.ndarray:
+  """Distinct tags, every set alike: int64 [U, K], ascending."""
+  chosen_UK = np.empty(uniform_UK.shape, np.int64)
+  for k in range(uniform_UK.shape[1]):
+    tag_U = (uniform_UK[:, k] * (tags - k)).astype(np.int64)
+    for j in range(k):  # the free tags are counted past the taken ones, which ascend
+      tag_U += tag_U >= chosen_UK[:, j]
+    chosen_UK[:, k] = tag_U
+    chosen_UK[:, : k + 1].sort(axis=1)
+  return chosen_UK
+
+
+def user_draws(options: SocialOptions, population: Population, first: int, users: int):
+  """Of users [first, first + users): effect (variance 1), second of the day, interests."""
+  draws = uniforms(population.seed, population.users_stream, first, users, 2 + options.interests)
+  effect_U = (2 * draws[:, 0] - 1) * np.sqrt(3)
+  return effect_U, (draws[:, 1] * _DAY).astype(np.int64), interests_of(draws[:, 2:], options.tags)
+
+
+def _seconds(uniform_U2: np.ndarray) -> np.ndarray:
+  """Log-normal times of whole seconds, at least 1: int64 (Box and Muller, 1958)."""
+  normal_U = np.sqrt(-2 * np.log1p(-uniform_U2[:, 0])) * np.cos(2 * np.pi * uniform_U2[:, 1])
+  seconds_U = GAP_MEDIAN * np.exp(GAP_SIGMA * normal_U)
+  return np.clip(seconds_U, 1, MAX_GAP).astype(np.int64)
+
+
+def simulate(
+  teacher: SocialTeacher,
+  options: SocialOptions,
+  population: Population,
+  first: int,
+  keep: tuple[int, int],
+  rows: Rows,
+) -> None:
+  """Simulates users from number `first` on and keeps some of their impressions.
+
+  Args:
+    keep: the first impression that is kept, and the one after the last.
+    rows: takes them; its arrays say how many users.
+  """
+  o, users = options, len(rows.ids_USF)
+  steps = o.warmup + o.impressions
+  effect_U, now_U, interest_UK = user_draws(o, population, first, users)
+  draws_USW = uniforms(
+    population.seed, population.steps_stream, first * steps, users * steps, _STEP_DRAWS
+  ).reshape(users, steps, _STEP_DRAWS)
+  events_ULG = np.zeros((users, o.events, len(ATTRIBUTES)), np.int32)
+  time_UL = np.zeros((users, o.events), np.int64)
+  ids_UF = np.empty((users, len(FIELDS)), np.int32)
+  ids_UF[:, 0] = np.arange(first, first + users) + FIRST_TOKEN_ID
+  for step in range(o.warmup + keep[1]):
+    draws_UW = draws_USW[:, step]
+    now_U = now_U + _seconds(draws_UW[:, 3:5])
+    _show(teacher, o, draws_UW, interest_UK, now_U, ids_UF)
+    there_UL = events_ULG[..., E_ITEM] != 0
+    events_ULG[..., E_GAP] = np.where(there_UL, gap_ids(now_U[:, None] - time_UL), 0)
+    main_U = teacher.main(ids_UF, effect_U)
+    history_UP = teacher.history(ids_UF, events_ULG)
+    logit_U = teacher.bias + main_U + history_UP.sum(axis=1)
+    clicked_U = draws_UW[:, 5] < sigmoid(logit_U)
+    kept = step - o.warmup - keep[0]
+    if kept >= 0:
+      rows.ids_USF[:, kept] = ids_UF
+      if rows.events_USLG is not None:
+        rows.events_USLG[:, kept] = events_ULG
+      rows.main_US[:, kept], rows.history_USP[:, kept] = main_U, history_UP
+      own_UK = interest_UK == ids_UF[:, TAG, None] - FIRST_TOKEN_ID
+      rows.interest_US[:, kept] = own_UK.any(axis=1)
+      rows.logit_US[:, kept], rows.label_US[:, kept] = logit_U, clicked_U
+    _remember(np.flatnonzero(clicked_U), draws_UW[:, 6], now_U, ids_UF, events_ULG, time_UL)
+
+
+def _show(teacher, options, draws_UW, interest_UK, now_U, ids_UF) -> None:
+  """Puts every user's next candidate and the hour into ids_UF."""
+  catalogue = teacher.catalogue
+  which_U = (draws_UW[:, 1] * options.interests).astype(np.int64)
+  tag_U = np.take_along_axis(interest_UK, which_U[:, None], axis=1)[:, 0]
+  item_U = np.where(
+    draws_UW[:, 0] < options.affinity,
+    catalogue.draw_of(tag_U, draws_UW[:, 2]),
+    catalogue.draw(draws_UW[:, 2]),
+  )
+  values = (item_U, catalogue.author_I[item_U], catalogue.tag_I[item_U], now_U // 3600 % HOURS)
+  for f, value_U in enumerate(values, start=1):
+    ids_UF[:, f] = value_U + FIRST_TOKEN_ID
+
+
+def _remember(user_C, uniform_U, now_U, ids_UF, events_ULG, time_UL) -> None:
+  """Appends the candidates of the users who clicked to their histories; the oldest goes."""
+  kind_C = np.searchsorted(_KIND_CDF, uniform_U[user_C], side='right')
+  events_ULG[user_C, :-1] = events_ULG[user_C, 1:]
+  time_UL[user_C, :-1] = time_UL[user_C, 1:]
+  events_ULG[user_C, -1, :3] = ids_UF[user_C, 1:4]  # item, author, tag
+  events_ULG[user_C, -1, 3] = kind_C + FIRST_TOKEN_ID
+  time_UL[user_C, -1] = now_U[user_C]
