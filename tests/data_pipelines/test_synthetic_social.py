@@ -74,10 +74,12 @@ def test_a_shard_is_the_same_alone_and_with_more_users(monkeypatch):
   np.testing.assert_array_equal(one['events'], both['events'][4096:8192])
 
 
-def test_splits_follow_each_other_in_time_within_every_user(rows):
+def test_splits_follow_each_other_in_time_within_every_user(monkeypatch):
   """Every row of a split is one of its steps of a user, once; see the loop for their order."""
-  source = source_of()
-  for split, (start, stop) in {'train': (0, 32), 'validation': (32, 36), 'test': (36, 40)}.items():
+  monkeypatch.setattr(shards, 'SHARD_BLOCKS', 1)
+  source = source_of(impressions=50)  # so that a user lies across two shards
+  rows = source.impressions(0, SMALL.users, (0, 50), events=True)
+  for split, (start, stop) in {'train': (0, 40), 'validation': (40, 45), 'test': (45, 50)}.items():
     block = joined(source, split, 0, -(-source.rows[split] // 4096))
     np.testing.assert_array_equal(block['ids'][:, 0], block['group'] + 2)
     flat = np.c_[block['ids'], block['label'], block['events'].reshape(len(block['ids']), -1)]

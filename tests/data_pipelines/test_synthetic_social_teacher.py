@@ -96,6 +96,15 @@ def test_each_part_of_the_history_alone(part):
   assert np.count_nonzero(variance) == 2 == np.count_nonzero(teacher.scale_P) + 1
 
 
+def test_correlated_parts_have_their_share_together():
+  """Tag and author match together: without their covariance the sum would have a third more."""
+  measured = teacher_of(dataclasses.replace(SMALL, shares=(0.3, 0.35, 0.35, 0.0)))[1]
+  covariance = np.array(measured['covariance'])
+  assert covariance[1, 2] > 0.2 * covariance[1, 1]
+  assert covariance[1:, 1:].sum() == pytest.approx(0.7 * SMALL.logit_std**2, rel=0.06)
+  assert covariance[1, 1] == pytest.approx(covariance[2, 2], rel=0.06)
+
+
 def test_the_teacher_knows_neither_the_seed_nor_the_number_of_users():
   teacher, measured = teacher_of()
   same = teacher_of(dataclasses.replace(SMALL, seed=5, users=7))
