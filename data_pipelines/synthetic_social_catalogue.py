@@ -80,7 +80,8 @@ def make_catalogue(options: SocialOptions) -> Catalogue:
   """The catalogue of these options' teacher.
 
   A candidate is drawn by popularity, or with probability `affinity` from one of the user's
-  interests, which are uniform over the tags. So an item i of tag t has in every row the probability
+  interests, which are uniform over the tags at any time. So an item i of tag t has in every row
+  the probability
     (1 - affinity) pop_i + affinity pop_i / (T pop(t)),
   whatever the history: that is what ids are sorted by.
   """

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Simulates users of the planted feed, each alone: his rows are a function of (seed, number).
 
-A user has interests, all at the same time. An impression shows a candidate out of one of them
-(probability `affinity`) or out of all items, some time after the one before. Its click is drawn
-from the teacher's logit of what its row shows; a clicked item is an event of the rows after it.
-The impressions before number 0 are the warm-up.
+A user has interests, all at the same time; now and then one gives way to another tag, so that what
+his earlier rows say of him grows old and a model must read the history. An impression shows a
+candidate out of one interest (probability `affinity`) or out of all items, some time after the one
+before. Its click is drawn from the teacher's logit of what its row shows; a clicked item is an
+event of the rows after it. The impressions before number 0 are the warm-up.
 
 Shapes: U users, S steps that are kept, K interests, L events, F fields, G attributes.
 """
@@ -24,7 +25,6 @@ from data_pipelines.synthetic_social_teacher import (
   FIELDS,
   HOURS,
   KIND_PROBABILITY,
-  TAG,
   SocialTeacher,
   gap_ids,
 )
@@ -33,7 +33,7 @@ from data_pipelines.synthetic_teacher import sigmoid
 GAP_MEDIAN, GAP_SIGMA = 180.0, 2.0  # seconds between impressions: log-normal
 MAX_GAP = 60 * 86_400  # seconds
 _DAY = 86_400
-_STEP_DRAWS = 8  # from interest?, which, item, two of the gap, click, kind; one is spare
+_STEP_DRAWS = 8  # from an interest?, which, item, two of the gap, click, kind, drift
 _KIND_CDF = np.cumsum(KIND_PROBABILITY)[:-1]
 
 
@@ -54,7 +54,6 @@ class Rows:
     events_USLG: int32, as they are written; None where they were not asked for.
     main_US, history_USP: parts of the logit, float64.
     logit_US: the logit.
-    interest_US: whether the candidate's tag is an interest of the user, bool; not to be seen.
     label_US: uint8.
   """
 
@@ -63,7 +62,6 @@ class Rows:
   main_US: np.ndarray
   history_USP: np.ndarray
   logit_US: np.ndarray
-  interest_US: np.ndarray
   label_US: np.ndarray
 
   @classmethod
@@ -75,7 +73,6 @@ class Rows:
       main_US=np.empty((users, steps)),
       history_USP=np.empty((users, steps, 3)),
       logit_US=np.empty((users, steps)),
-      interest_US=np.empty((users, steps), bool),
       label_US=np.empty((users, steps), np.uint8),
     )
 
@@ -86,14 +83,36 @@ class Rows:
 
 def interests_of(uniform_UK: np.ndarray, tags: int) -> np.ndarray:
   """Distinct tags, every set alike: int64 [U, K], ascending."""
-  chosen_UK = np.empty(uniform_UK.shape, np.int64)
+  chosen_UK = np.empty((len(uniform_UK), 0), np.int64)
   for k in range(uniform_UK.shape[1]):
-    tag_U = (uniform_UK[:, k] * (tags - k)).astype(np.int64)
-    for j in range(k):  # the free tags are counted past the taken ones, which ascend
-      tag_U += tag_U >= chosen_UK[:, j]
-    chosen_UK[:, k] = tag_U
-    chosen_UK[:, : k + 1].sort(axis=1)
+    tag_U = _other(chosen_UK, (uniform_UK[:, k] * (tags - k)).astype(np.int64))
+    chosen_UK = np.sort(np.c_[chosen_UK, tag_U], axis=1)
   return chosen_UK
+
+
+def _other(taken_UK: np.ndarray, number_U: np.ndarray) -> np.ndarray:
+  """Tags by their number among those that are not taken; the taken ones ascend."""
+  tag_U = number_U.copy()
+  for k in range(taken_UK.shape[1]):
+    tag_U += tag_U >= taken_UK[:, k]
+  return tag_U
+
+
+def drifted(interest_UK: np.ndarray, uniform_U: np.ndarray, options: SocialOptions) -> np.ndarray:
+  """The interests, where with probability `drift` another tag has taken the place of one."""
+  moved = np.flatnonzero(uniform_U < options.drift)
+  if not len(moved):
+    return interest_UK
+  # What is left of the draw is uniform again: it says which of them goes and what comes.
+  left_M = uniform_U[moved] / options.drift * options.interests
+  which_M = np.minimum(left_M.astype(np.int64), options.interests - 1)
+  free = options.tags - options.interests
+  number_M = np.minimum(((left_M - which_M) * free).astype(np.int64), free - 1)
+  new_MK = interest_UK[moved]
+  new_MK[np.arange(len(moved)), which_M] = _other(new_MK, number_M)
+  out_UK = interest_UK.copy()
+  out_UK[moved] = np.sort(new_MK, axis=1)
+  return out_UK
 
 
 def user_draws(options: SocialOptions, population: Population, first: int, users: int):
@@ -137,6 +156,7 @@ def simulate(
   for step in range(o.warmup + keep[1]):
     draws_UW = draws_USW[:, step]
     now_U = now_U + _seconds(draws_UW[:, 3:5])
+    interest_UK = drifted(interest_UK, draws_UW[:, 7], o)
     _show(teacher, o, draws_UW, interest_UK, now_U, ids_UF)
     there_UL = events_ULG[..., E_ITEM] != 0
     events_ULG[..., E_GAP] = np.where(there_UL, gap_ids(now_U[:, None] - time_UL), 0)
@@ -150,8 +170,6 @@ def simulate(
       if rows.events_USLG is not None:
         rows.events_USLG[:, kept] = events_ULG
       rows.main_US[:, kept], rows.history_USP[:, kept] = main_U, history_UP
-      own_UK = interest_UK == ids_UF[:, TAG, None] - FIRST_TOKEN_ID
-      rows.interest_US[:, kept] = own_UK.any(axis=1)
       rows.logit_US[:, kept], rows.label_US[:, kept] = logit_U, clicked_U
     _remember(np.flatnonzero(clicked_U), draws_UW[:, 6], now_U, ids_UF, events_ULG, time_UL)
 

@@ -63,14 +63,19 @@ def simulate_user(teacher, options, user: int):
   o, catalogue = options, teacher.catalogue
   own = uniforms(o.seed, 16, user, 1, 2 + o.interests)[0]
   free, interests = list(range(o.tags)), []
-  for u in own[2:]:
-    interests.append(free.pop(int(u * len(free))))
+  for uniform in own[2:]:
+    interests.append(free.pop(int(uniform * len(free))))
   interests.sort()
   now, memory, out = int(own[1] * 86_400), [], []
   steps = o.warmup + o.impressions
   for step, u in enumerate(uniforms(o.seed, 17, user * steps, steps, 8).tolist()):
     normal = math.sqrt(-2 * math.log1p(-u[3])) * math.cos(2 * math.pi * u[4])
     now += min(max(int(180 * math.exp(2 * normal)), 1), 60 * 86_400)
+    if u[7] < o.drift:
+      left = u[7] / o.drift * o.interests
+      free = [tag for tag in range(o.tags) if tag not in interests]
+      interests[int(left)] = free[int(left % 1 * len(free))]
+      interests.sort()
     target = u[2]
     if u[0] < o.affinity:
       tag = interests[int(u[1] * o.interests)]

@@ -12,10 +12,10 @@ from small_feed import FLAGS, SMALL, source_of, teacher_of
 from data_pipelines import build, synthetic_social
 from data_pipelines.errors import UserError
 from data_pipelines.planted_metrics import grouped_auc
-from data_pipelines.synthetic_social import SocialSource, split_metrics
+from data_pipelines.synthetic_social import Memory, SocialSource, split_metrics
 from data_pipelines.synthetic_social_catalogue import make_catalogue
 from data_pipelines.synthetic_social_teacher import GAP_BUCKETS, gap_ids, gap_tokens
-from data_pipelines.synthetic_social_users import interests_of
+from data_pipelines.synthetic_social_users import drifted, interests_of
 
 ALL = (0, SMALL.impressions)
 
@@ -26,9 +26,10 @@ def many():
   return source_of(users=4_000).impressions(0, 4_000, ALL, events=False)
 
 
-def figures_of(options, users=300):
+def figures_of(options, users=2_000):
   source = SocialSource(dataclasses.replace(options, users=users), teacher_of(options)[0])
-  return split_metrics(synthetic_social._known(0, source)['train'])
+  known = synthetic_social._known(0, source)
+  return split_metrics(known['test'], Memory(known['train']))
 
 
 def test_catalogue_is_whole_and_sorted():
@@ -76,7 +77,8 @@ def test_the_parts_have_their_shares_on_users_not_seen(many):
 def test_negative_controls():
   without = dataclasses.replace(SMALL, shares=(1.0, 0.0, 0.0, 0.0))
   known = figures_of(without)
-  assert known['bayes_auc'] == known['linear_auc'] == known['interest_auc'] > 0.7
+  assert known['bayes_auc'] == known['linear_auc'] > 0.7
+  assert known['memory_auc'] == known['linear_auc']
   assert teacher_of(without)[0].scale_P.tolist() == [0, 0, 0]
   noise = figures_of(dataclasses.replace(SMALL, logit_std=0.0))
   assert noise['bayes_auc'] == noise['linear_auc'] == noise['bayes_gauc'] == 0.5
@@ -131,6 +133,21 @@ def test_interests_are_distinct_and_every_set_is_alike():
   assert interests_of(draws, 2).tolist() == [[0, 1]] * 20_000
 
 
+def test_drift_puts_any_other_tag_in_the_place_of_any_interest():
+  options = dataclasses.replace(SMALL, tags=5, interests=2, drift=0.3)
+  before_UK = np.tile([1, 3], (40_000, 1))
+  after_UK = drifted(before_UK, np.random.default_rng(1).random(40_000), options)
+  assert (before_UK == [1, 3]).all() and (np.diff(after_UK, axis=1) > 0).all()
+  sets, counts = np.unique(after_UK, axis=0, return_counts=True)
+  expected = {(0, 1), (1, 2), (1, 4), (0, 3), (2, 3), (3, 4), (1, 3)}
+  assert {tuple(pair) for pair in sets.tolist()} == expected
+  stayed = (sets == [1, 3]).all(axis=1)
+  assert abs(counts[stayed][0] - 28_000) < 4 * np.sqrt(40_000 * 0.21)
+  assert np.abs(counts[~stayed] - 2_000).max() < 4 * np.sqrt(2_000 * 0.95)
+  none = dataclasses.replace(options, drift=0.0)
+  np.testing.assert_array_equal(drifted(before_UK, np.zeros(40_000), none), before_UK)
+
+
 def test_grouped_auc_is_the_mean_of_the_groups_own():
   rng = np.random.default_rng(3)
   group_N, score_N = rng.integers(0, 60, 900), rng.integers(-3, 4, 900) / 2  # many ties
@@ -159,6 +176,8 @@ def test_grouped_auc_is_the_mean_of_the_groups_own():
     ('--tags=1', '--tags=1'),
     ('--interests=11', '--interests=11: expected 1 to --tags=10'),
     ('--affinity=1.5', '--affinity=1.5'),
+    ('--drift=-0.1', '--drift=-0.1'),
+    ('--interests=10', '--drift=0.1: expected 0, or fewer --interests'),
     ('--events=0', '--events=0'),
     ('--zipf=-1', '--zipf=-1'),
     ('--click_rate=0', '--click_rate=0'),
