@@ -3,6 +3,7 @@
 
   python -m data_pipelines.build --dataset=criteo --raw=train.txt --out=DIR [--seed=S] ...
   python -m data_pipelines.build --dataset=synthetic --out=DIR [--rows_train=N] ...
+  python -m data_pipelines.build --dataset=synthetic_social --out=DIR [--users=N] ...
 
 `--dataset=NAME --help` lists a data set's own flags. The same command again changes nothing.
 """
@@ -36,11 +37,13 @@ from data_pipelines.shards import BlockSource
 from data_pipelines.social import SOCIAL
 from data_pipelines.staging import WORK, prepare_parent, staging_folder
 from data_pipelines.synthetic import SYNTHETIC
+from data_pipelines.synthetic_social import SYNTHETIC_SOCIAL
 from data_pipelines.workers import Workers, default_workers
 
 DATASETS = {
   'criteo': CRITEO,
   'synthetic': SYNTHETIC,
+  'synthetic_social': SYNTHETIC_SOCIAL,
   'avazu': AVAZU,
   'criteo_1tb': CRITEO_1TB,
   'social': SOCIAL,

@@ -29,6 +29,38 @@ def soft_auc(score_N: np.ndarray, positive_N: np.ndarray) -> float | None:
   return float(right / pairs) if pairs > 0 else None
 
 
+def grouped_auc(score_N: np.ndarray, label_N: np.ndarray, group_N: np.ndarray) -> float | None:
+  """Mean of the groups' tie-aware AUCs, weighted by rows, over groups that have both labels.
+
+  Args:
+    score_N: scores; only their order within a group counts.
+    label_N: 0 or 1.
+    group_N: what a row belongs to, integers from 0 on.
+
+  Returns:
+    The mean, or None if no group has both labels.
+  """
+  order = np.lexsort((score_N, group_N))
+  score_N, group_N = score_N[order], group_N[order]
+  positive_N = label_N[order].astype(np.float64)
+  new_N = np.ones(len(order), bool)
+  new_N[1:] = (group_N[1:] != group_N[:-1]) | (score_N[1:] != score_N[:-1])
+  tie_N = np.cumsum(new_N) - 1  # rows of a group with one score
+  group_R = group_N[new_N]
+  positive_R = np.bincount(tie_N, weights=positive_N)
+  negative_R = np.bincount(tie_N) - positive_R
+  positive_G = np.bincount(group_R, weights=positive_R)
+  negative_G = np.bincount(group_R, weights=negative_R)
+  before_G = np.cumsum(negative_G) - negative_G
+  below_R = np.cumsum(negative_R) - negative_R - before_G[group_R]
+  right_G = np.bincount(group_R, weights=positive_R * (below_R + 0.5 * negative_R))
+  both_G = (positive_G > 0) & (negative_G > 0)
+  if not both_G.any():
+    return None
+  auc_G = right_G[both_G] / (positive_G[both_G] * negative_G[both_G])
+  return float(np.average(auc_G, weights=(positive_G + negative_G)[both_G]))
+
+
 def log_loss(logit_N: np.ndarray, positive_N: np.ndarray) -> float:
   """Mean of -y log p - (1 - y) log(1 - p) with p = sigmoid(logit), in nats."""
   return float((np.logaddexp(0, logit_N) - positive_N * logit_N).mean())

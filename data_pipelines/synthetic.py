@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipelines import synthetic_options
+from data_pipelines import option_flags, synthetic_options
 from data_pipelines.counter_random import uniforms
 from data_pipelines.dataset import Dataset, Encoded, FieldInfo, Site
 from data_pipelines.planted_metrics import bayes_metrics
@@ -74,13 +74,13 @@ def field_names(options: SyntheticOptions) -> list[str]:
 
 
 def _options(args: argparse.Namespace) -> dict:
-  return synthetic_options.to_json(synthetic_options.from_flags(args))
+  return option_flags.to_json(synthetic_options.from_flags(args))
 
 
 def encode_dataset(options: dict, raw: Path | None, site: Site) -> Encoded:
   """See Dataset.encode."""
   del raw  # nothing is read
-  o = synthetic_options.from_json(options)
+  o = option_flags.from_json(options, SyntheticOptions)
   teacher = make_teacher(o)
   source = SyntheticSource(o, teacher)
   names = field_names(o)
