@@ -18,6 +18,7 @@ EACH_SHOWN = 24  # of so few ids that occur, each is shown; of more, groups of e
 FREQUENCY_GROUPS = 10
 CURVE_POINTS = 40
 RARE = 10  # rows
+ENOUGH_ROWS = 100  # of an id whose click rate is compared with others
 Z95 = 1.959963984540054
 
 
@@ -107,12 +108,14 @@ def describe_field(folder: Path, field: dict, f: int, counts: Counts) -> dict:
   top = (order[:EACH_SHOWN] + FIRST_TOKEN_ID).tolist()
   points = [
     click_point(token, rows, clicks) | {'id': i}
-    for token, i, rows, clicks in zip(_tokens(folder, field, top), top, rows_S, clicks_S)  # noqa: B905
+    for token, i, rows, clicks in zip(
+      _tokens(folder, field, top), top, rows_S[: len(top)], clicks_S[: len(top)], strict=True
+    )
   ]
   unknown = {
     split: rate(counts.splits[split].unknown_F[f], counts.splits[split].rows) for split in SPLITS
   }
-  rates = [point['click_rate'] for point in points[:COMMONEST]]
+  rates = [p['click_rate'] for p in points[:COMMONEST] if p['rows'] >= ENOUGH_ROWS]
   ranks = np.unique(np.geomspace(1, max(1, len(order)), CURVE_POINTS).round().astype(int))
   each = len(order) <= EACH_SHOWN
   return {

@@ -5,6 +5,7 @@ import html
 import math
 
 from data_pipelines import describe_svg as svg
+from data_pipelines.describe_figures import ENOUGH_ROWS
 from data_pipelines.describe_text import percent, rate_range
 from data_pipelines.schema import SPLITS
 
@@ -29,24 +30,29 @@ table{border-collapse:collapse;font-size:.85rem;font-variant-numeric:tabular-num
 white-space:nowrap}
 td,th{padding:.28rem .7rem;border-bottom:1px solid var(--grid);text-align:right;
 font-weight:normal}
-thead th{color:var(--soft);border-color:var(--rule);vertical-align:bottom;line-height:1.3}
-thead th[colspan]{text-align:center;border-bottom:0}
+thead th{color:var(--soft);border:0;line-height:1.3}
+thead tr:last-child th{border-bottom:1px solid var(--rule)}
+thead th[colspan]{text-align:center;padding-bottom:0}
 td:first-child,th:first-child{text-align:left;padding-left:0}
-.fields td:first-child,.fields th:first-child{position:sticky;left:0;background:var(--page);
+.fields{width:100%}
+.fields th:first-child{position:sticky;left:0;background:var(--page);
 padding-right:1rem;max-width:11rem;overflow:hidden;text-overflow:ellipsis}
 .cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(20rem,100%),1fr));
 gap:1rem}
 .card{border:1px solid var(--rule);border-radius:8px;padding:.8rem .9rem .6rem;
 background:var(--card);min-width:0}
 .card .note{margin:.1rem 0 .5rem}
+.card .key-line{font-size:.8rem;margin-bottom:0}
+.key-line span{white-space:nowrap;margin-right:.7em}.key-line .key{margin-right:.35em}
 .card .what{margin:.7rem 0 .1rem;font-size:.8rem;color:var(--soft)}
 svg{display:block;width:100%;height:auto}
 svg text{font:11px system-ui,sans-serif;fill:var(--soft);font-variant-numeric:tabular-nums}
 .grid{stroke:var(--grid)}.mean{stroke:var(--soft);stroke-dasharray:3 3}
 .curve{fill:none;stroke:var(--blue);stroke-width:1.8;stroke-linejoin:round}
-.dot{fill:var(--blue)}.interval{stroke:var(--blue);stroke-width:1.4;opacity:.55}
+.dot{fill:var(--blue)}.beyond{fill:var(--page);stroke:var(--blue);stroke-width:1.4}
+.interval{stroke:var(--blue);stroke-width:1.4;opacity:.55}
 .known{fill:var(--blue)}.missing{fill:var(--amber)}.unknown{fill:var(--grey)}
-.key{display:inline-block;width:.7em;height:.7em;border-radius:2px;margin-right:.35em}
+.key{display:inline-block;width:.7em;height:.7em;border-radius:2px}
 .key.known{background:var(--blue)}.key.missing{background:var(--amber)}
 .key.unknown{background:var(--grey)}
 """
@@ -113,9 +119,9 @@ def _lengths(s: dict, rows: int) -> str:
   shares = [sum(counts[start : start + wide]) / max(1, rows) for start in starts]
   said = 'events in a row' if wide == 1 else f'events in a row (from, {wide} lengths a bar)'
   note = (
-    f'Up to {s["length"]} events of {", ".join(s["attributes"])}. In train '
-    f'{s["mean_events"]["train"]:.1f} on average; {percent(s["empty"]["train"])} % of the rows have '
-    f'none, {percent(s["full"]["train"])} % are full.'
+    f'Up to {s["length"]} events of {", ".join(s["attributes"])}; '
+    f'{s["mean_events"]["train"]:.1f} on average in train, none in '
+    f'{percent(s["empty"]["train"])} % of the rows, full in {percent(s["full"]["train"])} %.'
   )
   return _card('Behaviour sequence', note, svg.bars(labels, shares, _percent_tick, said))
 
@@ -203,7 +209,8 @@ def _field_rows(fields: list[dict]) -> str:
     + _table(head, rows, 'fields')
     + '<p class="note">Of training rows, where no split is named. ids: size of the vocabulary, '
     'with padding and the unknown id. ids in 50 %, 90 %: the fewest ids that make this share of '
-    'the known rows. click rate: lowest and highest of the ten commonest ids.</p>'
+    'the known rows. click rate: lowest and highest of the ten commonest ids that have '
+    f'{ENOUGH_ROWS} rows.</p>'
   )
 
 
@@ -213,21 +220,23 @@ def _field_card(f: int, x: dict, frame: dict) -> str:
   if x['hashed']:
     kinds.append(f'hashed, {x["ids_seen"]:,} occur')
   elif x['min_count'] > 1:
-    kinds.append(f'kept from {x["min_count"]} rows on')
-  own = {True: ' (with an id of its own)', False: ' (as unknown)', None: ''}
+    kinds.append(f'from {x["min_count"]} rows on')
+  if cover['missing_has_own_id'] is not None:
+    kinds.append('missing is one' if cover['missing_has_own_id'] else 'missing is unknown')
   said = ' '.join(
-    f'<span><span class="key {kind}"></span>{kind} {percent(cover[kind])} %'
-    f'{own[cover["missing_has_own_id"]] if kind == "missing" else ""}</span>&ensp;'
+    f'<span><span class="key {kind}"></span>{kind} {percent(cover[kind])} %</span>'
     for kind in ('known', 'missing', 'unknown')
     if cover[kind] > 0
   )
-  by = 'id' if x['click_rates_by'] == 'id' else 'tenths of the rows, from common to rare ids'
+  each = x['click_rates_by'] == 'id'
+  by = 'id' if each else 'tenth of the rows, from common to rare ids'
+  places = None if each else [int(point['label']) - 1 for point in x['click_rates']]
   body = (
     svg.coverage(cover['known'], cover['missing'], cover['unknown'])
-    + f'<p class="note">{said}</p><p class="what">Rows of each id</p>'
+    + f'<p class="note key-line">{said}</p><p class="what">Rows of each id</p>'
     + svg.rank_frequency(x['rank_frequency'], frame['ids'], frame['rows'])
     + '<p class="what">Click rate</p>'
-    + svg.click_rates(x['click_rates'], frame['mean'], frame['rate'], by)
+    + svg.click_rates(x['click_rates'], frame['mean'], frame['rate'], by, places)
   )
   return _card(x['name'], ', '.join(kinds), body, f'f{f}')
 
@@ -235,7 +244,9 @@ def _field_card(f: int, x: dict, frame: dict) -> str:
 def _frame(x: dict) -> dict:
   """Axes that all fields share, so that they can be compared at a glance."""
   mean = x['splits']['train']['click_rate']
-  rates = [point['click_rate'] for field in x['fields'] for point in field['click_rates']]
+  points = [point for field in x['fields'] for point in field['click_rates']]
+  # A rare id with three clicks of three rows would flatten all others.
+  rates = [point['click_rate'] for point in points if point['rows'] >= ENOUGH_ROWS]
   return {
     'ids': max(field['ids_seen'] for field in x['fields']),
     'rows': x['splits']['train']['rows'],
@@ -261,7 +272,7 @@ def page(x: dict) -> str:
     f'<title>{html.escape(x["dataset"])}</title><style>{STYLE}</style></head><body>'
     f'{_head(x)}{people}{items}{_field_rows(x["fields"])}'
     '<h2>Field by field</h2><p class="note">Training rows. All fields share their axes. Click '
-    'rates have 95 % binomial intervals; the dashed line is the click rate of all training rows.'
-    '</p>'
+    'rates have 95 % binomial intervals; the dashed line is the click rate of all training rows, '
+    'a hollow dot lies beyond the axis.</p>'
     f'<div class="cards">{cards}</div></body></html>\n'
   )

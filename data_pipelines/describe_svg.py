@@ -11,7 +11,9 @@ import math
 WIDTH, HEIGHT = 340, 150
 LEFT, RIGHT, TOP, BOTTOM = 38, 8, 8, 30
 LABEL_WIDTH = 6.2  # of a character, about
-MOST_TICKS = 4
+MOST_TICKS = 5
+LONGEST = 8  # characters of a label
+PLACES = 10
 
 
 def compact(value: float) -> str:
@@ -97,32 +99,35 @@ def rank_frequency(points: list[list[int]], most_ids: int, most_rows: int) -> st
   return picture(parts, 'rows of each id by rank, logarithmic')
 
 
-def _labels(points: list[dict], x: Scale) -> list[str]:
-  """Labels below the points: all that fit, at equal distances."""
-  longest = max(len(point['label'][:8]) for point in points)
-  space = (WIDTH - LEFT - RIGHT) / len(points)
-  every = math.ceil((longest * LABEL_WIDTH + 4) / space)
-  return [
-    text(x(k + 0.5), HEIGHT - 16, point['label'][:8])
-    for k, point in enumerate(points)
-    if k % every == 0
-  ]
+def _labels(labels: list[str], x: Scale) -> list[str]:
+  """Labels below places 0, 1, ...: all that fit, at equal distances."""
+  labels = [label if len(label) <= LONGEST else label[: LONGEST - 1] + '…' for label in labels]
+  space = (WIDTH - LEFT - RIGHT) / len(labels)
+  every = math.ceil((max(map(len, labels)) * LABEL_WIDTH + 4) / space)
+  return [text(x(k + 0.5), HEIGHT - 16, label) for k, label in enumerate(labels) if k % every == 0]
 
 
-def click_rates(points: list[dict], mean: float, highest: float, said: str) -> str:
-  """Click rates with 95 % intervals, cut off at `highest`, and the mean of all rows."""
-  x = Scale(0, max(1, len(points)), LEFT, WIDTH - RIGHT)
+def click_rates(
+  points: list[dict], mean: float, highest: float, said: str, places: list[int] | None = None
+) -> str:
+  """Click rates with 95 % intervals, cut off at `highest` (hollow dots), and the mean.
+
+  Args:
+    places: where the points stand, of PLACES; None: side by side, each with its label.
+  """
+  labels = [str(k + 1) for k in range(PLACES)] if places else [p['label'] for p in points]
+  x = Scale(0, max(1, len(labels)), LEFT, WIDTH - RIGHT)
   y = Scale(0, highest, HEIGHT - BOTTOM, TOP)
   parts = _levels(linear_ticks(highest), y, lambda tick: f'{round(100 * tick, 6):g} %')
   parts.append(line(LEFT, y(mean), WIDTH - RIGHT, y(mean), 'mean'))
-  for k, point in enumerate(points):
+  for k, point in zip(places or range(len(points)), points, strict=True):
     low, high = min(point['low'], highest), min(point['high'], highest)
     parts.append(line(x(k + 0.5), y(low), x(k + 0.5), y(high), 'interval'))
-    if point['click_rate'] <= highest:
-      centre = f'cx="{x(k + 0.5):.1f}" cy="{y(point["click_rate"]):.1f}"'
-      parts.append(f'<circle {centre} r="3" class="dot"/>')
-  if points:
-    parts += _labels(points, x)
+    kind = 'dot' if point['click_rate'] <= highest else 'beyond'
+    centre = f'cx="{x(k + 0.5):.1f}" cy="{y(min(point["click_rate"], highest)):.1f}"'
+    parts.append(f'<circle {centre} r="3" class="{kind}"/>')
+  if labels:
+    parts += _labels(labels, x)
   parts.append(text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 3, said, kind='axis'))
   return picture(parts, f'click rate by {said}')
 
@@ -155,6 +160,6 @@ def bars(labels: list[str], values: list[float], label, said: str) -> str:
       f'height="{y(0) - y(value):.1f}" class="known"/>'
     )
   if values:
-    parts += _labels([{'label': said} for said in labels], x)
+    parts += _labels(labels, x)
   parts.append(text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 3, said, kind='axis'))
   return picture(parts, said)

@@ -61,7 +61,7 @@ All figures are of training rows and, but for ids, in per cent. ids: size of the
 padding and the unknown id. miss.: missing values. unknown: rows with the unknown id, by split (in
 some fields missing values have it too). top id: rows with the commonest id. ids in 50 %, 90 %: ids
 that make this share of the known rows. seen once, <10: share of the ids that occur. click rate:
-lowest and highest of the ten commonest ids."""
+lowest and highest of the ten commonest ids that have 100 rows."""
 
 
 def _head(x: dict) -> list[str]:
