@@ -98,11 +98,12 @@ def coverage(missing: float, unknown: float) -> dict:
 
 def describe_field(folder: Path, field: dict, f: int, counts: Counts) -> dict:
   """All that is told of a field."""
-  pairs_V2 = counts.ids[f][FIRST_TOKEN_ID:].astype(np.int64)
-  rows_V = pairs_V2.sum(axis=1)
-  seen = np.flatnonzero(rows_V)
-  order = seen[np.argsort(-rows_V[seen], kind='stable')]
-  rows_S, clicks_S = rows_V[order], pairs_V2[order, 1]
+  pairs_V2 = counts.ids[f][FIRST_TOKEN_ID:]
+  seen = np.flatnonzero(pairs_V2.any(axis=1))  # of hashed ids, few occur
+  pairs_S2 = pairs_V2[seen].astype(np.int64)
+  falling = np.argsort(-pairs_S2.sum(axis=1), kind='stable')
+  order, pairs_S2 = seen[falling], pairs_S2[falling]
+  rows_S, clicks_S = pairs_S2.sum(axis=1), pairs_S2[:, 1]
   train, known = counts.splits['train'].rows, int(rows_S.sum())
   covered_S = np.cumsum(rows_S)
   top = (order[:EACH_SHOWN] + FIRST_TOKEN_ID).tolist()

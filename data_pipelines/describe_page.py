@@ -42,8 +42,8 @@ gap:1rem}
 .card{border:1px solid var(--rule);border-radius:8px;padding:.8rem .9rem .6rem;
 background:var(--card);min-width:0}
 .card .note{margin:.1rem 0 .5rem}
-.card .key-line{font-size:.8rem;margin-bottom:0}
-.key-line span{white-space:nowrap;margin-right:.7em}.key-line .key{margin-right:.35em}
+.card .key-line{font-size:.75rem;margin-bottom:0}
+.key-line span{white-space:nowrap;margin-right:.4em}.key-line .key{margin-right:.35em}
 .card .what{margin:.7rem 0 .1rem;font-size:.8rem;color:var(--soft)}
 svg{display:block;width:100%;height:auto}
 svg text{font:11px system-ui,sans-serif;fill:var(--soft);font-variant-numeric:tabular-nums}
@@ -52,6 +52,7 @@ svg text{font:11px system-ui,sans-serif;fill:var(--soft);font-variant-numeric:ta
 .dot{fill:var(--blue)}.beyond{fill:var(--page);stroke:var(--blue);stroke-width:1.4}
 .interval{stroke:var(--blue);stroke-width:1.4;opacity:.55}
 .known{fill:var(--blue)}.missing{fill:var(--amber)}.unknown{fill:var(--grey)}
+@media(max-width:30rem){td,th{padding:.28rem .4rem}.card{padding:.7rem .7rem .5rem}}
 .key{display:inline-block;width:.7em;height:.7em;border-radius:2px}
 .key.known{background:var(--blue)}.key.missing{background:var(--amber)}
 .key.unknown{background:var(--grey)}
@@ -143,10 +144,10 @@ def _groups(g: dict) -> str:
   note = (
     f'{g["groups"]:,} in all, {g["seen"]["train"]:,} in train, with {g["mean_rows_train"]:.1f} '
     f'rows each (median {g["median_rows_train"]:.0f}). Of the rows of validation and test '
-    f'{percent(again["validation"])} % and {percent(again["test"])} % are of those.'
+    f'{percent(again["validation"])} % and {percent(again["test"])} % are of those. '
+    'Bars: how many have so many rows.'
   )
-  said = f'rows in train, and how many of {g["name"]} have them'
-  return _card(f'Rows by {g["name"]}', note, svg.bars(labels, counts, svg.compact, said))
+  return _card(f'Rows by {g["name"]}', note, svg.bars(labels, counts, svg.compact, 'rows in train'))
 
 
 def _items(items: dict) -> str:
@@ -155,7 +156,10 @@ def _items(items: dict) -> str:
       part['part'],
       f'{part["ids"]:,}',
       *(f'{percent(part["share"][split])} %' for split in SPLITS),
-      *(f'{100 * part["click_rate"][split]:.2f} %' for split in SPLITS),
+      *(
+        f'{100 * part["click_rate"][split]:.2f} %' if part['rows'][split] else ''
+        for split in SPLITS
+      ),
     ]
     for part in items['parts']
   ]
@@ -222,14 +226,14 @@ def _field_card(f: int, x: dict, frame: dict) -> str:
   elif x['min_count'] > 1:
     kinds.append(f'from {x["min_count"]} rows on')
   if cover['missing_has_own_id'] is not None:
-    kinds.append('missing is one' if cover['missing_has_own_id'] else 'missing is unknown')
+    kinds.append('missing has an id' if cover['missing_has_own_id'] else 'missing is unknown')
   said = ' '.join(
     f'<span><span class="key {kind}"></span>{kind} {percent(cover[kind])} %</span>'
     for kind in ('known', 'missing', 'unknown')
     if cover[kind] > 0
   )
   each = x['click_rates_by'] == 'id'
-  by = 'id' if each else 'tenth of the rows, from common to rare ids'
+  by = 'value' if each else 'tenth of the rows, from common to rare ids'
   places = None if each else [int(point['label']) - 1 for point in x['click_rates']]
   body = (
     svg.coverage(cover['known'], cover['missing'], cover['unknown'])

@@ -93,8 +93,9 @@ def _people(x: dict) -> list[str]:
     means = ', '.join(f'{s["mean_events"][split]:.1f} in {split}' for split in SPLITS)
     lines += [
       f'sequence     up to {s["length"]} events of {short(", ".join(s["attributes"]), 60)}',
-      f'             mean {means}; empty in {percent(s["empty"]["train"])} % of the training rows, '
-      f'full in {percent(s["full"]["train"])} %',
+      f'             mean {means}',
+      f'             of the training rows {percent(s["empty"]["train"])} % have none, '
+      f'{percent(s["full"]["train"])} % are full',
     ]
   if x['groups']:
     g = x['groups']
