@@ -16,8 +16,8 @@ from scipy import stats
 
 from data_pipelines import describe, doctor
 from data_pipelines.dataset import AttributeInfo, FieldInfo, GroupInfo, ItemInfo, SequenceInfo
-from data_pipelines.describe_figures import coverage, wilson
-from data_pipelines.describe_svg import compact, decades, linear_ticks
+from data_pipelines.describe_figures import click_point, coverage, wilson
+from data_pipelines.describe_svg import click_rates, compact, decades, linear_ticks
 from data_pipelines.describe_text import percent
 
 ROWS = {'train': 5000, 'validation': 300, 'test': 200}
@@ -237,6 +237,14 @@ def test_pictures_stay_within_their_frames(page):
     for name, value in re.findall(r' (x|x1|x2|cx|y|y1|y2|cy)="(.*?)"', svg):
       assert 0 <= float(value) <= (width if 'x' in name else height), svg
     assert 'nan' not in svg and 'inf"' not in svg
+
+
+def test_a_click_rate_beyond_the_axis_is_hollow():
+  points = [click_point('a', 1000, 100), click_point('long & <strange>', 3, 3)]
+  svg = click_rates(points, 0.1, 0.3, 'value')
+  test_pictures_stay_within_their_frames(svg)
+  assert svg.count('class="dot"') == svg.count('class="beyond"') == 1
+  assert 'long &amp; …' in svg
 
 
 def test_text_fits_a_terminal(folder, capsys):

@@ -130,16 +130,20 @@ def test_honest_duplicates_pass(tmp_path, capsys):
   assert code == 0 and told(printed)[0]['test', 'train'] == 500
 
 
-def test_rare_tokens_are_judged_as_if_held_out(tmp_path, capsys):
+@pytest.mark.parametrize('most', [1 << 27, 10_000])
+def test_rare_tokens_are_judged_as_if_held_out(tmp_path, capsys, monkeypatch, most):
   # A token of which there are two in training is known there, but a held-out row that has one of
   # only one is unknown, and equal to all other unknown ones.
-  values = draw(6, (4000, 500, 500), (2000, 50))
+  monkeypatch.setattr(doctor_rows, 'MAX_HASHES', most)
+  values = draw(6, (16_000, 1000, 1000), (8000, 2000))
   code, printed, _ = diagnose(write_folder(tmp_path / 'x', *encoded(values, 2)), capsys)
   found, within = told(printed)
-  assert too_many(found['test', 'train'], 500, within, 4000)  # as training rows stand
+  part = 1 if most > 16_000 else 2
+  assert too_many(found['test', 'train'], 1000 // part, within, 16_000 // part)
+  assert not too_many(0, 1000 // part, within, 16_000 // part)
   assert code == 0 and 'ok      test: rows that stand in train too' in printed
   # And yet a leak is seen.
-  values['train'][:250] = values['test'][:250]
+  values['train'][:400] = values['test'][:400]
   code, _, error = diagnose(write_folder(tmp_path / 'y', *encoded(values, 2)), capsys)
   assert code == 2 and 'test: rows that stand in train too' in error
 
@@ -260,6 +264,19 @@ def test_a_shard_is_read_once(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(f'data_pipelines.{module}.read_shard', counting)
   assert diagnose(folder, capsys)[0] == 0
   assert len(read) == len(set(read)) == 3
+
+
+def test_a_block_of_another_shape_is_named_and_left_out(tmp_path, capsys, monkeypatch):
+  folder = write_folder(tmp_path / 'x', *encoded(draw(15, (5000, 300, 300), (9, 9, 9))))
+
+  def damaged(path, shape):
+    for k, block in enumerate(read_shard(path, shape)):
+      yield block if k == 0 else block | {'ids': block['ids'][:, :2]}
+
+  monkeypatch.setattr('data_pipelines.doctor_rows.read_shard', damaged)
+  code, printed, error = diagnose(folder, capsys)
+  assert code == 2 and 'train: shapes and labels: block 1: expected arrays of shape' in error
+  assert 'stand in' not in printed  # nothing is said of rows that were not all read
 
 
 def test_row_hashes():
