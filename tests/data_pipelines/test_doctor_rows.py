@@ -10,10 +10,12 @@ from prepared_rows import write_folder
 
 from data_pipelines import doctor, doctor_rows
 from data_pipelines.dataset import AttributeInfo, FieldInfo, GroupInfo, SequenceInfo
-from data_pipelines.doctor_leaks import too_many
+from data_pipelines.doctor_leaks import Leaks, too_many
 from data_pipelines.records import read_shard
 from data_pipelines.row_hash import row_hashes
-from data_pipelines.schema import RecordShape
+from data_pipelines.schema import RecordShape, read_schema
+from data_pipelines.tfds_blocks import split_files
+from data_pipelines.workers import Workers
 
 PAIRS = (('validation', 'train'), ('test', 'train'), ('test', 'validation'))
 
@@ -146,6 +148,34 @@ def test_rare_tokens_are_judged_as_if_held_out(tmp_path, capsys, monkeypatch, mo
   values['train'][:400] = values['test'][:400]
   code, _, error = diagnose(write_folder(tmp_path / 'y', *encoded(values, 2)), capsys)
   assert code == 2 and 'test: rows that stand in train too' in error
+
+
+@pytest.mark.parametrize('most', [1 << 27, 4000])
+def test_share_of_held_out_rows_is_that_of_a_loop(tmp_path, monkeypatch, most):
+  fields, columns = encoded(draw(6, (16_000, 300, 300), (8000, 1500)), 2)
+  folder = write_folder(tmp_path / 'x', fields, columns)
+  monkeypatch.setattr(doctor_rows, 'MAX_HASHES', most)
+  schema = read_schema(folder)
+  plan, workers = doctor_rows.row_plan(schema), Workers(1)
+  assert plan.drop_bits == (0 if most > 16_000 else 2)
+  files = {split: split_files(folder / schema['tfds'], split) for split in columns}
+  rows = {
+    split: doctor_rows.read_split(paths, plan, split == 'train', workers)
+    for split, paths in files.items()
+  }
+  found = Leaks(rows, files['train'], plan, {0: 2, 1: 2}).held_out(workers)
+  share = found / len(rows['train'].hashes_N)
+
+  stored = [tuple(row) for row in columns['train']['ids'].tolist()]
+  counts = [Counter(column) for column in zip(*stored, strict=True)]
+  times, expected = Counter(stored), 0
+  for row in stored:
+    as_held_out = tuple(1 if counts[f][i] == 2 else i for f, i in enumerate(row))
+    expected += times[row] > 1 or (as_held_out != row and as_held_out in times)
+  assert expected > 2 * sum(count for count in times.values() if count > 1)
+  if most > 16_000:
+    assert found == expected
+  assert share == pytest.approx(expected / 16_000, rel=0.1)
 
 
 def test_drift_within_a_split_passes(tmp_path, capsys):
