@@ -42,8 +42,8 @@ gap:1rem}
 .card{border:1px solid var(--rule);border-radius:8px;padding:.8rem .9rem .6rem;
 background:var(--card);min-width:0}
 .card .note{margin:.1rem 0 .5rem}
-.card .key-line{font-size:.75rem;margin-bottom:0}
-.key-line span{white-space:nowrap;margin-right:.4em}.key-line .key{margin-right:.35em}
+.card .key-line{font-size:.72rem;letter-spacing:-.01em;margin-bottom:0}
+.key-line span{white-space:nowrap;margin-right:.2em}.key-line .key{margin-right:.3em}
 .card .what{margin:.7rem 0 .1rem;font-size:.8rem;color:var(--soft)}
 svg{display:block;width:100%;height:auto}
 svg text{font:11px system-ui,sans-serif;fill:var(--soft);font-variant-numeric:tabular-nums}
@@ -226,7 +226,7 @@ def _field_card(f: int, x: dict, frame: dict) -> str:
   elif x['min_count'] > 1:
     kinds.append(f'from {x["min_count"]} rows on')
   if cover['missing_has_own_id'] is not None:
-    kinds.append('missing has an id' if cover['missing_has_own_id'] else 'missing is unknown')
+    kinds.append('missing has an id' if cover['missing_has_own_id'] else 'missing taken as unknown')
   said = ' '.join(
     f'<span><span class="key {kind}"></span>{kind} {percent(cover[kind])} %</span>'
     for kind in ('known', 'missing', 'unknown')
@@ -277,6 +277,8 @@ def page(x: dict) -> str:
     f'{_head(x)}{people}{items}{_field_rows(x["fields"])}'
     '<h2>Field by field</h2><p class="note">Training rows. All fields share their axes. Click '
     'rates have 95 % binomial intervals; the dashed line is the click rate of all training rows, '
-    'a hollow dot lies beyond the axis.</p>'
+    'a hollow dot lies beyond the axis. Missing values may have an id or share the unknown one; '
+    'schema.json does not say which, so where they are no more than the unknown rows they are '
+    'taken to be among them.</p>'
     f'<div class="cards">{cards}</div></body></html>\n'
   )
