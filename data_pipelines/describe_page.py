@@ -226,7 +226,7 @@ def _field_card(f: int, x: dict, frame: dict) -> str:
   elif x['min_count'] > 1:
     kinds.append(f'from {x["min_count"]} rows on')
   if cover['missing_has_own_id'] is not None:
-    kinds.append('missing has an id' if cover['missing_has_own_id'] else 'missing taken as unknown')
+    kinds.append('missing has an id' if cover['missing_has_own_id'] else 'missing as unknown')
   said = ' '.join(
     f'<span><span class="key {kind}"></span>{kind} {percent(cover[kind])} %</span>'
     for kind in ('known', 'missing', 'unknown')
