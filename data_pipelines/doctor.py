@@ -3,19 +3,21 @@
 
   python -m data_pipelines.doctor DIR
 
-One line a check, "ok" or "FAILED"; exit code 0 if the folder is whole, else 2.
+One line a check, "ok" or "FAILED", and a "note" of what is worth knowing; exit code 0 if the folder
+is whole, else 2.
 """
 
-import functools
 import hashlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from data_pipelines.checks import Checks
 from data_pipelines.command_line import OneLineParser, guarded, say
+from data_pipelines.doctor_leaks import Leaks, check_vocabulary_counts
+from data_pipelines.doctor_rows import read_split, row_plan
 from data_pipelines.errors import UserError
 from data_pipelines.rawfile import file_sha256
-from data_pipelines.records import read_tally
 from data_pipelines.schema import (
   BLOCK_ROWS,
   FIRST_TOKEN_ID,
@@ -24,37 +26,13 @@ from data_pipelines.schema import (
   SPLITS,
   VOCABULARY_FOLDER,
   read_schema,
-  record_shape,
   structure_problems,
 )
-from data_pipelines.tally import total
+from data_pipelines.tally import Tally
 from data_pipelines.tfds_blocks import split_files
 from data_pipelines.workers import Workers, default_workers
 
 SHOWN_FAILURES = 3
-
-
-class Checks:
-  """Prints the outcome of each check and remembers the failures."""
-
-  def __init__(self, tell: Callable[[str], None]):
-    self._tell = tell
-    self.count = 0
-    self.failures: list[str] = []
-
-  def equal(self, what: str, expected, found) -> bool:
-    """One check: found must equal expected."""
-    return self.holds(what, expected == found, f'expected {expected}, found {found}')
-
-  def holds(self, what: str, good: bool, problem: str) -> bool:
-    """One check that is good or has a problem."""
-    self.count += 1
-    if good:
-      self._tell(f'ok      {what}')
-    else:
-      self._tell(f'FAILED  {what}: {problem}')
-      self.failures.append(f'{what}: {problem}')
-    return good
 
 
 def check_folder(folder: Path, workers: Workers, tell: Callable[[str], None]) -> Checks:
@@ -76,11 +54,20 @@ def check_folder(folder: Path, workers: Workers, tell: Callable[[str], None]) ->
   readable = True
   for name in ('dataset_info.json', 'features.json'):
     readable &= checks.holds(f'file {name}', (tfds_folder / name).is_file(), 'missing')
+  plan, rows = row_plan(schema), {}
   for split in SPLITS:
     # A damaged record file is not opened: its contents cannot be the ones described.
     files = schema['splits'][split]['files']
     if _check_files(tfds_folder, split, files, workers, checks) and readable:
-      _check_content(tfds_folder, split, schema, workers, checks)
+      found = read_split(split_files(tfds_folder, split), plan, split == 'train', workers)
+      _check_content(found.tally, split, schema, checks)
+      if not found.tally.faults:
+        rows[split] = found
+  if 'train' in rows:
+    check_vocabulary_counts(schema, rows['train'], plan, checks)
+  if len(rows) == len(SPLITS):
+    min_counts = {f: schema['fields'][f]['min_count'] for f, _ in plan.counted}
+    Leaks(rows, split_files(tfds_folder, 'train'), plan, min_counts).check(checks, workers)
   return checks
 
 
@@ -166,13 +153,8 @@ def _check_files(folder: Path, split: str, files: dict, workers: Workers, checks
   return good
 
 
-def _check_content(
-  folder: Path, split: str, schema: dict, workers: Workers, checks: Checks
-) -> None:
+def _check_content(tally: Tally, split: str, schema: dict, checks: Checks) -> None:
   entry, fields = schema['splits'][split], schema['fields']
-  shape = record_shape(schema)
-  count = functools.partial(read_tally, shape=shape)
-  tally = total(shape, workers.map(count, split_files(folder, split)))
   checks.holds(
     f'{split}: shapes and labels', not tally.faults, '; '.join(tally.faults[:SHOWN_FAILURES])
   )
