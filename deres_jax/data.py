@@ -131,6 +131,7 @@ class Window(NamedTuple):
   order_N: np.ndarray
 
 
+_READERS = 4  # threads: reading and checking a block leaves Python's lock free for the most part
 _LARGE_BLOCK = 31 << 20  # bytes; glibc's dynamic threshold ends at 32 MiB
 
 
@@ -149,7 +150,8 @@ class Reader:
     self._lanes = order.lanes_of(part, parts)
     self._windows: collections.OrderedDict[tuple[int, int], concurrent.futures.Future]
     self._windows = collections.OrderedDict()
-    self._pool = concurrent.futures.ThreadPoolExecutor(1)
+    self._pool = concurrent.futures.ThreadPoolExecutor(1)  # loads windows
+    self._readers = concurrent.futures.ThreadPoolExecutor(_READERS)  # their blocks
     self._lock = threading.Lock()
     # glibc gives large blocks back to the kernel at once and faults new ones in page by page,
     # which halves the speed of reading. Freeing a large one raises its threshold (mallopt(3)).
@@ -161,9 +163,7 @@ class Reader:
     real = min(order.batch_size, order.rows - batch * order.batch_size)
     low, high = (order.batch_size * p // self._parts for p in (self._part, self._part + 1))
     n = max(0, min(high, real) - low)
-    out = Rows(
-      np.empty((n, len(self._offsets_S)), np.int32), np.empty(n, np.uint8), np.empty(n, np.int32)
-    )
+    out = self._empty(n)
     pieces = order.pieces(epoch, batch, low, low + n) if n else []
     for window, *spans in pieces:
       spans = [(a, b, at) for a, b, at in zip(*(x.tolist() for x in spans), strict=True) if a < b]
@@ -199,27 +199,36 @@ class Reader:
     return self._windows[key]
 
   def _load(self, epoch: int, window: int) -> Window:
-    first, order_N = self._order.shuffle(epoch, window, self._lanes)
-    members, start, parts = self._order.members(epoch, window).tolist(), 0, []
-    for block in members:
-      size = self._blocks.size(block)
-      if start < first + len(order_N) and start + size > first:
-        parts.append((block, start, size))
-      start += size
-    if not parts:
-      return Window(Rows(*(np.empty(0, np.int32),) * 3), first, order_N)
-    base, n = parts[0][1], sum(size for _, _, size in parts)
-    out = Rows(
-      np.empty((n, len(self._offsets_S)), np.int32), np.empty(n, np.uint8), np.empty(n, np.int32)
-    )
-    fields = len(self._blocks.schema.fields)
-    for block, start, size in parts:
-      rows, here = self._blocks.read(block), slice(start - base, start - base + size)
-      np.add(rows.ids, self._offsets_S, out=out.ids[here])
-      if self._blocks.schema.sequence is not None:
-        out.ids[here, fields:][rows.ids[:, fields:] == 0] = self._padding
-      out.labels[here], out.groups[here] = rows.labels, rows.groups
-    return Window(out, first, order_N + (first - base))
+    order = self._order
+    starts = order.lane_starts(epoch, window, self._lanes)
+    blocks, start = [], 0
+    for block in order.members(epoch, window).tolist():
+      stop = start + self._blocks.size(block)
+      if start < starts[-1] and stop > starts[0]:
+        blocks.append((block, start, stop))
+      start = stop
+    base = blocks[0][1] if blocks else 0
+    out = self._empty(blocks[-1][2] - base if blocks else 0)
+    reading = [
+      self._readers.submit(self._fill, out, block, slice(start - base, stop - base))
+      for block, start, stop in blocks
+    ]
+    order_N = order.shuffle(epoch, window, self._lanes) - base
+    for one in reading:
+      one.result()
+    return Window(out, int(starts[0]), order_N)
+
+  def _fill(self, out: Rows, block: int, here: slice):
+    rows = self._blocks.read(block)
+    np.add(rows.ids, self._offsets_S, out=out.ids[here])
+    if self._blocks.schema.sequence is not None:
+      fields = len(self._blocks.schema.fields)
+      out.ids[here, fields:][rows.ids[:, fields:] == 0] = self._padding
+    out.labels[here], out.groups[here] = rows.labels, rows.groups
+
+  def _empty(self, n: int) -> Rows:
+    slots = len(self._offsets_S)
+    return Rows(np.empty((n, slots), np.int32), np.empty(n, np.uint8), np.empty(n, np.int32))
 
 
 class Batch(NamedTuple):

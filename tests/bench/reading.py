@@ -29,17 +29,17 @@ REPEATS = 5
 STEPS = 40
 
 
-def _rate(make: Callable[[], Iterator[int]]) -> list[float]:
-  """Rows a second of several passes, the first of which only warms up."""
+def _rate(read: Callable[[int], Iterator[int]]) -> list[float]:
+  """Rows a second of several epochs, the first of which only warms up."""
   rates = []
-  for _ in range(REPEATS + 1):
+  for epoch in range(REPEATS + 1):
     began = time.perf_counter()
-    rows = sum(make())
+    rows = sum(read(epoch))
     rates.append(rows / (time.perf_counter() - began))
   return rates[1:]
 
 
-def _ours(schema, batches: bool) -> Callable[[], Iterator[int]]:
+def _ours(schema, batches: bool) -> Callable[[int], Iterator[int]]:
   table = embedding.Table(schema.vocab_sizes, 16)
   blocks = data.Blocks(schema, 'train')
   order = Order(schema.block_rows, blocks.rows, BATCH, WINDOW_BLOCKS, 0)
@@ -47,9 +47,12 @@ def _ours(schema, batches: bool) -> Callable[[], Iterator[int]]:
   reader = data.Reader(blocks, table, order, 0, 1)
   whole = data.Batches(blocks, table, BATCH, 1, WINDOW_BLOCKS, 0)
 
-  def run():
+  def run(epoch):
     for k in range(per_epoch):
-      yield len(reader.read(0, k).labels) if not batches else whole.size(k + 0 * len(whole[k]))
+      if batches:
+        yield int(whole[epoch * per_epoch + k].weights.sum())
+      else:
+        yield len(reader.read(epoch, k).labels)
 
   return run
 
@@ -60,16 +63,16 @@ def _all_rows(schema) -> tuple[np.ndarray, np.ndarray]:
   return np.concatenate([r.ids for r in rows]), np.concatenate([r.labels for r in rows])
 
 
-def _mapped(schema, folder: Path) -> Callable[[], Iterator[int]]:
+def _mapped(schema, folder: Path) -> Callable[[int], Iterator[int]]:
   offsets = embedding.Table(schema.vocab_sizes, 16).offsets
   for name, array in zip(('ids', 'labels'), _all_rows(schema), strict=True):
     np.save(folder / f'{name}.npy', array)
   size = WINDOW_BLOCKS * schema.block_rows
 
-  def run():
+  def run(epoch):
     ids_NF = np.load(folder / 'ids.npy', mmap_mode='r')
     label_N = np.load(folder / 'labels.npy', mmap_mode='r')
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(epoch)
     for start in range(0, len(label_N), size):
       order = start + rng.permutation(min(size, len(label_N) - start))
       for first in range(0, len(order), BATCH):
@@ -80,7 +83,7 @@ def _mapped(schema, folder: Path) -> Callable[[], Iterator[int]]:
   return run
 
 
-def _records(schema, folder: Path) -> Callable[[], Iterator[int]]:
+def _records(schema, folder: Path) -> Callable[[int], Iterator[int]]:
   offsets = embedding.Table(schema.vocab_sizes, 16).offsets
   ids_NF, label_N = (x[:RECORD_ROWS] for x in _all_rows(schema))
   path = folder / 'rows.array_record'
@@ -89,9 +92,9 @@ def _records(schema, folder: Path) -> Callable[[], Iterator[int]]:
     writer.write(ids_F.tobytes() + label.tobytes())
   writer.close()
 
-  def run():
+  def run(epoch):
     with ArrayRecordDataSource([str(path)]) as source:
-      order = np.random.default_rng(0).permutation(len(source))
+      order = np.random.default_rng(epoch).permutation(len(source))
       for first in range(0, len(order), BATCH):
         records = source.__getitems__(order[first : first + BATCH].tolist())
         ids = np.stack([np.frombuffer(r, np.int32, len(offsets)) for r in records]) + offsets
