@@ -114,7 +114,9 @@ class Blocks:
 
 
 def _shapes(arrays: dict) -> str:
-  return ', '.join(f'{name} {np.dtype(t)}{list(shape)}' for name, (shape, t) in arrays.items())
+  return ', '.join(
+    f'{name} {np.dtype(t)}{list(shape)}' for name, (shape, t) in sorted(arrays.items())
+  )
 
 
 class Window(NamedTuple):
