@@ -42,6 +42,7 @@ class FieldInfo:
   """One field, as `schema.json` describes it; its tokens lie in vocabulary/NAME.txt.
 
   Where `hashed`, there is no vocabulary: an id is the value's hash modulo vocab_size - 2, plus 2.
+  Where `missing_kept`, a missing value is a token like any other; else it is unknown.
   """
 
   name: str
@@ -49,6 +50,7 @@ class FieldInfo:
   min_count: int  # rows; 0 = no minimum
   missing_rate_train: float
   hashed: bool = False
+  missing_kept: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -80,19 +80,18 @@ def _by_frequency(rows_S: np.ndarray, clicks_S: np.ndarray) -> list[dict]:
   return points
 
 
-def coverage(missing: float, unknown: float) -> dict:
-  """Shares of training rows: known, missing, unknown; and how missing values are stored.
+def coverage(missing: float, unknown: float, kept: bool) -> dict:
+  """Shares of training rows: known, missing, unknown.
 
-  id 1 stands for the unknown, and in some fields for missing values too; the schema does not say in
-  which. More missing values than rows with id 1 must have an id of their own. Fewer are taken to be
-  among these rows.
+  Args:
+    unknown: share of rows with the unknown id, missing values among them unless `kept`.
+    kept: whether missing values are a token like any other.
   """
-  own = missing > unknown
   return {
-    'known': 1 - unknown - (missing if own else 0.0),
+    'known': 1 - unknown - (missing if kept else 0.0),
     'missing': missing,
-    'unknown': unknown if own else unknown - missing,
-    'missing_has_own_id': own if missing else None,
+    'unknown': unknown - (0.0 if kept else missing),
+    'missing_kept': kept if missing else None,
   }
 
 
@@ -126,7 +125,7 @@ def describe_field(folder: Path, field: dict, f: int, counts: Counts) -> dict:
     'min_count': field['min_count'],
     'missing_rate_train': field['missing_rate_train'],
     'unknown_rate': unknown,
-    'coverage': coverage(field['missing_rate_train'], unknown['train']),
+    'coverage': coverage(field['missing_rate_train'], unknown['train'], field['missing_kept']),
     'ids_seen': len(order),
     'commonest_share': rate(rows_S[0], train) if len(order) else 0.0,
     'ids_of_half': int(np.searchsorted(covered_S, 0.5 * known)) + 1 if known else 0,

@@ -225,8 +225,8 @@ def _field_card(f: int, x: dict, frame: dict) -> str:
     kinds.append(f'hashed, {x["ids_seen"]:,} occur')
   elif x['min_count'] > 1:
     kinds.append(f'from {x["min_count"]} rows on')
-  if cover['missing_has_own_id'] is not None:
-    kinds.append('missing has an id' if cover['missing_has_own_id'] else 'missing as unknown')
+  if cover['missing_kept'] is not None:
+    kinds.append('missing is a token' if cover['missing_kept'] else 'missing as unknown')
   said = ' '.join(
     f'<span><span class="key {kind}"></span>{kind} {percent(cover[kind])} %</span>'
     for kind in ('known', 'missing', 'unknown')
@@ -277,8 +277,6 @@ def page(x: dict) -> str:
     f'{_head(x)}{people}{items}{_field_rows(x["fields"])}'
     '<h2>Field by field</h2><p class="note">Training rows. All fields share their axes. Click '
     'rates have 95 % binomial intervals; the dashed line is the click rate of all training rows, '
-    'a hollow dot lies beyond the axis. Missing values may have an id or share the unknown one; '
-    'schema.json does not say which, so where they are no more than the unknown rows they are '
-    'taken to be among them.</p>'
+    'a hollow dot lies beyond the axis.</p>'
     f'<div class="cards">{cards}</div></body></html>\n'
   )

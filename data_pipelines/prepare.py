@@ -41,6 +41,7 @@ def _field_entries(encoded: Encoded, tallies: dict[str, Tally]) -> list[dict]:
       'hashed': field.hashed,
       'min_count': field.min_count,
       'missing_rate_train': field.missing_rate_train,
+      'missing_kept': field.missing_kept,
       'oov_rate': {split: rates[split][f] for split in SPLITS},
     }
     for f, field in enumerate(encoded.fields)

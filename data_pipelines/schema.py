@@ -122,6 +122,7 @@ _STRUCTURE = {
       'hashed': bool,
       'min_count': int,
       'missing_rate_train': _NUMBER,
+      'missing_kept': bool,
       'oov_rate': dict.fromkeys(SPLITS, _NUMBER),
     }
   ],

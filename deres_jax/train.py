@@ -16,6 +16,7 @@ import numpy as np
 from deres_jax import checkpoint, data, evaluate, models, parallel, step, writer
 from deres_jax import config as config_lib
 from deres_jax import plan as plan_lib
+from deres_jax.blocks import Blocks
 from deres_jax.errors import UserError
 from deres_jax.schema import Schema, load_schema
 
@@ -50,7 +51,7 @@ def assemble(c: config_lib.Config) -> Run:
 
 def _batches(c, schema, setup, split, batch_size, shuffle_seed=None) -> data.Batches:
   return data.Batches(
-    data.Blocks(schema, split),
+    Blocks(schema, split),
     setup.table,
     batch_size,
     setup.mesh.size,

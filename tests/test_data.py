@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from deres_jax import data, embedding
+from deres_jax.blocks import Blocks
 from deres_jax.errors import UserError
 from deres_jax.schema import load_schema
 
@@ -15,7 +16,7 @@ from deres_jax.schema import load_schema
 def batches(folder, batch_size=512, devices=1, window_blocks=64, seed=7, split='train'):
   schema = load_schema(str(folder))
   table = embedding.Table(schema.vocab_sizes, 4)
-  blocks = data.Blocks(schema, split)
+  blocks = Blocks(schema, split)
   return data.Batches(blocks, table, batch_size, devices, window_blocks, seed)
 
 

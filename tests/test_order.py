@@ -10,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deres_jax import data, embedding, order
+from deres_jax.blocks import Rows
+from deres_jax.reader import Reader
 from deres_jax.schema import Schema, Split
 
 
@@ -31,14 +33,14 @@ class MadeBlocks:
   def read(self, index):
     self.read_blocks.append(index)
     numbers = index * self.schema.block_rows + np.arange(self.size(index), dtype=np.int32)
-    return data.Rows(numbers[:, None], (numbers % 2).astype(np.uint8), numbers + 7)
+    return Rows(numbers[:, None], (numbers % 2).astype(np.uint8), numbers + 7)
 
 
 def reader(rows, block_rows, batch_size, window_blocks, seed, part=0, parts=1):
   blocks = MadeBlocks(rows, block_rows)
   table = embedding.Table(blocks.schema.vocab_sizes, 4)
   how = order.Order(block_rows, rows, batch_size, window_blocks, seed)
-  return data.Reader(blocks, table, how, part, parts), blocks
+  return Reader(blocks, table, how, part, parts), blocks
 
 
 def numbers(got):

@@ -12,6 +12,7 @@ import tensorflow_datasets as tfds
 
 from data_pipelines import build
 from deres_jax import config, data, embedding, gauc, parallel, step, train
+from deres_jax.blocks import Blocks
 from deres_jax.errors import UserError
 from deres_jax.schema import Items, load_schema
 
@@ -45,7 +46,7 @@ def stored(folder, split):
 def batches_of(folder, split='train', seed=None, devices=1):
   schema = load_schema(str(folder))
   table = embedding.Table(schema.vocab_sizes, 4)
-  return data.Batches(data.Blocks(schema, split), table, 64, devices, 64, seed), table
+  return data.Batches(Blocks(schema, split), table, 64, devices, 64, seed), table
 
 
 def test_the_schema_says_whose_ids_an_event_shares(feed):
@@ -89,7 +90,7 @@ def state_after(folder, devices, more, steps=3):
     parallel.make_mesh(devices),
     10,
   )
-  batches = data.Batches(data.Blocks(schema, 'train'), setup.table, 64, devices, 64, 1)
+  batches = data.Batches(Blocks(schema, 'train'), setup.table, 64, devices, 64, 1)
   state, stream = step.init_state(setup), step.init_stream(setup)
   one = step.make_train_step(setup)
   for k in range(steps):

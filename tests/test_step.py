@@ -8,6 +8,7 @@ import optax
 import pytest
 
 from deres_jax import config, data, embedding, losses, parallel, step
+from deres_jax.blocks import Blocks
 from deres_jax.errors import UserError
 from deres_jax.models.layers import Context
 from deres_jax.schema import load_schema
@@ -27,7 +28,7 @@ def make(folder, devices=1, more='', steps=10):
   mesh = parallel.make_mesh(devices)
   layout = step.layout_of(schema)
   setup = step.make_setup(c, schema.vocab_sizes, layout, schema.click_rate, mesh, steps)
-  blocks = data.Blocks(schema, 'train')
+  blocks = Blocks(schema, 'train')
   return setup, data.Batches(blocks, setup.table, c.data.batch_size, devices, 64, c.seed)
 
 

@@ -19,7 +19,9 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from deres_jax import config, data, embedding, parallel, step
+from deres_jax.blocks import Blocks
 from deres_jax.order import Order
+from deres_jax.reader import Reader
 from deres_jax.schema import load_schema
 
 BATCH = 8192
@@ -41,10 +43,10 @@ def _rate(read: Callable[[int], Iterator[int]]) -> list[float]:
 
 def _ours(schema, batches: bool) -> Callable[[int], Iterator[int]]:
   table = embedding.Table(schema.vocab_sizes, 16)
-  blocks = data.Blocks(schema, 'train')
+  blocks = Blocks(schema, 'train')
   order = Order(schema.block_rows, blocks.rows, BATCH, WINDOW_BLOCKS, 0)
   per_epoch = -(-blocks.rows // BATCH)
-  reader = data.Reader(blocks, table, order, 0, 1)
+  reader = Reader(blocks, table, order, 0, 1)
   whole = data.Batches(blocks, table, BATCH, 1, WINDOW_BLOCKS, 0)
 
   def run(epoch):
@@ -58,7 +60,7 @@ def _ours(schema, batches: bool) -> Callable[[int], Iterator[int]]:
 
 
 def _all_rows(schema) -> tuple[np.ndarray, np.ndarray]:
-  blocks = data.Blocks(schema, 'train')
+  blocks = Blocks(schema, 'train')
   rows = [blocks.read(k) for k in range(-(-blocks.rows // schema.block_rows))]
   return np.concatenate([r.ids for r in rows]), np.concatenate([r.labels for r in rows])
 
@@ -111,7 +113,7 @@ def _training(schema, overrides: str) -> tuple[list[float], list[float]]:
   mesh = parallel.make_mesh(1)
   layout = step.layout_of(schema)
   setup = step.make_setup(c, schema.vocab_sizes, layout, schema.click_rate, mesh, 1000)
-  blocks = data.Blocks(schema, 'train')
+  blocks = Blocks(schema, 'train')
   batches = data.Batches(blocks, setup.table, c.data.batch_size, 1, WINDOW_BLOCKS, 0)
   train = step.make_train_step(setup)
   state, stream = step.init_state(setup), step.init_stream(setup)

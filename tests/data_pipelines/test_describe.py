@@ -161,18 +161,18 @@ def test_splits_sequence_users_and_items(columns, figures):
 
 
 def test_missing_and_unknown_are_told_apart():
-  assert coverage(0.0, 0.1) == {
+  assert coverage(0.0, 0.1, False) == {
     'known': 0.9,
     'missing': 0.0,
     'unknown': 0.1,
-    'missing_has_own_id': None,
+    'missing_kept': None,
   }
-  kept = coverage(0.5, 0.125)
+  kept = coverage(0.5, 0.125, True)
   assert (kept['known'], kept['missing'], kept['unknown']) == (0.375, 0.5, 0.125)
-  assert kept['missing_has_own_id']
-  within = coverage(0.125, 0.5)
+  assert kept['missing_kept']
+  within = coverage(0.125, 0.5, False)
   assert (within['known'], within['missing'], within['unknown']) == (0.5, 0.125, 0.375)
-  assert within['missing_has_own_id'] is False
+  assert within['missing_kept'] is False
 
 
 @pytest.mark.parametrize('clicks, rows', [(0, 10), (3, 10), (10, 10), (250, 1000)])

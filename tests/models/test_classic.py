@@ -15,6 +15,7 @@ import reference_classic as reference
 from arrays import F32, KEY, B, E, F, assert_close, double, initial, normal, randomised, row_keys
 
 from deres_jax import config, data, embedding, models, parallel, step
+from deres_jax.blocks import Blocks
 from deres_jax.errors import UserError
 from deres_jax.models import layers
 from deres_jax.schema import load_schema
@@ -421,7 +422,7 @@ def train(folder, devices, steps=6):
   setup = step.make_setup(
     c, schema.vocab_sizes, step.layout_of(schema), schema.click_rate, mesh, steps
   )
-  batches = data.Batches(data.Blocks(schema, 'train'), setup.table, 64, devices, 64, c.seed)
+  batches = data.Batches(Blocks(schema, 'train'), setup.table, 64, devices, 64, c.seed)
   batch, state = data.put(batches[0], mesh), step.init_state(setup)
   one, read = step.make_train_step(setup), step.make_read_stream(setup)
   before, losses = np.asarray(state.rows), []

@@ -33,6 +33,7 @@ from arrays import (
 )
 
 from deres_jax import config, data, losses, models, parallel, step
+from deres_jax.blocks import Blocks
 from deres_jax.models import autoint, heads, hstu, layers, rankmixer, tokenizer, unimixer, wukong
 from deres_jax.schema import load_schema
 
@@ -476,7 +477,7 @@ def test_training_adds_the_mean_of_the_auxiliary_losses(planted):
   setup = step.make_setup(
     c, schema.vocab_sizes, step.layout_of(schema), schema.click_rate, parallel.make_mesh(1), 10
   )
-  batches = data.Batches(data.Blocks(schema, 'train'), setup.table, 64, 1, 64, c.seed)
+  batches = data.Batches(Blocks(schema, 'train'), setup.table, 64, 1, 64, c.seed)
   batch, state = batches[0], step.init_state(setup)
   before = jax.device_get(state.params)
   rows_BFE = np.asarray(state.rows).reshape(-1, 4)[batch.unique[batch.inverse]]
