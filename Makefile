@@ -6,7 +6,7 @@ RUN ?= runs/quickstart
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: run criteo-sample test test-slow lint format clean help
+.PHONY: run criteo-sample test test-slow bench-data lint format clean help
 
 help:
 	@sed -n 's/^# //p' $(MAKEFILE_LIST)
@@ -50,6 +50,12 @@ test: $(INSTALLED)
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow
+
+# make bench-data   preparing and reading beside other ways: a table, and runs/bench_data.json
+bench-data: $(INSTALLED)
+	$(BIN)/python -m pip install -q -e '.[bench]'
+	mkdir -p runs
+	$(BIN)/python tests/bench/data.py --out=runs/bench_data.json
 
 # make lint   ruff; make format rewrites
 lint: $(INSTALLED)

@@ -32,7 +32,7 @@ def write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
   with open(temporary, 'wb') as file:
     file.write(len(head).to_bytes(8, 'little') + head)
     for array in arrays.values():
-      np.ascontiguousarray(array).tofile(file)
+      file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
       file.write(bytes(_padding(array.nbytes)))
   os.replace(temporary, path)
 
