@@ -6,6 +6,7 @@ Shapes: N rows, S ids of a row.
 
 import collections
 import concurrent.futures
+import os
 import threading
 from typing import NamedTuple
 
@@ -30,7 +31,8 @@ class Window(NamedTuple):
   order_N: np.ndarray
 
 
-_READERS = 4  # threads: reading and checking a block leaves Python's lock free for the most part
+# Reading and checking a block leaves Python's lock free for the most part.
+_READERS = min(4, os.cpu_count() or 1)  # threads
 _LARGE_BLOCK = 31 << 20  # bytes; glibc's dynamic threshold ends at 32 MiB
 
 

@@ -48,11 +48,22 @@ def points(name):
   return out
 
 
-@pytest.mark.parametrize('name', ['baselines', 'anchors', 'residual_ablation'])
-def test_every_point_of_a_sweep_builds_and_is_another_run(name):
+HISTORY = models.Layout(5, 20, 5, targets=(1, 2, 3))
+
+
+@pytest.mark.parametrize(
+  ('name', 'layout'),
+  [
+    ('baselines', models.Layout(39)),
+    ('anchors', models.Layout(39)),
+    ('residual_ablation', models.Layout(39)),
+    ('social', HISTORY),
+  ],
+)
+def test_every_point_of_a_sweep_builds_and_is_another_run(name, layout):
   found = points(name)
   for _, c in found:
-    models.build(c, models.Layout(39), 0.0)
+    models.build(c, layout, 0.0)
   assert len({config.config_hash(c) for _, c in found}) == len(found)
 
 

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The same bytes from Apache Beam's direct runner as from a local build."""
+"""The same bytes from Apache Beam's direct runner as from a local build, of every data set."""
 
 import gzip
 
-from invented_rows import criteo_lines, write_lines
+import pytest
+import social_rows
+from invented_rows import AVAZU_HEADER, avazu_lines, criteo_lines, write_lines
 
 from data_pipelines import beam_build, build, doctor
 
@@ -12,19 +14,44 @@ def files(folder):
   return {p.relative_to(folder): p.read_bytes() for p in folder.rglob('*') if p.is_file()}
 
 
-def test_beam_writes_the_same_bytes(tmp_path, monkeypatch):
-  monkeypatch.setattr('data_pipelines.ingest.CHUNK_BYTES', 20_000)
-  monkeypatch.setattr('data_pipelines.encoding._GROUP_ROWS', 200)
+RUNNER = ['--runner=DirectRunner', '--direct_running_mode=in_memory']
+
+
+def criteo(folder):
   lines = criteo_lines(700)
   lines[300] = 'bad'
-  raw = write_lines(tmp_path / 'raw', lines)
-  flags = ['--dataset=criteo', f'--raw={raw}', '--min_count=2']
-  runner = ['--runner=DirectRunner', '--direct_running_mode=in_memory']
+  return ['--dataset=criteo', f'--raw={write_lines(folder / "raw", lines)}', '--min_count=2']
+
+
+def avazu(folder):
+  raw = write_lines(folder / 'raw', [AVAZU_HEADER, *avazu_lines(300)])
+  return ['--dataset=avazu', f'--raw={raw}', '--protocol=time']
+
+
+def criteo_1tb(folder):
+  for day in range(3):
+    write_lines(folder / f'day_{day}', criteo_lines(100, seed=day))
+  return ['--dataset=criteo_1tb', f'--raw={folder}', '--max_ids=1000', '--min_count=1']
+
+
+def social(folder):
+  rows = social_rows.log_rows(300)
+  logs = {social_rows.EARLY: rows[:200], social_rows.LATE: rows[200:]}
+  raw = social_rows.write_folder(folder / 'data', logs)
+  return ['--dataset=social', f'--raw={raw}', '--events=5']
+
+
+@pytest.mark.parametrize('dataset', [criteo, avazu, criteo_1tb, social], ids=lambda f: f.__name__)
+def test_beam_writes_the_same_bytes(dataset, tmp_path, monkeypatch):
+  monkeypatch.setattr('data_pipelines.ingest.CHUNK_BYTES', 20_000)
+  monkeypatch.setattr('data_pipelines.encoding._GROUP_ROWS', 200)
+  (tmp_path / 'in').mkdir()
+  flags = dataset(tmp_path / 'in')
   assert build.main([*flags, f'--out={tmp_path / "local"}']) == 0
-  assert beam_build.main([*flags, f'--out={tmp_path / "beam"}', *runner]) == 0
+  assert beam_build.main([*flags, f'--out={tmp_path / "beam"}', *RUNNER]) == 0
   assert files(tmp_path / 'beam') == files(tmp_path / 'local')
   assert doctor.main([str(tmp_path / 'beam')]) == 0
-  assert sorted(p.name for p in tmp_path.iterdir()) == ['beam', 'local', 'raw']
+  assert sorted(p.name for p in tmp_path.iterdir()) == ['beam', 'in', 'local']
 
 
 def test_mistakes_are_one_line_under_beam_too(tmp_path, capsys):
