@@ -12,14 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipelines import encoding
 from data_pipelines.avazu_parse import AVAZU_TEXT, HEXES, INTEGERS, faults, hours_of
 from data_pipelines.avazu_protocol import FIELDS, MIN_COUNTS, SPLIT_PROTOCOLS, calendar
 from data_pipelines.avazu_tfds import Avazu
 from data_pipelines.dataset import Dataset, Encoded, Site
-from data_pipelines.errors import UserError
-from data_pipelines.ingest import TextProtocol, ingest
-from data_pipelines.text_flags import add_text_flags, text_options
+from data_pipelines.ingest import TextProtocol
+from data_pipelines.text_dataset import add_text_flags, encode_text, text_options
 from data_pipelines.text_table import Parsed
 from data_pipelines.tokens import decimal_tokens, hex_tokens
 
@@ -74,17 +72,7 @@ def encode_dataset(options: dict, raw: Path | None, site: Site) -> Encoded:
   """See Dataset.encode."""
   assert raw is not None
   split = SPLIT_PROTOCOLS[options['protocol']]
-  protocol = text_protocol(options['protocol'])
-  ingested = ingest(protocol, [raw], options['limit'], site)
-  if ingested.total < split.parts:
-    raise UserError(
-      f'--raw={raw}: only {ingested.total} valid rows; expected at least {split.parts} for a split'
-    )
-
-  def split_rows(rows: int) -> dict[str, np.ndarray]:
-    return split.rows(rows, options['seed'])
-
-  return encoding.encode(protocol, ingested, split_rows, options['min_count'], site)
+  return encode_text(text_protocol(options['protocol']), raw, split, options, site)
 
 
 AVAZU = Dataset(

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The builds of `data_pipelines.build`, with their tasks run by Apache Beam.
 
-  pip install 'deres_jax[beam]'
+  pip install -e '.[beam]'
   python -m data_pipelines.beam_build --dataset=criteo --raw=train.txt --out=DIR --runner=NAME ...
 
 Every phase of a build is a list of tasks, pure functions from files to files; here each list is

@@ -10,14 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipelines import encoding
 from data_pipelines.criteo_parse import CRITEO_TEXT, FIELD_NAMES, NUM_CATEGORIES, NUM_INTEGERS
 from data_pipelines.criteo_protocol import MIN_COUNTS, SPLIT_PROTOCOLS, bucketise
 from data_pipelines.criteo_tfds import CriteoDisplay
 from data_pipelines.dataset import Dataset, Encoded, Site
-from data_pipelines.errors import UserError
-from data_pipelines.ingest import TextProtocol, ingest
-from data_pipelines.text_flags import add_text_flags, text_options
+from data_pipelines.ingest import TextProtocol
+from data_pipelines.text_dataset import add_text_flags, encode_text, text_options
 from data_pipelines.text_table import Parsed
 from data_pipelines.tokens import decimal_tokens, hex_tokens
 
@@ -65,16 +63,7 @@ def encode_dataset(options: dict, raw: Path | None, site: Site) -> Encoded:
   """See Dataset.encode."""
   assert raw is not None
   split = SPLIT_PROTOCOLS[options['protocol']]
-  ingested = ingest(CRITEO_PROTOCOL, [raw], options['limit'], site)
-  if ingested.total < split.parts:
-    raise UserError(
-      f'--raw={raw}: only {ingested.total} valid rows; expected at least {split.parts} for a split'
-    )
-
-  def split_rows(rows: int) -> dict[str, np.ndarray]:
-    return split.rows(rows, options['seed'])
-
-  return encoding.encode(CRITEO_PROTOCOL, ingested, split_rows, options['min_count'], site)
+  return encode_text(CRITEO_PROTOCOL, raw, split, options, site)
 
 
 CRITEO = Dataset(

@@ -25,8 +25,8 @@ The settings below were chosen by validation AUC. (When the schedule was chosen 
 of the config before, with constant rates, had been seen on splits 1 and 2: 0.7589 and 0.7638.) One
 pass, because a second one overfits; the rates stay high and fall in the last quarter.
 
-All 45.8M rows: the same commands; nothing of it was measured here. What it needs: 39 B a row of
-prepared data (1.8 GB), about 1.7e15 FLOPs for one pass over the 36.7M training rows, and a table
+All 45.8M rows: the same commands; nothing of it was measured here. What it needs: 148 B a row of
+prepared data (6.8 GB), about 1.7e15 FLOPs for one pass over the 36.7M training rows, and a table
 of about 911,000 rows, 62 MB with its slots. At batch 512 that is 72,000 steps: on accelerators
 take --config.data.batch_size=8192 or more and choose the rates again on validation.
 """

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Preparing and reading rows beside other ways, in one run: `make bench-data`.
 
-  python tests/bench/data.py --out=bench_data.json [--rows=10000000]
+  python tests/bench/data.py --out=FILE.json [--rows=10000000]
 
 Prints a table and writes it as JSON. Raw rows are invented (criteo_text.py), the reader's rows are
 those that were just prepared. Rates are of one run each; compare only what stands in one table.

@@ -1,10 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Flags that all data sets made of text share."""
+"""What data sets of one text file and a split share: flags, options and the way to their rows."""
 
 import argparse
 from collections.abc import Mapping
+from pathlib import Path
 
+import numpy as np
+
+from data_pipelines import encoding
+from data_pipelines.dataset import Encoded, Site
 from data_pipelines.errors import UserError
+from data_pipelines.ingest import TextProtocol, ingest
 from data_pipelines.protocols import Split
 
 
@@ -42,3 +48,26 @@ def text_options(args: argparse.Namespace, split: Split, min_counts: Mapping[str
     'min_count': min_count,
     'limit': args.limit,
   }
+
+
+def encode_text(
+  protocol: TextProtocol, raw: Path, split: Split, options: dict, site: Site
+) -> Encoded:
+  """Ingests and encodes a raw file.
+
+  Args:
+    options: of text_options.
+
+  Raises:
+    UserError: a file that cannot be one of such rows, or too few of them.
+  """
+  ingested = ingest(protocol, [raw], options['limit'], site)
+  if ingested.total < split.parts:
+    raise UserError(
+      f'--raw={raw}: only {ingested.total} valid rows; expected at least {split.parts} for a split'
+    )
+
+  def split_rows(rows: int) -> dict[str, np.ndarray]:
+    return split.rows(rows, options['seed'])
+
+  return encoding.encode(protocol, ingested, split_rows, options['min_count'], site)
