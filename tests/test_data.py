@@ -153,6 +153,10 @@ def test_a_wrong_schema_is_one_clear_line(planted, tmp_path, change, words):
   ('change', 'words'),
   [
     (lambda s: s['fields'][2].update(vocab_size=4), ['out of range 0..3', 'field', 'block']),
+    (
+      lambda s: s['fields'][1].update(vocab_size=s['fields'][1]['vocab_size'] - 1),
+      ['out of range', 'field f02'],
+    ),
     (lambda s: s['splits']['train'].update(rows=60_000), ['blocks', 'expects 15']),
     (lambda s: s['splits']['train'].update(rows=5999), ['block 1', 'expects']),
     (lambda s: s['fields'].pop(), ['expects ids int32', ', 5]']),

@@ -11,9 +11,10 @@ import pytest
 import tensorflow_datasets as tfds
 
 from data_pipelines import build
-from deres_jax import config, data, embedding, gauc, parallel, step, train
+from deres_jax import config, data, embedding, gauc, metrics, parallel, step, train
 from deres_jax.blocks import Blocks
 from deres_jax.errors import UserError
+from deres_jax.models import layers
 from deres_jax.schema import Items, load_schema
 
 TINY = (
@@ -108,6 +109,28 @@ def test_eight_devices_train_on_sequences_like_one(feed, more):
   _, eight, loss_eight = state_after(feed, 8, more)
   assert loss == pytest.approx(loss_eight, rel=1e-5)
   np.testing.assert_allclose(one.rows, eight.rows, rtol=2e-3, atol=2e-5)
+
+
+@pytest.mark.parametrize('backbone', ['hstu', 'dnn'])
+def test_steps_tell_the_model_which_events_are_there(feed, backbone):
+  more = f'model.backbone={backbone},optim.table_init_std=1.0'
+  setup, _, loss = state_after(feed, 1, more, steps=1)
+  state, batches = step.init_state(setup), batches_of(feed, seed=1)[0]
+  batch = batches[0]
+  table = np.asarray(state.rows).reshape(-1, setup.table.dim)[: setup.table.rows]
+  table = np.concatenate([table, np.ones((setup.table.padding - len(table) + 1, 4))])
+  rows_BSE = table[batch.unique][batch.inverse].astype(np.float32)  # padding is not zero here
+
+  def logits(mask):
+    return np.asarray(
+      setup.model.apply({'params': state.params}, rows_BSE, layers.Context(mask_BT=mask))
+    )
+
+  expected = logits(batch.there)
+  assert metrics.log_loss(batch.labels, expected) == pytest.approx(loss, rel=1e-5)
+  assert metrics.log_loss(batch.labels, logits(None)) != pytest.approx(loss, rel=1e-5)
+  found = step.make_eval_step(setup)(state.params, state.rows, np.int32(0), batch)
+  np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize('backbone', ['hstu', 'din', 'dnn'])

@@ -15,6 +15,7 @@ from data_pipelines.prepare import write_prepared
 from data_pipelines.rejects import Rejects
 from data_pipelines.schema import BLOCK_ROWS, RecordShape, write_schema
 from data_pipelines.synthetic import SYNTHETIC
+from data_pipelines.tally import Tally
 from data_pipelines.vocabulary import write_vocabulary
 from data_pipelines.workers import Workers
 
@@ -190,3 +191,28 @@ def test_writer_notices_a_store_that_lies(tmp_path, monkeypatch):
   with pytest.raises(AssertionError, match='block 1: read back other bytes than were written'):
     write_constants(tmp_path, 2)
   assert not (tmp_path / 'schema.json').exists()
+
+
+@pytest.mark.parametrize(
+  ('events', 'said'),
+  [
+    ([[[0, 0], [3, 1], [2, 5]]], ''),
+    ([[[0, 0], [0, 0], [0, 0]]], ''),
+    ([[[3, 1], [0, 0], [2, 5]]], 'padded at the front'),
+    ([[[3, 1], [2, 5], [0, 0]]], 'padded at the front'),
+    ([[[0, 0], [3, 0], [2, 5]]], 'some attributes are padding'),
+  ],
+)
+def test_only_the_front_of_a_sequence_is_padded(events, said):
+  shape = RecordShape(fields=1, events=3, event_fields=2, grouped=True)
+  tally = Tally(shape)
+  block = {
+    'ids': np.array([[4]], np.int32),
+    'label': np.array([1], np.uint8),
+    'events': np.array(events, np.int32),
+    'group': np.array([9], np.int32),
+  }
+  tally.update(block)
+  assert bool(tally.faults) == bool(said) and all(said in fault for fault in tally.faults)
+  assert tally.events == (0 if said else np.count_nonzero(np.array(events)[..., 0]))
+  assert said or (tally.min_group, tally.max_group) == (9, 9)
