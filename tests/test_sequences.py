@@ -111,7 +111,7 @@ def test_eight_devices_train_on_sequences_like_one(feed, more):
   np.testing.assert_allclose(one.rows, eight.rows, rtol=2e-3, atol=2e-5)
 
 
-@pytest.mark.parametrize('backbone', ['hstu', 'dnn'])
+@pytest.mark.parametrize('backbone', ['dnn', 'din'])
 def test_steps_tell_the_model_which_events_are_there(feed, backbone):
   more = f'model.backbone={backbone},optim.table_init_std=1.0'
   setup, _, loss = state_after(feed, 1, more, steps=1)
@@ -128,9 +128,9 @@ def test_steps_tell_the_model_which_events_are_there(feed, backbone):
 
   expected = logits(batch.there)
   assert metrics.log_loss(batch.labels, expected) == pytest.approx(loss, rel=1e-5)
-  assert metrics.log_loss(batch.labels, logits(None)) != pytest.approx(loss, rel=1e-5)
+  assert np.abs(logits(None) - expected).max() > 1e-3
   found = step.make_eval_step(setup)(state.params, state.rows, np.int32(0), batch)
-  np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize('backbone', ['hstu', 'din', 'dnn'])
