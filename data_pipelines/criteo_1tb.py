@@ -11,6 +11,8 @@ hashes; their id is 2 + hash modulo `--max_ids`, without a vocabulary. Other tha
 padding and 1 is a missing value, ids are not renumbered to those that occur (so every field has
 max_ids + 2 of them), training rows are shuffled over all days, and integers are bucketised as in
 the Kaggle data, with a vocabulary, instead of entering as logarithms.
+
+A single file in place of the folder, for a trial, is split 8:1:1 in the order of its rows.
 """
 
 import argparse
@@ -27,9 +29,12 @@ from data_pipelines.criteo_parse import NUM_CATEGORIES, NUM_INTEGERS
 from data_pipelines.dataset import Dataset, Encoded, Site
 from data_pipelines.errors import UserError
 from data_pipelines.ingest import ingest
+from data_pipelines.protocols import Split
+from data_pipelines.rawfile import check_raw
 from data_pipelines.schema import FIRST_TOKEN_ID
 
 MAX_IDS = 40_000_000
+SINGLE_FILE = Split(8, 1, 1, by_time=True)
 _LARGEST_MAX_IDS = np.iinfo(np.int32).max - FIRST_TOKEN_ID
 MIN_COUNT = 10
 
@@ -83,7 +88,15 @@ def options(args: argparse.Namespace) -> dict:
 
 def raw_files(raw: Path, options: dict) -> list[Path]:
   """See Dataset.raw_files."""
-  return day_files(raw, options['train_days'])
+  if raw.is_dir() or not raw.exists():
+    return day_files(raw, options['train_days'])
+  if options['train_days'] is not None:
+    raise UserError(
+      f'--train_days={options["train_days"]}: --raw={raw} is a single file; give the folder of '
+      'the day files, or leave the flag out'
+    )
+  check_raw(raw)
+  return [raw]
 
 
 def encode_dataset(options: dict, raw: Path | None, site: Site) -> Encoded:
@@ -93,11 +106,19 @@ def encode_dataset(options: dict, raw: Path | None, site: Site) -> Encoded:
   hash_sizes = (None,) * NUM_INTEGERS + (options['max_ids'],) * NUM_CATEGORIES
   protocol = dataclasses.replace(CRITEO_PROTOCOL, hash_sizes=hash_sizes)
   ingested = ingest(protocol, files, options['limit'], site)
-  if ingested.raw_rows[-1] < 2:
-    raise UserError(f'--raw={files[-1]}: only 1 valid row; the last day is cut in two halves')
+  single = len(files) == 1
+  least = SINGLE_FILE.parts if single else 2
+  if ingested.raw_rows[-1] < least:
+    into = 'it is split 8:1:1' if single else 'the last day is cut in two halves'
+    raise UserError(
+      f'--raw={files[-1]}: valid rows: {ingested.raw_rows[-1]}, expected at least {least}, since '
+      f'{into}'
+    )
 
   def split_rows(rows: int) -> dict[str, np.ndarray]:
     assert rows == sum(ingested.raw_rows)
+    if single:
+      return SINGLE_FILE.rows(rows, options['seed'])
     return split_by_day(ingested.raw_rows, options['seed'])
 
   return encoding.encode(protocol, ingested, split_rows, options['min_count'], site)
@@ -105,7 +126,7 @@ def encode_dataset(options: dict, raw: Path | None, site: Site) -> Encoded:
 
 CRITEO_1TB = Dataset(
   name='criteo_1tb',
-  about='Criteo 1TB click logs (a folder of day_0 ... day_23, plain or .gz)',
+  about='Criteo 1TB click logs (a folder of day_0 ... day_23, plain or .gz, or one such file)',
   needs_raw=True,
   add_flags=add_flags,
   options=options,

@@ -27,8 +27,6 @@ def parse_train_days(text: str) -> tuple[int, int]:
 def _files_by_day(folder: Path) -> dict[int, Path]:
   if not folder.exists():
     raise UserError(f'--raw={folder}: no such folder; give the one of the day files ({_LAYOUT})')
-  if not folder.is_dir():
-    raise UserError(f'--raw={folder}: expected the folder of the day files ({_LAYOUT}), not a file')
   files: dict[int, Path] = {}
   for path in sorted(folder.iterdir()):
     found = _DAY_FILE.fullmatch(path.name)

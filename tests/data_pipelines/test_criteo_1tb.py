@@ -177,6 +177,22 @@ def test_limit_counts_lines_of_each_day(days, tmp_path):
     np.testing.assert_array_equal(np.concatenate([b[0] for b in blocks[split]]), ids)
 
 
+def test_a_single_file_is_split_in_its_order(tmp_path):
+  lines = criteo_lines(200)
+  assert prepare(write_lines(tmp_path / 'day_7', lines), tmp_path / 'out', '--max_ids=997') == 0
+  schema, blocks = read_prepared(tmp_path / 'out')
+  assert [schema['splits'][split]['rows'] for split in SPLIT_NAMES] == [160, 20, 20]
+  for split, part in (
+    ('train', lines[:160]),
+    ('validation', lines[160:180]),
+    ('test', lines[180:]),
+  ):
+    found = sorted(ids.tolist() for ids in np.concatenate([b[0] for b in blocks[split]])[:, 13:])
+    rows = [line.split('\t')[14:] for line in part]
+    assert found == sorted([2 + int(x, 16) % 997 if x else 1 for x in row] for row in rows)
+  assert doctor.main([str(tmp_path / 'out')]) == 0
+
+
 def test_training_days_choose_files(days, tmp_path):
   good, _, folder = days
   assert prepare(folder, tmp_path / 'out', '--train_days=1-1', '--max_ids=50') == 0
@@ -236,7 +252,10 @@ def test_folders_that_cannot_be_used(mistake, tmp_path):
   raw = tmp_path / 'raw'
   assert 'no such folder' in mistake(raw)
   raw.write_text('a file')
-  assert 'expected the folder of the day files' in mistake(raw)
+  assert 'is a single file' in mistake(raw, '--train_days=0-1')
+  assert 'no valid row in the first 1 lines' in mistake(raw)
+  write_lines(raw, criteo_lines(9))
+  assert 'valid rows: 9, expected at least 10, since it is split 8:1:1' in mistake(raw)
   raw.unlink()
   raw.mkdir()
   assert 'found 0 day files' in mistake(raw)
@@ -267,7 +286,10 @@ def test_a_day_without_rows_is_refused(mistake, tmp_path):
   assert 'day_1: no valid row in the first 5,000 lines' in mistake(raw)
   write_lines(raw / 'day_1', criteo_lines(5))
   write_lines(raw / 'day_2', criteo_lines(1))
-  assert 'day_2: only 1 valid row; the last day is cut in two halves' in mistake(raw)
+  assert (
+    'day_2: valid rows: 1, expected at least 2, since the last day is cut in two halves'
+    in mistake(raw)
+  )
 
 
 def test_wrong_flags(mistake, days):
