@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The order of rows: every row once an epoch, on any number of hosts, from any step on."""
 
+import concurrent.futures
 import itertools
 import pathlib
 
@@ -134,6 +135,21 @@ def test_any_batch_can_be_the_first_to_be_read(sizes):
     other = reader(*sizes, 5)[0]
     assert numbers(other.read(*divmod(k, per_epoch))) == whole[k]
     assert numbers(one.read(*divmod(k, per_epoch))) == whole[k]
+
+
+def test_threads_that_read_here_and_there_get_the_same_rows():
+  """Windows come and go while others are used: no array may be filled again too early."""
+  rows, block_rows, batch_size, window_blocks = 4000, 50, 100, 4
+  whole = [reader(rows, block_rows, batch_size, window_blocks, 5)[0].read(0, k) for k in range(40)]
+  one = reader(rows, block_rows, batch_size, window_blocks, 5)[0]
+  made, empty = [], one._empty
+  one._empty = lambda n: made.append(n) or empty(n)
+  keys = np.random.default_rng(0).integers(0, 40, 600).tolist()
+  with concurrent.futures.ThreadPoolExecutor(6) as pool:
+    for k, got in zip(keys, pool.map(lambda k: one.read(0, k), keys), strict=True):
+      np.testing.assert_array_equal(got.ids, whole[k].ids)
+      np.testing.assert_array_equal(got.groups, whole[k].groups)
+  assert sum(n > batch_size for n in made) <= 16  # windows: a few are filled again and again
 
 
 def test_a_host_reads_the_blocks_of_its_own_rows_only():
