@@ -15,10 +15,16 @@ from orbax.checkpoint import v1 as ocp
 
 @dataclasses.dataclass(frozen=True)
 class Clock:
-  """What a run has spent so far, over all its starts."""
+  """What a run has spent so far, over all its starts.
+
+  Attributes:
+    evaluated: whether the validation that is due at this step was done: not where a run was stopped
+      meanwhile.
+  """
 
   wall_seconds: float
   rows_seen: int
+  evaluated: bool = True
 
 
 class Checkpoints:
@@ -50,36 +56,53 @@ class Checkpoints:
     auc, negative_step = max(scored)
     return -negative_step, auc
 
-  def save(self, step: int, state: Any, clock: Clock, auc: float | None):
+  def save(self, step: int, state: Any, stream: Any, clock: Clock, auc: float | None):
     """Starts a save in the background; the state may be donated at once.
 
+    All processes call it; each writes what its devices hold.
+
     Args:
+      stream: sum of the streaming metrics since they were last written.
       auc: validation AUC at this step, or None where it was not evaluated.
     """
     self._orbax.save_async(
       step,
-      state._asdict(),
+      {**state._asdict(), 'stream': stream},
+      overwrite=step == self.latest(),  # the step where a run was stopped before it was evaluated
       metrics=None if auc is None else {'auc': auc},
       custom_metadata=dataclasses.asdict(clock),
     )
 
-  def restore(self, step: int, abstract: Any) -> tuple[Any, Clock]:
-    """The state at `step`, laid out as `abstract` (shapes, types, shardings of any mesh)."""
+  def restore(self, step: int, abstract: Any, stream: Any) -> tuple[Any, Any, Clock]:
+    """State, stream and clock at `step`, laid out as `abstract` and `stream` are.
+
+    Args:
+      abstract, stream: shapes, types and shardings, of any mesh and number of processes.
+    """
     self._orbax.wait()  # a save of this very step may still be under way
     # Orbax knows dicts, lists and leaves; optax's own tuples come back through the structure.
-    wanted = abstract._asdict()
+    wanted = {**abstract._asdict(), 'stream': stream}
     loaded = self._orbax.load(step, abstract_state=wanted)
     clock = Clock(**self._orbax.metadata(step).custom_metadata)
     leaves = jax.tree.leaves(loaded)
-    state = type(abstract)(**jax.tree.unflatten(jax.tree.structure(wanted), leaves))
+    loaded = jax.tree.unflatten(jax.tree.structure(wanted), leaves)
+    stream = loaded.pop('stream')
+    state = type(abstract)(**loaded)
     if int(state.step) != step:
       raise RuntimeError(f'checkpoint {step} holds the state of step {int(state.step)}')
-    return state, clock
+    return state, stream, clock
 
-  def restore_params(self, step: int, abstract: Any) -> tuple[Any, jax.Array]:
+  def restore_params(self, step: int, abstract: Any) -> tuple[Any, tuple[jax.Array, ...]]:
     """Only what evaluation needs of the state at `step`: (params, rows)."""
-    state, _ = self.restore(step, abstract)
-    return state.params, state.rows
+    self._orbax.wait()
+    needed = {'params': abstract.params, 'rows': abstract.rows}
+    rest = jax.tree.map(
+      lambda _: ocp.PLACEHOLDER, {**abstract._asdict(), 'stream': ocp.PLACEHOLDER}
+    )
+    loaded = self._orbax.load(step, abstract_state={**rest, **needed})
+    leaves = [x for x in jax.tree.leaves(loaded) if x is not ocp.PLACEHOLDER]
+    found = jax.tree.unflatten(jax.tree.structure(needed), leaves)
+    return found['params'], found['rows']
 
   def close(self):
     """Waits for the save in progress."""

@@ -10,6 +10,7 @@ import ast
 import dataclasses
 import hashlib
 import importlib.util
+import itertools
 import json
 import pathlib
 import types
@@ -52,6 +53,9 @@ class Model:
   heads: int = 4  # attention heads; divides dim
   ffn_ratio: int = 4  # hidden width of the FFN over dim
   embed_dim: int = 16  # width of a table row; 1 for backbone lr
+  # Columns of few ids may have narrower rows: ids:width pairs, such as 100:4,10000:8 for width 4 up
+  # to 100 ids, 8 up to 10,000 and embed_dim beyond; empty: all are as wide.
+  embed_dim_of_few: str = ''
   # field: a token a field | autosplit: one dense map, then a split | slice: even slices of all
   # rows, a map each | global: a token of all rows, then slices
   tokenizer: str = 'field'
@@ -178,6 +182,7 @@ class Optim:
   table: str = 'rowwise_adagrad'  # rowwise_adagrad | lazy_adam
   table_lr: float = 0.02  # peak learning rate of the table
   table_eps: float = 1e-8
+  table_slots: str = 'float32'  # float32 | bfloat16: how the table optimizer's state is kept
   table_init_std: float = 0.01  # standard deviation of table rows at the start
   table_l2: float = 0.0  # gradient += table_l2 * row, on the rows of the batch, once a step
   schedule: str = 'constant'  # constant | linear | cosine | wsd: of both learning rates
@@ -203,7 +208,8 @@ class Train:
 class Mesh:
   """The devices. One device is a mesh of one."""
 
-  devices: int = _op(0)  # how many of the visible devices; 0: all
+  devices: int = _op(0)  # how many of the visible devices, as many of each process; 0: all
+  topology: str = _op('')  # --mode=plan: a mesh that need not be here, such as v5e-8 or h200-8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -373,6 +379,7 @@ def _check_model(m: Model):
     raise UserError(f'config model.dim={m.dim} is not divisible by model.heads={m.heads}')
   if m.tokenizer == 'global' and m.tokens < 2:
     raise UserError(f'config model.tokens={m.tokens}: tokenizer=global needs at least 2')
+  narrow(m)
   # A setting that a backbone would silently ignore is a mistake.
   for key, off, readers in (
     ('causal', False, ('transformer', 'onetrans', 'hstu')),
@@ -383,6 +390,19 @@ def _check_model(m: Model):
         f'config model.{key}={getattr(m, key)}: backbone {m.backbone} cannot do it, only '
         f'{", ".join(readers)} can: set it to {off}'
       )
+
+
+def narrow(m: Model) -> tuple[tuple[int, int], ...]:
+  """`embed_dim_of_few` as pairs (ids, width); raises UserError unless both rise to embed_dim."""
+  pairs = [pair.split(':') for pair in filter(None, m.embed_dim_of_few.split(','))]
+  found = [tuple(map(int, p)) for p in pairs if len(p) == 2 and all(x.isdecimal() for x in p)]
+  rising = all(a < b and c < d for (a, c), (b, d) in itertools.pairwise([(0, 0), *found]))
+  if len(found) < len(pairs) or not rising or (found and found[-1][1] >= m.embed_dim):
+    raise UserError(
+      f'config model.embed_dim_of_few={m.embed_dim_of_few!r}: expected ids:width pairs, both '
+      f'rising and every width below model.embed_dim={m.embed_dim}, such as 100:4,10000:8'
+    )
+  return tuple(found)
 
 
 def _check_rates(section: Any, prefix: str, *keys: str):
@@ -459,6 +479,7 @@ def _check_deres(c: Config):
 def _check_optim(o: Optim):
   _one_of(o, 'optim', 'dense', 'adamw')
   _one_of(o, 'optim', 'table', 'rowwise_adagrad', 'lazy_adam')
+  _one_of(o, 'optim', 'table_slots', 'float32', 'bfloat16')
   _one_of(o, 'optim', 'schedule', 'constant', 'linear', 'cosine', 'wsd')
   _at_least(o, 'optim', 0, 'dense_lr', 'table_lr', 'weight_decay', 'clip_norm', 'table_l2')
   _at_least(o, 'optim', 0, 'table_init_std', 'gate_lr_mult', 'query_lr_mult')

@@ -2,11 +2,14 @@
 """Batches of a prepared folder's rows.
 
 Batch k of an epoch is a pure function of (seed, epoch, k): nothing but the step number is needed to
-resume, on any number of devices, hosts and threads.
+resume, on any number of devices, hosts and threads. Each host reads and assembles its own part of
+every batch.
 
-Shapes: B rows of a batch, L events of G attributes, S ids of a row, C ids that one device asks for.
+Shapes: B rows of a batch and b of a host's part, L events of G attributes, S ids of a row; D
+devices, H of them this host's; T tables, K ids that a device asks an owner of a table for.
 """
 
+import math
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -18,28 +21,53 @@ from jax.sharding import Mesh
 
 from deres_jax import parallel
 from deres_jax.blocks import Blocks, Rows
-from deres_jax.embedding import Table
+from deres_jax.embedding import Tables
 from deres_jax.order import Order
 from deres_jax.reader import Reader
 
 
 class Batch(NamedTuple):
-  """What a step receives.
+  """What a step receives; on the host the part of that host.
 
   Attributes:
-    unique: [D * C] int32, for each of D devices the C different table rows that it asks for,
-      padded.
-    inverse: [B, S] int32, position among its device's C.
+    ids: for each table [D * D, K_t] int32: the rows that each device asks each owner for, as places
+      in the owner's part of the table, ascending, then padding.
+    inverse: [B, S] int32, position among the rows that its device asked for of the slot's table;
+      -1, the last, is padding.
     there: [B, L] bool, which events are there.
     labels: [B] float32, 0 or 1.
     weights: [B] float32, 0 for padding rows.
+    rows: float32, number of real rows of the whole batch.
   """
 
-  unique: np.ndarray | jax.Array
+  ids: tuple[np.ndarray | jax.Array, ...]
   inverse: np.ndarray | jax.Array
   there: np.ndarray | jax.Array
   labels: np.ndarray | jax.Array
   weights: np.ndarray | jax.Array
+  rows: np.ndarray | jax.Array
+
+
+class Draft(NamedTuple):
+  """A host's part of a batch, whose capacities all hosts have yet to agree on.
+
+  Attributes:
+    places: for each of H devices the places of the rows that it needs, ascending.
+    cuts: for each of H devices where each owner's part of each table begins among them, and the
+      end. [T * D + 1].
+    found: [b, S] int32, position of each id among its device's places; -1 for padding.
+    there, labels, weights: as of `Batch`; rows: real ones, of the whole batch.
+    need: [T] int32, the least capacities that hold it.
+  """
+
+  places: list[np.ndarray]
+  cuts: list[np.ndarray]
+  found: np.ndarray
+  there: np.ndarray
+  labels: np.ndarray
+  weights: np.ndarray
+  rows: int
+  need: np.ndarray
 
 
 class Batches:
@@ -52,32 +80,37 @@ class Batches:
   def __init__(
     self,
     blocks: Blocks,
-    table: Table,
+    tables: Tables,
     batch_size: int,
     devices: int,
     window_blocks: int,
     shuffle_seed: int | None,
+    part: int = 0,
+    parts: int = 1,
   ):
-    self._table, self._devices, self._rows = table, devices, blocks.rows
+    """Of all `devices` of the mesh, part `part` of so many equal parts is this host's."""
+    self._tables, self._devices, self._rows = tables, devices, blocks.rows
+    self._part, self._parts = part, parts
     self.schema = blocks.schema
     sequence = self.schema.sequence
     self._events = (sequence.length, len(sequence.attributes)) if sequence is not None else (0, 0)
     order = Order(blocks.schema.block_rows, blocks.rows, batch_size, window_blocks, shuffle_seed)
-    self._reader = Reader(blocks, table, order, 0, 1)
-    self._distinct = Distinct(table)
+    self._reader = Reader(blocks, tables, order, part, parts)
+    self._distinct = Distinct(tables)
+    self._edges = tables.edges(devices)
+    self._table_of_S = np.array([tables.table_of[c] for c in blocks.schema.columns])
     self.batch_size = batch_size
     self.per_epoch = -(-blocks.rows // batch_size)
-    self._floor = 0
-    self._floor = self._capacity_floor()
+    self.floor = roomy(self.draft(self.rows(0)).need)
 
   def size(self, index: int) -> int:
-    """Number of real rows in batch `index`."""
+    """Number of real rows in batch `index`, over all hosts."""
     k = index % self.per_epoch
     return min(self.batch_size, self._rows - k * self.batch_size)
 
   def offset(self, field: int) -> int:
-    """Table row of a field's id 0."""
-    return int(self._table.offsets[field])
+    """Number of the table row of a field's id 0."""
+    return int(self._tables.offsets[field])
 
   def rows_until(self, index: int) -> int:
     """Number of real rows in batches 0 .. index - 1."""
@@ -85,75 +118,163 @@ class Batches:
     return epochs * self._rows + min(k * self.batch_size, self._rows)
 
   def __getitem__(self, index: int) -> Batch:
-    return self.assemble(self.rows(index))
+    """Batch `index` of a single host."""
+    draft = self.draft(self.rows(index), self.size(index))
+    return self.finish(draft, self.capacities(draft.need))
 
   def rows(self, index: int) -> Rows:
-    """The real rows of batch `index`."""
+    """This host's real rows of batch `index`."""
     return self._reader.read(*divmod(index, self.per_epoch))
 
-  def assemble(self, rows: Rows) -> Batch:
-    """The batch of at most batch_size rows."""
-    B, D, n = self.batch_size, self._devices, len(rows.labels)
-    S = rows.ids.shape[1]
-    ids_BS = rows.ids
-    if n < B:
-      ids_BS = np.full((B, S), self._table.padding, np.int32)
-      ids_BS[:n] = rows.ids
-    labels_B, weights_B = np.zeros(B, np.float32), np.zeros(B, np.float32)
-    labels_B[:n], weights_B[:n] = rows.labels, 1
-    found = [self._distinct.find(part) for part in ids_BS.reshape(D, -1)]
-    capacity = max(self._floor, _power_of_two(max(len(u) for u, _ in found)))
-    unique = np.full((D, capacity), self._table.padding, np.int32)
-    for row, (u, _) in zip(unique, found, strict=True):
-      row[: len(u)] = u
-    inverse_BS = np.concatenate([i for _, i in found]).reshape(B, S)
+  def draft(self, rows: Rows, total: int | None = None) -> Draft:
+    """A batch of these rows of this host, at most its part of batch_size, and `total` of all."""
+    b, H, n = self.batch_size // self._parts, self._devices // self._parts, len(rows.labels)
+    S, padding = rows.ids.shape[1], self._tables.padding
+    ids_bS = rows.ids
+    if n < b:
+      ids_bS = np.full((b, S), padding, np.int32)
+      ids_bS[:n] = rows.ids
+    labels_b, weights_b = np.zeros(b, np.float32), np.zeros(b, np.float32)
+    labels_b[:n], weights_b[:n] = rows.labels, 1
+    found = [self._distinct.find(part.reshape(-1)) for part in ids_bS.reshape(H, -1, S)]
+    cuts = [np.searchsorted(places, self._edges) for places, _ in found]
     L, G = self._events
-    there_BL = ids_BS[:, S - L * G :: max(1, G)] != self._table.padding
-    return Batch(unique.reshape(-1), inverse_BS, there_BL, labels_B, weights_B)
+    there_bL = ids_bS[:, S - L * G :: max(1, G)] != padding
+    # One more than the most: the last place of every table's ids is padding.
+    most = np.max([np.diff(cut).reshape(-1, self._devices).max(1) for cut in cuts], axis=0) + 1
+    found_bS = np.concatenate([at for _, at in found]).reshape(b, S)
+    places = [places for places, _ in found]
+    return Draft(
+      places,
+      cuts,
+      found_bS,
+      there_bL,
+      labels_b,
+      weights_b,
+      n if total is None else total,
+      most.astype(np.int32),
+    )
 
-  def _capacity_floor(self) -> int:
-    """Room for batch 0 and a tenth more: most batches then share one compiled program.
+  def capacities(self, need_T: np.ndarray) -> tuple[int, ...]:
+    """Capacities of a batch that needs so much: the usual ones, or, where they are too small, the
+    next power of two and one more compilation. No id is ever dropped."""
+    return tuple(
+      int(low if need <= low else power_of_two(need))
+      for need, low in zip(need_T, self.floor, strict=True)
+    )
 
-    A batch that needs more gets the next power of two and one more compilation; no id is ever
-    dropped. Both depend on the data alone, so a resumed run sees the same programs.
-    """
-    unique = self[0].unique.reshape(self._devices, -1)
-    most = max(int((row != self._table.padding).sum()) for row in unique)
-    return _power_of_two(most + most // 10)
+  def finish(self, draft: Draft, capacities: tuple[int, ...]) -> Batch:
+    """The batch, with room for capacities[t] rows of table t a device and owner."""
+    D, H, T = self._devices, len(draft.places), len(self._tables.parts)
+    ids = []
+    for table, K in zip(self._tables.parts, capacities, strict=True):
+      # Padding ids differ from one another, so that a scatter may be told so.
+      padding = np.arange(table.size // D, table.size // D + K, dtype=np.int32)
+      ids.append(np.tile(padding, (H * D, 1)))
+    inverse = []
+    room = np.repeat(np.array(capacities, np.int32), D)  # of each (table, owner)
+    begin = np.tile(np.arange(D, dtype=np.int32), T) * room  # its first position in the table's
+    for h, (places, cut) in enumerate(zip(draft.places, draft.cuts, strict=True)):
+      count = np.diff(cut)
+      within = np.arange(cut[-1], dtype=np.int32) - np.repeat(cut[:-1], count).astype(np.int32)
+      position = np.repeat(begin, count) + within
+      local = places[: cut[-1]] - np.repeat(self._edges[:-1], count).astype(np.int32)
+      for t, first in enumerate(range(0, T * D, D)):
+        mine = slice(cut[first], cut[first + D])
+        ids[t][h * D : (h + 1) * D].reshape(-1)[position[mine]] = local[mine]
+      inverse.append(np.append(position, np.int32(-1)))  # found is -1 for padding
+    b, S = draft.found.shape
+    found = draft.found.reshape(H, -1)
+    inverse_bS = np.concatenate([i[at] for i, at in zip(inverse, found, strict=True)])
+    return Batch(
+      tuple(ids),
+      inverse_bS.reshape(b, S),
+      draft.there,
+      draft.labels,
+      draft.weights,
+      np.float32(draft.rows),
+    )
 
 
-_MARKED_ROWS = 1 << 26  # larger tables would need more than 256 MiB a reader thread
+_MARKED_ROWS = 1 << 26  # marks of all rows of larger tables would need more than 256 MiB a thread
+_HASH_BITS = 22
 
 
 class Distinct:
-  """Finds the different ids among many: a mark a table row, far faster than sorting them all."""
+  """Finds the different rows among many: a mark a row, far faster than sorting them all.
 
-  def __init__(self, table: Table):
-    self._size = table.padding + 1
+  Rows of large tables share marks, by a hash of their numbers; those that meet are sorted.
+  """
+
+  def __init__(self, tables: Tables):
+    self._tables = tables
+    self._hashed = tables.padding + 1 > _MARKED_ROWS
+    self._size = 1 << _HASH_BITS if self._hashed else tables.padding + 1
     self._local = threading.local()
 
-  def find(self, ids_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The different ids, ascending, and each id's place among them. int32 [U], int32 [N]."""
-    if self._size > _MARKED_ROWS:
-      unique_U, place_N = np.unique(ids_N, return_inverse=True)
-      return unique_U, place_N.astype(np.int32)
+  def find(self, numbers_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The places of the different rows, ascending, and each row's position among them.
+
+    Padding has no place, and position -1. int32 [U], int32 [N].
+    """
     if not hasattr(self._local, 'marks'):
       self._local.marks = np.empty(self._size, np.int32)  # what it holds is written before read
-    marks, order_N = self._local.marks, np.arange(len(ids_N), dtype=np.int32)
-    marks[ids_N] = order_N
-    unique_U = np.sort(ids_N[marks[ids_N] == order_N])  # one of the equal ids finds its own mark
-    marks[unique_U] = order_N[: len(unique_U)]
-    return unique_U, marks[ids_N]
+    marks, order_N = self._local.marks, np.arange(len(numbers_N), dtype=np.int32)
+    slot_N = self._slot(numbers_N)
+    marks[slot_N] = order_N
+    last_N = marks[slot_N]
+    different = numbers_N[last_N == order_N]  # one of the equal rows finds its own mark
+    if self._hashed:
+      lost_N = numbers_N[last_N] != numbers_N
+      different = np.concatenate([different, np.unique(numbers_N[lost_N])])
+    places_U = np.sort(self._tables.places(different))
+    numbers_U = self._tables.numbers(places_U)
+    marks[self._slot(numbers_U)] = order_N[: len(places_U)]
+    at_N = marks[slot_N]
+    if self._hashed:
+      wrong = np.flatnonzero(numbers_U[at_N] != numbers_N)
+      at_N[wrong] = np.searchsorted(places_U, self._tables.places(numbers_N[wrong]))
+    if len(places_U) and places_U[-1] == self._tables.padding:
+      places_U = places_U[:-1]
+      at_N[at_N == len(places_U)] = -1
+    return places_U, at_N
+
+  def _slot(self, numbers_N: np.ndarray) -> np.ndarray:
+    if not self._hashed:
+      return numbers_N
+    # Multiplicative hashing (Knuth, vol. 3, section 6.4).
+    return (numbers_N.view(np.uint32) * np.uint32(0x9E3779B1)) >> np.uint32(32 - _HASH_BITS)
 
 
-def _power_of_two(n: int) -> int:
-  return 1 << max(0, n - 1).bit_length()
+def power_of_two(n: int) -> int:
+  return 1 << max(0, int(n) - 1).bit_length()
+
+
+def roomy(need_T: np.ndarray) -> np.ndarray:
+  """Capacities for batches like one that needs `need_T`.
+
+  How many different rows a batch needs varies by less than its square root: four of them more hold
+  nearly all batches, which then share one compiled program.
+  """
+
+  def of(n: int) -> int:
+    n += math.ceil(4 * math.sqrt(n))
+    grid = max(1, power_of_two(n) // 64)
+    return -(-n // grid) * grid
+
+  return np.array([of(int(n)) for n in need_T], np.int32)
 
 
 def put(batch: Batch, mesh: Mesh) -> Batch:
-  """The batch on the mesh, each device holding its part; every process passes all of it."""
-  to = parallel.sharding(mesh, parallel.BATCH)
-  return Batch(*(jax.make_array_from_callback(x.shape, to, x.__getitem__) for x in batch))
+  """The batch on the mesh, each device holding its part; every process passes its own."""
+  split = parallel.sharding(mesh, parallel.BATCH)
+  same = parallel.sharding(mesh, parallel.REPLICATED)
+
+  def one(x, to):
+    return jax.make_array_from_process_local_data(to, x)
+
+  *parts, rows = batch
+  return Batch(*jax.tree.map(lambda x: one(x, split), tuple(parts)), one(rows, same))
 
 
 def prefetch(

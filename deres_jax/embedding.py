@@ -1,23 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table: one array of rows for all fields, outside the Linen module.
+"""The tables: arrays of rows outside the Linen module, a table for each width of row.
 
-A batch names the rows it needs once (`unique`, padded); `lookup` brings them to the device that
-asked and `update` brings their gradients back to the device that owns them. Ids travel, tables
-never do, and both cost O(batch), whatever the vocabulary.
+A batch names, for every device and every owner, the different rows that the device needs of that
+owner. `lookup` sends the ids to the owners and the rows back, `update` sends gradients to the
+owners, who merge what several devices say of a row and move it. Ids travel, tables never do, and
+all costs are O(batch), whatever the vocabulary. docs/scaling_out.md derives what this moves.
 
-Layout: row i stands at [i // GROUP, i % GROUP] of an array [R, GROUP, E] whose second axis is
-split over the mesh. Neighbouring ids, which are neighbours in frequency too, so fall on different
-devices, and the array means the same on every mesh whose size divides GROUP: a checkpoint
-restores anywhere.
+Numbers. A column's ids follow one another in its table, tables follow one another, and a row's
+*number* is its place in that order. In memory a table is [groups * GROUP, E]: row i of it stands at
+`i % GROUP * groups + i // GROUP`, its *place*, and the first axis is split over the mesh.
+Neighbouring ids, which are neighbours in frequency too, so fall on different devices, and the array
+means the same on every mesh whose size divides GROUP: a checkpoint restores anywhere.
+The array is 2-D since XLA copies a whole 3-D one to scatter into it on TPUs.
 
-Shapes: N ids asked for by one device, D devices, E row width.
+Shapes: N rows of a device's part of a table, D devices, K ids that a device asks an owner for
+(padded), E row width.
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.random import threefry2x32_p
 
 from deres_jax.errors import UserError
 from deres_jax.parallel import AXIS
@@ -29,37 +35,127 @@ GROUP = 1024
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-  """Sizes of the table. Field f's id v is row offsets[f] + v; `padding` is no row at all.
+  """Sizes of one array of rows.
 
   Attributes:
-    dim: columns of a row.
+    rows: that ids name; dim: columns of a row.
     linear: how many of them, the last, are weights of a linear part, which start at zero.
+  """
+
+  rows: int
+  dim: int
+  linear: int = 0
+
+  @property
+  def groups(self) -> int:
+    return -(-self.rows // GROUP)
+
+  @property
+  def size(self) -> int:
+    """Rows in memory."""
+    return self.groups * GROUP
+
+  @property
+  def shape(self) -> tuple[int, int]:
+    return self.size, self.dim
+
+
+@dataclasses.dataclass(frozen=True)
+class Tables:
+  """All tables of a run.
+
+  Attributes:
+    vocab_sizes: ids of each column.
+    dim: width of a row, but for columns of few ids.
+    linear: as of `Table`, beyond `dim`'s other columns; every table has it.
+    narrow: pairs (ids, width), ascending: a column of at most so many ids has rows so wide.
   """
 
   vocab_sizes: tuple[int, ...]
   dim: int
   linear: int = 0
+  narrow: tuple[tuple[int, int], ...] = ()
+
+  @functools.cached_property
+  def parts(self) -> tuple[Table, ...]:
+    """The tables, the widest rows first."""
+    widths = self._widths
+    rows = {d: 0 for d in sorted(set(widths), reverse=True)}
+    for size, width in zip(self.vocab_sizes, widths, strict=True):
+      rows[width] += size
+    return tuple(Table(n, d, self.linear) for d, n in rows.items())
+
+  @property
+  def _widths(self) -> list[int]:
+    """Width of each column's rows."""
+
+    def of(size: int) -> int:
+      narrow = [width for ids, width in self.narrow if size <= ids]
+      return narrow[0] + self.linear if narrow else self.dim
+
+    return [of(size) for size in self.vocab_sizes]
+
+  @functools.cached_property
+  def table_of(self) -> tuple[int, ...]:
+    """For each column its table."""
+    dims = [t.dim for t in self.parts]
+    return tuple(dims.index(d) for d in self._widths)
+
+  @functools.cached_property
+  def starts(self) -> np.ndarray:
+    """Number of each table's first row, and the end. int64 [tables + 1]."""
+    return np.concatenate([[0], np.cumsum([t.size for t in self.parts])])
+
+  @functools.cached_property
+  def offsets(self) -> np.ndarray:
+    """Number of each column's id 0. int32 [columns]."""
+    free = self.starts[:-1].copy()
+    out = np.empty(len(self.vocab_sizes), np.int64)
+    for c, (size, t) in enumerate(zip(self.vocab_sizes, self.table_of, strict=True)):
+      out[c] = free[t]
+      free[t] += size
+    return out.astype(np.int32)
 
   @property
   def rows(self) -> int:
     return sum(self.vocab_sizes)
 
   @property
-  def offsets(self) -> np.ndarray:
-    return np.concatenate([[0], np.cumsum(self.vocab_sizes)[:-1]]).astype(np.int32)
-
-  @property
-  def shape(self) -> tuple[int, int, int]:
-    return -(-self.rows // GROUP), GROUP, self.dim
-
-  @property
   def padding(self) -> int:
-    """An id beyond the last row: read as anything, written nowhere."""
-    return self.shape[0] * GROUP
+    """A number beyond the last row: read as zeros, written nowhere."""
+    return int(self.starts[-1])
+
+  @property
+  def parameters(self) -> int:
+    return sum(t.rows * t.dim for t in self.parts)
+
+  def places(self, numbers_N: np.ndarray) -> np.ndarray:
+    """Where rows stand in memory, tables following one another. `padding` stays what it is."""
+    return self._move(numbers_N, lambda i, groups: i % GROUP * groups + i // GROUP)
+
+  def numbers(self, places_N: np.ndarray) -> np.ndarray:
+    """The inverse of `places`."""
+    return self._move(places_N, lambda p, groups: p % groups * GROUP + p // groups)
+
+  def _move(self, x_N: np.ndarray, move) -> np.ndarray:
+    out_N = x_N.copy()
+    for start, table in zip(self.starts, self.parts, strict=False):
+      here_N = (x_N >= start) & (x_N < start + table.size)
+      out_N[here_N] = move(x_N[here_N] - np.int32(start), np.int32(table.groups)) + np.int32(start)
+    return out_N
+
+  def edges(self, devices: int) -> np.ndarray:
+    """First place of each owner's part of each table, and the end. int64 [tables * devices + 1]."""
+    parts = [
+      start + np.arange(devices) * (table.size // devices)
+      for start, table in zip(self.starts, self.parts, strict=False)
+    ]
+    return np.concatenate([*parts, self.starts[-1:]])
 
   def check(self, devices: int):
-    if self.padding >= 2**31:
-      raise UserError(f'the vocabulary has {self.rows} rows: at most 2^31 - {GROUP} fit int32 ids')
+    # Numbers beyond the last row are padding too, as many as a batch may need.
+    if self.padding >= 2**31 - 2**24:
+      raise UserError(f'the vocabulary has {self.rows} rows: at most 2^31 - 2^24 fit int32 ids')
     if GROUP % devices:
       raise UserError(f'{devices} devices do not divide the table: use 1, 2, 4, ... {GROUP}')
 
@@ -73,6 +169,9 @@ class RowOptimizer:
     FBGEMM).
   lazy_adam: Adam (Kingma & Ba 2015) on the touched rows with the global step's bias correction.
     NOT dense Adam: moments of untouched rows do not decay.
+
+  Slots may be bfloat16. They are computed in float32 and rounded up or down at random, by their
+  distance: to the nearest, v * 0.999 would be v for ever.
   """
 
   kind: str
@@ -80,18 +179,20 @@ class RowOptimizer:
   l2: float  # g += l2 * w for each touched row, once a step
   b1: float
   b2: float
+  dtype: str = 'float32'  # of slots
 
-  def init(self, table: Table) -> dict[str, Array]:
-    """Slots of zeros for the whole table."""
+  def init(self, rows: Array) -> dict[str, Array]:
+    """Slots of zeros for a table's rows [N, E]."""
     if self.kind == 'rowwise_adagrad':
-      return {'sum': jnp.zeros(table.shape[:2], jnp.float32)}
-    return {'m': jnp.zeros(table.shape, jnp.float32), 'v': jnp.zeros(table.shape, jnp.float32)}
+      return {'sum': jnp.zeros(rows.shape[:1], self.dtype)}
+    return {'m': jnp.zeros(rows.shape, self.dtype), 'v': jnp.zeros(rows.shape, self.dtype)}
 
   def apply(
     self, w_NE: Array, slots_N: dict[str, Array], g_NE: Array, lr: Array, step: Array
   ) -> tuple[Array, dict[str, Array]]:
-    """New rows and slots of N different rows; `step` counts from 0."""
+    """New rows and slots of N different rows, float32; `step` counts from 0."""
     g = g_NE + self.l2 * w_NE
+    slots_N = jax.tree.map(lambda x: x.astype(jnp.float32), slots_N)
     if self.kind == 'rowwise_adagrad':
       s_N = slots_N['sum'] + jnp.mean(g * g, axis=-1)
       return w_NE - lr * g / (jnp.sqrt(s_N) + self.eps)[:, None], {'sum': s_N}
@@ -102,81 +203,135 @@ class RowOptimizer:
     return w_NE - lr * (m / (1 - self.b1**t)) / unbiased, {'m': m, 'v': v}
 
 
-def init_rows(key: Array, table: Table, std: float) -> Array:
-  """Rows from N(0, std^2). [R, GROUP, E] float32, the same values on every mesh."""
-  rows = std * jax.random.normal(key, table.shape, jnp.float32)
-  return jnp.where(jnp.arange(table.dim) < table.dim - table.linear, rows, 0.0)
+def round_at_random(x: Array, row_N: Array, salt: Array) -> Array:
+  """bfloat16 of float32 [N, ...], up or down so that the mean is x.
 
-
-# What follows runs inside shard_map: `rows` and `slots` are this device's part [R, GROUP/D, ...].
-
-
-def _locate(ids: Array, members: int, groups: int) -> tuple[Array, Array]:
-  """Flat position of ids in this device's part (out of range where absent), and who is here."""
-  first = jax.lax.axis_index(AXIS) * members
-  column = ids % GROUP - first
-  here = (column >= 0) & (column < members) & (ids < groups * GROUP)
-  return jnp.where(here, ids // GROUP * members + column, groups * members), here
-
-
-def _flat(x: Array) -> Array:
-  return x.reshape(-1, *x.shape[2:])
-
-
-def lookup(rows: Array, unique_N: Array) -> Array:
-  """Rows of the ids that this device asks for. [N] int32 -> [N, E].
-
-  All devices' ids are gathered, each device fills in the rows it owns, and a reduce-scatter brings
-  every row to the one that asked. Padding ids read zeros.
+  The draw is a hash of the row, the column and `salt`: the same on every mesh.
   """
-  groups, members = rows.shape[:2]
-  ids = jax.lax.all_gather(unique_N, AXIS, tiled=True)
-  where, here = _locate(ids, members, groups)
-  found = _flat(rows).at[where].get(mode='clip')
-  return jax.lax.psum_scatter(jnp.where(here[:, None], found, 0), AXIS, tiled=True)
+  at = row_N.astype(jnp.uint32) * jnp.uint32(0x9E3779B1) + salt.astype(jnp.uint32)
+  at = at.reshape(-1, *[1] * (x.ndim - 1))
+  if x.ndim > 1:
+    at = at + jnp.arange(x.shape[1], dtype=jnp.uint32) * jnp.uint32(0x85EBCA77)
+  # The finalizer of MurmurHash3: every bit of `at` reaches every bit.
+  at = (at ^ (at >> 16)) * jnp.uint32(0x85EBCA6B)
+  at = (at ^ (at >> 13)) * jnp.uint32(0xC2B2AE35)
+  at = at ^ (at >> 16)
+  bits = jax.lax.bitcast_convert_type(x, jnp.uint32) + (at >> 16)
+  high = (bits >> 16).astype(jnp.uint16)
+  return jnp.where(
+    jnp.isfinite(x), jax.lax.bitcast_convert_type(high, jnp.bfloat16), x.astype(jnp.bfloat16)
+  )
 
 
-def merge(ids_N: Array, g_NE: Array, padding: int) -> tuple[Array, Array]:
-  """Sums the gradients of equal ids. Returns N different-or-padding ids and their sums."""
-  order = jnp.argsort(ids_N)
-  ids, g = ids_N[order], g_NE[order]
+# What follows runs inside shard_map: `rows` and `slots` are this device's part [N, ...].
+
+
+def init_rows(key: Array, table: Table, std: float) -> Array:
+  """This device's rows from N(0, std^2). [N, E] float32.
+
+  Row i's values are those of jax.random.normal(key, [rows, E])[i], on every mesh and for every
+  number of rows, yet no more than a `GROUP`th of the table is drawn at a time.
+  """
+  here = GROUP // jax.lax.axis_size(AXIS)
+  first = jax.lax.axis_index(AXIS) * here
+  k1, k2 = jax.random.key_data(key)
+
+  def member(j):
+    i_R = jnp.arange(table.groups, dtype=jnp.uint32) * GROUP + (first + j).astype(jnp.uint32)
+    x_RE = _normal(k1, k2, i_R, table.dim)
+    return jnp.where(jnp.arange(table.dim) < table.dim - table.linear, std * x_RE, 0.0)
+
+  return jax.lax.map(member, jnp.arange(here)).reshape(-1, table.dim)
+
+
+def _normal(k1: Array, k2: Array, i_R: Array, width: int) -> Array:
+  """Rows i_R of jax.random.normal of an array of so wide rows. [R, width]."""
+  # The element's place in the array, i * width + column, as two words of 32 bits.
+  low = (i_R & 0xFFFF) * width
+  middle = (i_R >> 16) * width + (low >> 16)
+  low, high = (middle << 16) | (low & 0xFFFF), middle >> 16
+  low_RE = low[:, None] + jnp.arange(width, dtype=jnp.uint32)
+  high_RE = high[:, None] + (low_RE < low[:, None]).astype(jnp.uint32)
+  x, y = threefry2x32_p.bind(
+    jnp.broadcast_to(k1, low_RE.shape), jnp.broadcast_to(k2, low_RE.shape), high_RE, low_RE
+  )
+  one = jnp.uint32(0x3F800000)  # of float32
+  unit = jax.lax.bitcast_convert_type(((x ^ y) >> 9) | one, jnp.float32) - 1
+  least = np.nextafter(np.float32(-1), np.float32(0))
+  uniform = jnp.maximum(least, unit * (np.float32(1) - least) + least)
+  return np.float32(np.sqrt(2)) * jax.lax.erf_inv(uniform)
+
+
+def _exchange(x: Array) -> Array:
+  """Sends the d-th of D equal parts of [D * K, ...] to device d; what came, by sender."""
+  if jax.lax.axis_size(AXIS) == 1:
+    return x
+  return jax.lax.all_to_all(x, AXIS, 0, 0, tiled=True)
+
+
+def lookup(rows: Array, ids: Array) -> tuple[Array, Array]:
+  """Rows that this device asks for, and what it is asked for.
+
+  Args:
+    ids: [D * K] int32, K rows of each of D owners, as places in the owner's part; N and above read
+      zeros.
+
+  Returns:
+    ([D * K, E] the rows, [D * K] the ids that the D devices ask of this one).
+  """
+  asked = _exchange(ids)
+  return _exchange(rows.at[asked].get(mode='fill', fill_value=0)), asked
+
+
+def merge(ids_M: Array, g_ME: Array, size: int) -> tuple[Array, Array]:
+  """Sums the gradients of equal ids.
+
+  Returns:
+    M different ids, ascending, of which those of `size` and above are padding, and their sums.
+  """
+  order = jnp.argsort(ids_M)
+  ids, g = ids_M[order], g_ME[order]
   first = jnp.concatenate([jnp.ones((1,), bool), ids[1:] != ids[:-1]])
   segment = jnp.cumsum(first) - 1
-  sums = jax.ops.segment_sum(g, segment, num_segments=ids.shape[0], indices_are_sorted=True)
-  merged = jnp.full_like(ids, padding).at[segment].set(ids)
-  return merged, sums
+  M = ids.shape[0]
+  sums = jax.ops.segment_sum(g, segment, num_segments=M, indices_are_sorted=True)
+  # Padding ids of a batch are below size + M; what is left over comes after them.
+  left_over = size + M + jnp.arange(M, dtype=ids.dtype)
+  return left_over.at[segment].set(ids), sums
 
 
 def update(
   optimizer: RowOptimizer,
   rows: Array,
   slots: dict[str, Array],
-  unique_N: Array,
-  g_NE: Array,
+  asked: Array,
+  g: Array,
   lr: Array,
   step: Array,
 ) -> tuple[Array, dict[str, Array]]:
   """Applies the row gradients of all devices to the rows that this device owns.
 
   Args:
-    unique_N: this device's ids, different from one another but for padding.
-    g_NE: gradient of the global loss with respect to this device's copies of those rows.
+    asked: what `lookup` says that this device was asked for.
+    g: [D * K, E] gradient of the global loss by the rows that this device asked for.
 
   Returns:
     This device's new rows and slots.
   """
-  groups, members = rows.shape[:2]
-  padding = groups * GROUP
-  if jax.lax.axis_size(AXIS) > 1:
-    # Two devices may have asked for the same row.
-    ids = jax.lax.all_gather(unique_N, AXIS, tiled=True)
-    g = jax.lax.all_gather(g_NE, AXIS, tiled=True)
-    unique_N, g_NE = merge(ids, g, padding)
-  where, _ = _locate(unique_N, members, groups)
-  read = jax.tree.map(lambda x: _flat(x).at[where].get(mode='clip'), (rows, slots))
-  new = optimizer.apply(*read, g_NE, lr, step)
+  N = rows.shape[0]
+  g = _exchange(g)
+  if jax.lax.axis_size(AXIS) > 1:  # else they are different and ascending as they are
+    asked, g = merge(asked, g, N)
+  read = jax.tree.map(lambda x: x.at[asked].get(mode='clip'), (rows, slots))
+  new_w, new_slots = optimizer.apply(*read, g, lr, step)
+  if optimizer.dtype == 'bfloat16':
+    # A row keeps its number whatever the mesh: its place counts over all devices.
+    row = jax.lax.axis_index(AXIS) * N + asked
+    new_slots = {
+      k: round_at_random(v, row, step * 2 + i) for i, (k, v) in enumerate(sorted(new_slots.items()))
+    }
 
   def write(old, value):
-    return _flat(old).at[where].set(value, mode='drop').reshape(old.shape)
+    return old.at[asked].set(value, mode='drop', unique_indices=True, indices_are_sorted=True)
 
-  return jax.tree.map(write, (rows, slots), new)
+  return jax.tree.map(write, (rows, slots), (new_w, new_slots))

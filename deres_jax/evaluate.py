@@ -8,40 +8,84 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from deres_jax import data, gauc, metrics
+from deres_jax import cluster, gauc, metrics
+from deres_jax.data import Batches, Rows
+from deres_jax.feed import Ahead, feed
+
+
+class Stopped(Exception):
+  """A host was asked to stop before the figures were there."""
 
 
 def run(
-  eval_step: Callable, params: Any, rows: jax.Array, batches: data.Batches, mesh: Mesh, ahead: int
+  eval_step: Callable,
+  params: Any,
+  tables: tuple[jax.Array, ...],
+  batches: Batches,
+  mesh: Mesh,
+  ahead: Ahead,
+  asked: Callable[[], bool],
+  beat: Callable[[], None],
 ) -> tuple[dict[str, float], np.ndarray]:
-  """Figures and logits [N] float32 of all N rows, as stored.
+  """Figures and logits [N] float32 of all N rows, as stored, on every host.
 
   The figures are those of `metrics.evaluate_logits`; of data with users and items also those of
   `gauc.gauc` and `gauc.item_aucs`.
 
   Args:
-    eval_step: (params, rows, batch) -> logits.
+    eval_step: (params, tables, batch) -> logits, split over the mesh.
+    asked: whether this host was asked to stop.
+    beat: called after every batch.
+
+  Raises:
+    Stopped: when a host was asked to stop.
   """
   schema = batches.schema
 
-  def load(index):
-    rows_n = batches.rows(index)
-    items_n = rows_n.ids[:, schema.items.field] if schema.items else rows_n.groups
+  def keep(rows: Rows) -> tuple[np.ndarray, ...]:
     # Copies: the ids of a whole window would live as long as a view of them.
-    kept = (rows_n.labels.copy(), rows_n.groups.copy(), items_n.copy())
-    return kept, data.put(batches.assemble(rows_n), mesh)
+    kept = [rows.labels.copy()]
+    if schema.group:
+      kept.append(rows.groups.copy())
+    if schema.items:
+      kept.append(rows.ids[:, schema.items.field].copy())
+    return tuple(kept)
 
   kept, out = [], []
-  for kept_n, batch in data.prefetch(load, 0, batches.per_epoch, 1, ahead):
-    kept.append(kept_n)
-    out.append(eval_step(params, rows, batch))  # fetched below: the device runs ahead
-  labels_N, groups_N, items_N = map(np.concatenate, zip(*kept, strict=True))
-  logits = [np.asarray(o)[: len(k[0])] for o, k in zip(out, kept, strict=True)]
-  logits_N = np.concatenate(logits)
+  for fed in feed(batches, mesh, (0, batches.per_epoch), ahead, asked, keep):
+    if fed.stop:
+      raise Stopped
+    kept.append(fed.kept)
+    out.append(eval_step(params, tables, fed.batch))  # fetched below: the device runs ahead
+    beat()
+  logits = [_local(x) for x in out]
+  b = len(logits[0])
+  columns = [_padded(x, b) for x in zip(*kept, strict=True)]
+  rows = batches.rows_until(batches.per_epoch)
+  logits_N, labels_N, *others = (_joined(x)[:rows] for x in (np.stack(logits), *columns))
   figures = metrics.evaluate_logits(labels_N, logits_N)
   if schema.group:
-    figures |= gauc.gauc(labels_N, logits_N, groups_N)
+    figures |= gauc.gauc(labels_N, logits_N, others[0])
   if schema.items:
-    ids_N = items_N - batches.offset(schema.items.field)
+    ids_N = others[-1] - batches.offset(schema.items.field)
     figures |= gauc.item_aucs(labels_N, logits_N, ids_N, schema.items)
   return figures, logits_N
+
+
+def _local(logits_B: jax.Array) -> np.ndarray:
+  """This host's part."""
+  shards = sorted(logits_B.addressable_shards, key=lambda s: s.index[0].start or 0)
+  return np.concatenate([np.asarray(s.data) for s in shards])
+
+
+def _padded(parts: tuple[np.ndarray, ...], b: int) -> np.ndarray:
+  """A host's rows of each batch, at most b: [batches, b]."""
+  out = np.zeros((len(parts), b), parts[0].dtype)
+  for row, part in zip(out, parts, strict=True):
+    row[: len(part)] = part
+  return out
+
+
+def _joined(x_Kb: np.ndarray) -> np.ndarray:
+  """All hosts' rows in their order. [batches, b] on each of P hosts -> [batches * P * b]."""
+  return np.moveaxis(cluster.gather(x_Kb), 0, 1).reshape(-1)

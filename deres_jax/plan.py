@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from deres_jax import config as config_lib
-from deres_jax import flops, losses, models, step
+from deres_jax import flops, losses, step
 from deres_jax.models.layers import Context
+from deres_jax.setup import Setup, abstract_rows, make_model
 
 # Rows of the traced batch: what is computed once a batch (a gate's sigmoid) is shared out.
 _ROWS = 128
@@ -43,16 +44,18 @@ class Plan:
   bytes_table_slots: int
 
 
-def make(c: config_lib.Config, setup: step.Setup) -> Plan:
+def make(c: config_lib.Config, setup: Setup) -> Plan:
   """The plan of a config whose parts are `setup`."""
   state = step.abstract_state(setup)
   forward = _forward(setup.model, setup)
   plain = dataclasses.replace(c, model=dataclasses.replace(c.model, connector='prenorm'))
-  plain_forward = _forward(models.build(plain, setup.layout, 0.0), setup)
+  plain_forward = _forward(
+    make_model(plain, setup.layout, 0.0, setup.tables, setup.slot_tables), setup
+  )
   return Plan(
     devices=setup.mesh.size,
     params_dense=sum(math.prod(x.shape) for x in jax.tree.leaves(state.params)),
-    params_embedding=setup.table.rows * setup.table.dim,
+    params_embedding=setup.tables.parameters,
     flops_forward_per_row=forward,
     flops_train_per_row=_train(setup, state.params),
     flops_connector_extra=forward / plain_forward - 1,
@@ -66,17 +69,17 @@ def _bytes(tree) -> int:
   return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
-def _rows(setup: step.Setup) -> jax.ShapeDtypeStruct:
-  return jax.ShapeDtypeStruct((_ROWS, setup.layout.slots, setup.table.dim), jnp.float32)
+def _rows(setup: Setup):
+  return abstract_rows(setup.tables, setup.slot_tables, _ROWS)
 
 
-def _forward(model, setup: step.Setup) -> float:
+def _forward(model, setup: Setup) -> float:
   variables = jax.eval_shape(model.init, jax.random.key(0), _rows(setup), Context())
   counted = flops.count(lambda v, rows: model.apply(v, rows, Context()), variables, _rows(setup))
   return counted.total / _ROWS
 
 
-def _train(setup: step.Setup, params) -> float:
+def _train(setup: Setup, params) -> float:
   def loss(params, rows_BFE, labels_B):
     logits_B = setup.model.apply({'params': params}, rows_BFE, Context())
     return losses.bce_sum(logits_B, labels_B, jnp.ones_like(labels_B))

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from deres_jax.blocks import Blocks, Rows
-from deres_jax.embedding import Table
+from deres_jax.embedding import Tables
 from deres_jax.order import Order
 
 
@@ -53,15 +53,15 @@ _LARGE_BLOCK = 31 << 20  # bytes; glibc's dynamic threshold ends at 32 MiB
 class Reader:
   """The rows of a part of every batch, from the blocks that hold them.
 
-  Ids come out as numbers of table rows, and `table.padding` where an event is padding. The next
+  Ids come out as numbers of table rows, and `tables.padding` where an event is padding. The next
   window is read while the rows of this one are used.
   """
 
-  def __init__(self, blocks: Blocks, table: Table, order: Order, part: int, parts: int):
+  def __init__(self, blocks: Blocks, tables: Tables, order: Order, part: int, parts: int):
     """Reads the given one of equal parts of every batch; hosts may take a part each."""
     self._blocks, self._order, self._part, self._parts = blocks, order, part, parts
-    self._offsets_S = table.offsets[np.array(blocks.schema.columns)]
-    self._padding = table.padding
+    self._offsets_S = tables.offsets[np.array(blocks.schema.columns)]
+    self._padding = tables.padding
     self._lanes = order.lanes_of(part, parts)
     self._windows: collections.OrderedDict[tuple[int, int], concurrent.futures.Future]
     self._windows = collections.OrderedDict()

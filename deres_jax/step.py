@@ -6,32 +6,26 @@ look up the rows, differentiate with respect to (dense parameters, rows), sum th
 over devices, send row gradients home.
 
 Shapes: b rows of a batch on one device, m rows of a micro-batch, S ids of a row, L events of its
-history, E row width, C ids.
+history, E row width, C rows that a device asks for.
 """
 
-import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from flax import linen as nn
+from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh
 
-from deres_jax import config as config_lib
-from deres_jax import embedding, losses, models, optim, parallel, streaming
+from deres_jax import embedding, losses, parallel, streaming
 from deres_jax.data import Batch
-from deres_jax.errors import UserError
 from deres_jax.models.layers import Context
 from deres_jax.parallel import AXIS
-from deres_jax.schema import Schema
+from deres_jax.setup import Setup, abstract_rows
 
 Array = jax.Array
-
-# An activation [128 * 39, 64] float32 is 1.3 MB: it stays in a core's cache.
-CPU_MICRO_BATCH = 128
 
 
 class State(NamedTuple):
@@ -41,15 +35,15 @@ class State(NamedTuple):
     step: number of steps done, int32; with the seed it is also the position in the data.
     params: dense parameters; on every device.
     opt: optax state of the dense parameters; on every device.
-    rows: the table [R, GROUP, E]; split over the mesh.
-    slots: the row optimizer's state; split like the table.
+    rows: the tables [N, E]; split over the mesh.
+    slots: the row optimizer's state of each table; split like it.
   """
 
   step: Array
   params: Any
   opt: Any
-  rows: Array
-  slots: dict[str, Array]
+  rows: tuple[Array, ...]
+  slots: tuple[dict[str, Array], ...]
 
 
 SPECS = State(
@@ -59,94 +53,6 @@ SPECS = State(
   rows=parallel.TABLE,
   slots=parallel.TABLE,
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Setup:
-  """The parts that a step is made of."""
-
-  mesh: Mesh
-  model: nn.Module
-  layout: models.Layout
-  table: embedding.Table
-  optimizer: optax.GradientTransformation
-  row_optimizer: embedding.RowOptimizer
-  factor: Callable[[Array], Array]  # schedule of both learning rates
-  table_lr: float
-  table_init_std: float
-  micro_batch: int  # rows that a device works on at a time; divides its part of a batch
-  noise: bool  # whether the model draws dropout
-  aux_weight: float  # of the auxiliary losses' mean
-  steps: int  # length of the run
-  seed: int
-
-
-def layout_of(schema: Schema) -> models.Layout:
-  """What a row's ids are, for models."""
-  sequence = schema.sequence
-  if sequence is None:
-    return models.Layout(len(schema.fields))
-  targets = sequence.columns[: sequence.shared]
-  return models.Layout(len(schema.fields), sequence.length, len(sequence.attributes), targets)
-
-
-def make_setup(
-  c: config_lib.Config,
-  vocab_sizes: tuple[int, ...],
-  layout: models.Layout,
-  click_rate: float,
-  mesh: Mesh,
-  steps: int,
-) -> Setup:
-  """The parts of the step of a config; allocates nothing on devices.
-
-  Args:
-    vocab_sizes: ids of each of the table's columns.
-    layout: what a model is given of them.
-    click_rate: of the training rows.
-    steps: length of the run.
-
-  Raises:
-    UserError: sizes that do not fit each other, the mesh or the table.
-  """
-  parallel.check_batch(c.data.batch_size, mesh, 'data.batch_size')
-  parallel.check_batch(c.data.eval_batch_size, mesh, 'data.eval_batch_size')
-  table = embedding.Table(vocab_sizes, *models.row_width(c))
-  table.check(mesh.size)
-  model = models.build(c, layout, math.log(click_rate / (1 - click_rate)))
-  rows_BSE = jax.ShapeDtypeStruct((1, layout.slots, table.dim), jnp.float32)
-  variables = jax.eval_shape(model.init, jax.random.key(0), rows_BSE, Context())
-  factor = optim.schedule(c.optim, steps)
-  o = c.optim
-  return Setup(
-    mesh=mesh,
-    model=model,
-    layout=layout,
-    table=table,
-    optimizer=optim.dense(o, factor, variables['params']),
-    row_optimizer=embedding.RowOptimizer(o.table, o.table_eps, o.table_l2, o.adam_b1, o.adam_b2),
-    factor=factor,
-    table_lr=o.table_lr,
-    table_init_std=o.table_init_std,
-    micro_batch=_micro_batch(c.train.micro_batch, c.data.batch_size // mesh.size, mesh),
-    noise=c.model.dropout > 0 or c.model.embed_dropout > 0 or c.mlp.dropout > 0,
-    aux_weight=c.model.aux_weight,
-    steps=steps,
-    seed=c.seed,
-  )
-
-
-def _micro_batch(wanted: int, rows: int, mesh: Mesh) -> int:
-  """Rows at a time of a device's `rows`: what is wanted, or what is fast on this platform."""
-  if wanted == -1:
-    on_cpu = mesh.devices.flat[0].platform == 'cpu'
-    return CPU_MICRO_BATCH if on_cpu and rows % CPU_MICRO_BATCH == 0 else rows
-  if wanted and rows % wanted:
-    raise UserError(
-      f'config train.micro_batch={wanted} does not divide the {rows} rows that each device '
-      'gets of a batch: change it or data.batch_size, or set it to 0'
-    )
-  return wanted or rows
 
 
 def _shardings(mesh: Mesh, tree: State) -> State:
@@ -160,19 +66,30 @@ def _shardings(mesh: Mesh, tree: State) -> State:
 
 def init_params(setup: Setup) -> Any:
   """Dense parameters at the start; a function of the seed alone."""
-  rows_BSE = jnp.zeros((1, setup.layout.slots, setup.table.dim))
-  return setup.model.init(jax.random.key(setup.seed), rows_BSE, Context())['params']
+  shapes = abstract_rows(setup.tables, setup.slot_tables, 1)
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+  return setup.model.init(jax.random.key(setup.seed), zeros, Context())['params']
 
 
 def _init(setup: Setup) -> State:
   params = init_params(setup)
-  key = jax.random.fold_in(jax.random.key(setup.seed), 1)
+  key = jax.random.fold_in(jax.random.key(setup.seed, impl='threefry2x32'), 1)
+
+  def rows():
+    return tuple(
+      embedding.init_rows(jax.random.fold_in(key, t) if t else key, table, setup.table_init_std)
+      for t, table in enumerate(setup.tables.parts)
+    )
+
+  rows = jax.shard_map(
+    rows, mesh=setup.mesh, in_specs=(), out_specs=parallel.TABLE, check_vma=False
+  )()
   return State(
     step=jnp.zeros((), jnp.int32),
     params=params,
     opt=setup.optimizer.init(params),
-    rows=embedding.init_rows(key, setup.table, setup.table_init_std),
-    slots=setup.row_optimizer.init(setup.table),
+    rows=rows,
+    slots=tuple(setup.row_optimizer.init(table) for table in rows),
   )
 
 
@@ -192,33 +109,47 @@ def init_state(setup: Setup) -> State:
   return jax.jit(lambda: _init(setup), out_shardings=shardings)()
 
 
-def init_stream(setup: Setup) -> streaming.StreamState:
-  """Streaming metrics of no rows, one state a device: [D, ...], summed when read."""
+def init_stream(setup: Setup, total: streaming.StreamState | None = None) -> streaming.StreamState:
+  """Streaming metrics, one state a device [D, ...], summed when read.
 
-  def zeros():
+  Args:
+    total: what `make_sum_stream` gave for the rows so far; None: no rows.
+  """
+
+  def start(total):
     return jax.tree.map(
-      lambda x: jnp.zeros((setup.mesh.size, *x.shape), x.dtype), streaming.StreamState.zeros()
+      lambda x: jnp.zeros((setup.mesh.size, *x.shape), x.dtype).at[0].set(x), total
     )
 
   to = parallel.sharding(setup.mesh, parallel.BATCH)
-  return jax.jit(zeros, out_shardings=to)()
+  total = streaming.StreamState.zeros() if total is None else total
+  return jax.jit(start, out_shardings=to)(total)
 
 
-def micro_grads(loss: Callable, params: Any, x: Array, rest: tuple, micro: int):
+def abstract_stream(setup: Setup) -> streaming.StreamState:
+  """Shapes, types and shardings of what `make_sum_stream` gives."""
+  to = parallel.sharding(setup.mesh, parallel.REPLICATED)
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to),
+    jax.eval_shape(streaming.StreamState.zeros),
+  )
+
+
+def micro_grads(loss: Callable, params: Any, x: Any, rest: tuple, micro: int):
   """Value, auxiliary output and gradient of a sum over rows, `micro` rows at a time.
 
   Activations of a micro-batch stay in a CPU's cache; the sums are those of the whole batch.
 
   Args:
     loss: (params, x_m, *rest_m) -> (scalar sum, outputs a row).
-    x: [b, ...], differentiated too; rest: arrays [b, ...] that are not.
+    x: arrays [b, ...], differentiated too; rest: arrays [b, ...] that are not.
     micro: rows at a time, a divisor of b.
 
   Returns:
     (sum, outputs [b, ...], gradient of params, gradient of x [b, ...]).
   """
   grad = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
-  b = x.shape[0]
+  b = jax.tree.leaves(x)[0].shape[0]
   if micro == b:
     (total, out), (gp, gx) = grad(params, x, *rest)
     return total, out, gp, gx
@@ -235,7 +166,7 @@ def micro_grads(loss: Callable, params: Any, x: Array, rest: tuple, micro: int):
 
   zero = (jnp.zeros(()), jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params))
   (total, gp), (out, gx) = jax.lax.scan(body, zero, jax.tree.map(split, (x, *rest)))
-  return total, join(out), gp, join(gx)
+  return total, join(out), gp, jax.tree.map(join, gx)
 
 
 def _progress(setup: Setup, step: Array) -> Array:
@@ -255,10 +186,44 @@ def _row_keys(setup: Setup, step: Array, rows: int) -> Array:
   return jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(rows))
 
 
+def _by_slot(setup: Setup, rows: tuple[Array, ...], inverse_bS: Array) -> Any:
+  """Rows of the batch from those that were asked for: what the model is given.
+
+  Of one table [b, S, E]; of several a tuple, each with the slots of its table in order.
+  """
+  if len(rows) == 1:
+    return rows[0][inverse_bS]
+  slots = np.array(setup.slot_tables)
+  return tuple(x[inverse_bS[:, slots == t]] for t, x in enumerate(rows))
+
+
+def _sum_by_slot(setup: Setup, rows: tuple[Array, ...], inverse_bS: Array, g: Any) -> list[Array]:
+  """The transpose of `_by_slot`: gradients of the rows that were asked for."""
+  if len(rows) == 1:
+    return [jnp.zeros_like(rows[0]).at[inverse_bS].add(g)]
+  slots = np.array(setup.slot_tables)
+  return [jnp.zeros_like(x).at[inverse_bS[:, slots == t]].add(g[t]) for t, x in enumerate(rows)]
+
+
+def _lookup(tables: tuple[Array, ...], batch: Batch) -> tuple[tuple[Array, ...], list[Array]]:
+  """For each table the rows that this device asks for, and what it is asked for."""
+  found = [
+    embedding.lookup(table, ids.reshape(-1)) for table, ids in zip(tables, batch.ids, strict=True)
+  ]
+  return tuple(rows for rows, _ in found), [asked for _, asked in found]
+
+
+def _sum_over_devices(tree: Any) -> Any:
+  """psum as one collective, whatever the number of arrays."""
+  if jax.lax.axis_size(AXIS) == 1:
+    return tree
+  flat, unravel = ravel_pytree(tree)
+  return unravel(jax.lax.psum(flat, AXIS))
+
+
 def _train_body(setup: Setup, state: State, stream: streaming.StreamState, batch: Batch):
   b = batch.labels.shape[0]
-  total_weight = jax.lax.psum(jnp.sum(batch.weights), AXIS)
-  rows_CE = embedding.lookup(state.rows, batch.unique)
+  rows, asked = _lookup(state.rows, batch)
   keys_b = _row_keys(setup, state.step, b) if setup.noise else None
 
   progress = _progress(setup, state.step)
@@ -271,33 +236,38 @@ def _train_body(setup: Setup, state: State, stream: streaming.StreamState, batch
     if aux:
       total += setup.aux_weight * sum(aux) / len(aux)
     # Divided here, so that gradients of micro-batches and devices only have to be added.
-    return total / total_weight, logits_m
+    return total / batch.rows, logits_m
 
   _, logits_b, g_params, g_bSE = micro_grads(
     loss,
     state.params,
-    rows_CE[batch.inverse],
+    _by_slot(setup, rows, batch.inverse),
     (batch.there, batch.labels, batch.weights, keys_b),
     setup.micro_batch,
   )
-  g_params = jax.lax.psum(g_params, AXIS)
-  g_CE = jnp.zeros_like(rows_CE).at[batch.inverse].add(g_bSE)
+  g_params = _sum_over_devices(g_params)
+  g_rows = _sum_by_slot(setup, rows, batch.inverse, g_bSE)
 
   updates, opt = setup.optimizer.update(g_params, state.opt, state.params)
   lr = setup.table_lr * setup.factor(state.step)
-  rows, slots = embedding.update(
-    setup.row_optimizer, state.rows, state.slots, batch.unique, g_CE, lr, state.step
-  )
+  moved = [
+    embedding.update(setup.row_optimizer, *table, lr, state.step)
+    for table in zip(state.rows, state.slots, asked, g_rows, strict=True)
+  ]
   new = State(
     step=state.step + 1,
     params=optax.apply_updates(state.params, updates),
     opt=opt,
-    rows=rows,
-    slots=slots,
+    rows=tuple(rows for rows, _ in moved),
+    slots=tuple(slots for _, slots in moved),
   )
   seen = streaming.StreamState.from_batch(logits_b, batch.labels, batch.weights)
   mine = jax.tree.map(lambda x: x[0], stream).merge(seen)
   return new, jax.tree.map(lambda x: x[None], mine)
+
+
+# A batch is split over the mesh but for the number of its rows.
+BATCH_SPECS = Batch(*[parallel.BATCH] * 5, rows=parallel.REPLICATED)
 
 
 def make_train_step(setup: Setup) -> Callable:
@@ -305,7 +275,7 @@ def make_train_step(setup: Setup) -> Callable:
   step = jax.shard_map(
     lambda *args: _train_body(setup, *args),
     mesh=setup.mesh,
-    in_specs=(SPECS, parallel.BATCH, parallel.BATCH),
+    in_specs=(SPECS, parallel.BATCH, BATCH_SPECS),
     out_specs=(SPECS, parallel.BATCH),
     check_vma=False,  # gradients of replicated parameters are summed by the psum above, by hand
   )
@@ -313,31 +283,36 @@ def make_train_step(setup: Setup) -> Callable:
 
 
 def make_eval_step(setup: Setup) -> Callable:
-  """(params, rows, step, batch) -> logits [B] float32 on every device.
+  """(params, rows, step, batch) -> logits [B] float32, split over the mesh like the batch.
 
   `step` is the one that the parameters are of: annealed temperatures depend on it.
   """
 
-  def body(params, rows, step, batch):
-    rows_bSE = embedding.lookup(rows, batch.unique)[batch.inverse]
+  def body(params, tables, step, batch):
+    rows, _ = _lookup(tables, batch)
     ctx = Context(progress=_progress(setup, step), mask_BT=_mask(setup, batch.there))
-    logits = setup.model.apply({'params': params}, rows_bSE, ctx)
-    return jax.lax.all_gather(logits.astype(jnp.float32), AXIS, tiled=True)
+    x = _by_slot(setup, rows, batch.inverse)
+    return setup.model.apply({'params': params}, x, ctx).astype(jnp.float32)
 
   step = jax.shard_map(
     body,
     mesh=setup.mesh,
-    in_specs=(parallel.REPLICATED, parallel.TABLE, parallel.REPLICATED, parallel.BATCH),
-    out_specs=parallel.REPLICATED,
+    in_specs=(parallel.REPLICATED, parallel.TABLE, parallel.REPLICATED, BATCH_SPECS),
+    out_specs=parallel.BATCH,
     check_vma=False,
   )
   return jax.jit(step)
 
 
-def make_read_stream(setup: Setup) -> Callable:
-  """stream -> its figures on the host, summed over devices."""
-  total = jax.jit(
+def make_sum_stream(setup: Setup) -> Callable:
+  """stream [D, ...] -> its sum over devices, on every device."""
+  return jax.jit(
     lambda stream: jax.tree.map(lambda x: jnp.sum(x, axis=0), stream),
     out_shardings=parallel.sharding(setup.mesh, parallel.REPLICATED),
   )
+
+
+def make_read_stream(setup: Setup) -> Callable:
+  """stream -> its figures on the host, summed over devices."""
+  total = make_sum_stream(setup)
   return lambda stream: jax.device_get(total(stream)).compute()

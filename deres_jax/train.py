@@ -1,26 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run from its config to result.json: the one place that owns the order of events."""
+"""A run from its config to result.json: the one place that owns the order of events.
+
+On many hosts all processes run this code on the same steps. Each reads its part of every batch and
+writes its part of a checkpoint; process 0 alone writes everything else.
+"""
 
 import dataclasses
 import json
 import math
 import pathlib
-import platform
 import time
-from importlib import metadata
 from typing import Any
 
 import jax
 import numpy as np
 
-from deres_jax import checkpoint, data, evaluate, models, parallel, step, writer
+from deres_jax import checkpoint, cluster, data, evaluate, parallel, result, setup, step, writer
 from deres_jax import config as config_lib
-from deres_jax import plan as plan_lib
 from deres_jax.blocks import Blocks
-from deres_jax.errors import UserError
+from deres_jax.errors import Retry, UserError
+from deres_jax.feed import Ahead, feed
 from deres_jax.schema import Schema, load_schema
-
-_PACKAGES = ('deres_jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
+from deres_jax.streaming import StreamState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,35 +30,58 @@ class Run:
 
   config: config_lib.Config
   schema: Schema
-  setup: step.Setup
+  setup: setup.Setup
   train: data.Batches
   steps: int
   eval_every: int
 
 
-def assemble(c: config_lib.Config) -> Run:
-  """Opens the data, makes the mesh and all parts of the step. Raises UserError."""
+@dataclasses.dataclass(frozen=True)
+class Tools:
+  """What a run writes with and is watched by."""
+
+  checkpoints: checkpoint.Checkpoints
+  record: writer.Metrics | writer.Nowhere
+  progress: writer.Progress | writer.Nowhere
+  stop: cluster.Stop
+  watchdog: cluster.Watchdog
+
+  def close(self):
+    """Waits for the save in progress."""
+    for tool in (self.progress, self.record, self.checkpoints, self.watchdog):
+      tool.close()
+
+
+def assemble(c: config_lib.Config, mesh: jax.sharding.Mesh | None = None) -> Run:
+  """Opens the data, makes all parts of the step. Raises UserError.
+
+  Args:
+    mesh: to plan for; None: the one that the config asks for.
+  """
   schema = load_schema(c.data.path)
-  mesh = parallel.make_mesh(c.mesh.devices)
+  mesh = mesh or parallel.make_mesh(c.mesh.devices)
   rows = schema.splits['train'].rows
   per_epoch = -(-rows // c.data.batch_size)
   steps = c.train.steps or math.ceil(c.train.epochs * per_epoch)
   eval_every = c.train.eval_steps or max(1, round(c.train.eval_epochs * per_epoch))
-  layout = step.layout_of(schema)
-  setup = step.make_setup(c, schema.vocab_sizes, layout, schema.click_rate, mesh, steps)
-  train = _batches(c, schema, setup, 'train', c.data.batch_size, shuffle_seed=c.seed)
-  return Run(c, schema, setup, train, steps, eval_every)
+  parts = setup.make_setup(c, schema, mesh, steps)
+  train = _batches(c, schema, parts, 'train', c.data.batch_size, shuffle_seed=c.seed)
+  return Run(c, schema, parts, train, steps, eval_every)
 
 
-def _batches(c, schema, setup, split, batch_size, shuffle_seed=None) -> data.Batches:
-  return data.Batches(
+def _batches(c, schema, parts, split, batch_size, shuffle_seed=None) -> data.Batches:
+  batches = data.Batches(
     Blocks(schema, split),
-    setup.table,
+    parts.tables,
     batch_size,
-    setup.mesh.size,
+    parts.mesh.size,
     c.data.window_blocks,
     shuffle_seed,
+    jax.process_index(),
+    jax.process_count(),
   )
+  batches.floor = cluster.gather(batches.floor).max(axis=0)
+  return batches
 
 
 def train(c: config_lib.Config, workdir: pathlib.Path) -> dict[str, Any]:
@@ -66,51 +90,44 @@ def train(c: config_lib.Config, workdir: pathlib.Path) -> dict[str, Any]:
   Order, and why:
     1. Config and data are compared with what the workdir was started with, before anything in it
        is touched.
-    2. The newest checkpoint, if any, gives state, position and clock.
+    2. The newest checkpoint, if any, gives state, position, clock and the metrics under way.
     3. metrics.jsonl loses the lines after that step; they are written again.
     4. At an evaluation step: training figures, then validation, then the checkpoint that carries
        the validation AUC. A crash between them repeats them all.
-    5. The checkpoint with the best validation AUC is evaluated on the test split, once.
-    6. result.json is written last, in one piece: it exists only for a finished run.
-  """
-  run = assemble(c)
-  workdir.mkdir(parents=True, exist_ok=True)
-  _claim(run, workdir)
-  result = workdir / 'result.json'
-  if result.exists():
-    return json.loads(result.read_text())
+    5. SIGTERM on any host: all save at the same step and end with code 75. What validation was due
+       there is done first when the run goes on.
+    6. The checkpoint with the best validation AUC is evaluated on the test split, once.
+    7. result.json is written last, in one piece: it exists only for a finished run.
 
-  checkpoints = checkpoint.Checkpoints(workdir / 'checkpoints')
-  latest = checkpoints.latest()
-  if latest is None:
-    state, clock = step.init_state(run.setup), checkpoint.Clock(0.0, 0)
-  else:
-    state, clock = checkpoints.restore(latest, step.abstract_state(run.setup))
-  record = writer.Metrics(workdir, latest or 0)
-  progress = writer.Progress(run.steps, latest or 0)
-  if latest:
-    progress.line(f'resuming at step {latest} of {run.steps}')
-  try:
-    clock = _loop(run, state, clock, latest or 0, checkpoints, record, progress)
-    del state  # donated to the loop
-    best = checkpoints.best()
-    chosen = best[0] if best else checkpoints.latest()
-    params, rows = checkpoints.restore_params(chosen, step.abstract_state(run.setup))
-    progress.line(f'evaluating step {chosen}, the best on validation, on the test split')
-    figures, logits_N = _evaluate(run, params, rows, chosen, 'test')
-    record.write(run.steps, 'test', figures)
-    np.save(workdir / 'test_logits.npy', logits_N)
-    content = _result(run, clock, chosen, best, figures, workdir)
-    writer.write_json(result, content)
-  finally:
-    progress.close()
-    record.close()
-    checkpoints.close()
+  Raises:
+    Retry: stopped by SIGTERM; the same command goes on.
+  """
+  with cluster.Stop() as stop:
+    run = assemble(c)
+    finished = cluster.leader(lambda: _claim(run, workdir))
+    if finished:
+      return finished
+    checkpoints = checkpoint.Checkpoints(workdir / 'checkpoints')
+    start = checkpoints.latest() or 0
+    leads = cluster.is_leader()
+    tools = Tools(
+      checkpoints,
+      writer.Metrics(workdir, start) if leads else writer.Nowhere(),
+      writer.Progress(run.steps, start) if leads else writer.Nowhere(),
+      stop,
+      cluster.Watchdog(c.mesh.stall_seconds if jax.process_count() > 1 else 0),
+    )
+    try:
+      clock = _loop(run, tools, start)
+      content = _finish(run, tools, clock, workdir)
+    finally:
+      tools.close()
   return content
 
 
-def _claim(run: Run, workdir: pathlib.Path):
-  """Writes config.json, or compares with the one that is there."""
+def _claim(run: Run, workdir: pathlib.Path) -> dict[str, Any] | None:
+  """Writes config.json, or compares with the one that is there; the result of a finished run."""
+  workdir.mkdir(parents=True, exist_ok=True)
   file = workdir / 'config.json'
   mine = {
     'config_hash': config_lib.config_hash(run.config),
@@ -137,56 +154,69 @@ def _claim(run: Run, workdir: pathlib.Path):
         'take another --workdir or the old data'
       )
   writer.write_json(file, mine)
+  finished = workdir / 'result.json'
+  return json.loads(finished.read_text()) if finished.exists() else None
 
 
-def _loop(run, state, clock, start, checkpoints, record, progress) -> checkpoint.Clock:
+def _start(run: Run, tools: Tools, start: int) -> tuple[step.State, StreamState, checkpoint.Clock]:
+  """State, metrics under way and clock at step `start`."""
+  parts = run.setup
+  if not start:
+    return step.init_state(parts), step.init_stream(parts), checkpoint.Clock(0.0, 0)
+  tools.progress.line(f'resuming at step {start} of {run.steps}')
+  abstract = step.abstract_state(parts), step.abstract_stream(parts)
+  state, total, clock = tools.checkpoints.restore(start, *abstract)
+  return state, step.init_stream(parts, total), clock
+
+
+def _loop(run: Run, tools: Tools, start: int) -> checkpoint.Clock:
   """Steps start .. run.steps with everything that happens between them."""
-  c, setup = run.config, run.setup
-  train_step, read = step.make_train_step(setup), step.make_read_stream(setup)
-  stream, began = step.init_stream(setup), time.monotonic()
+  c, parts = run.config, run.setup
+  state, stream, clock = _start(run, tools, start)
+  train_step, total = step.make_train_step(parts), step.make_sum_stream(parts)
+  began = time.monotonic()
   shown, shown_at = start, began
-  batches = data.prefetch(
-    lambda k: data.put(run.train[k], setup.mesh),
-    start,
-    run.steps,
-    c.data.threads,
-    c.data.prefetch,
-  )
-  for done, batch in enumerate(batches, start + 1):
-    state, stream = train_step(state, stream, batch)
-    evaluated = done % run.eval_every == 0 or done == run.steps
-    saved = evaluated or (c.train.checkpoint_steps and done % c.train.checkpoint_steps == 0)
+
+  def now(done: int, evaluated: bool = True) -> checkpoint.Clock:
+    spent = clock.wall_seconds + time.monotonic() - began
+    return checkpoint.Clock(spent, run.train.rows_until(done), evaluated)
+
+  if not clock.evaluated:
+    auc = _validate(run, tools, state, start)
+    tools.checkpoints.save(start, state, total(stream), now(start), auc)
+  ahead = Ahead(c.data.threads, c.data.prefetch)
+  batches = feed(run.train, parts.mesh, (start, run.steps), ahead, tools.stop.asked)
+  for done, fed in enumerate(batches, start + 1):
+    state, stream = train_step(state, stream, fed.batch)
+    tools.watchdog.beat()
+    due = done % run.eval_every == 0 or done == run.steps
+    saved = due or (c.train.checkpoint_steps and done % c.train.checkpoint_steps == 0)
     # The stream restarts wherever a run may resume, so that a resumed run writes equal lines.
     if saved or done % c.train.log_steps == 0:
-      figures = read(stream)
-      stream = step.init_stream(setup)
+      figures = jax.device_get(total(stream)).compute()
+      stream = step.init_stream(parts)
       _check_finite(figures['logloss'], done)
-      now = time.monotonic()
-      speed = (run.train.rows_until(done) - run.train.rows_until(shown)) / (now - shown_at)
-      shown, shown_at = done, now
-      record.write(done, 'train', {**figures, 'rows_per_second': speed})
-      progress.step(
+      seconds = time.monotonic() - shown_at
+      speed = (run.train.rows_until(done) - run.train.rows_until(shown)) / seconds
+      shown, shown_at = done, time.monotonic()
+      tools.record.write(done, 'train', {**figures, 'rows_per_second': speed})
+      tools.progress.step(
         done, f'loss {figures["logloss"]:.4f}  auc {figures["auc"]:.4f}  {speed:,.0f} rows/s'
       )
     else:
-      progress.step(done)
-    if saved:
-      auc = None
-      if evaluated:
-        figures, _ = _evaluate(run, state.params, state.rows, done, 'validation')
-        record.write(done, 'validation', figures)
-        auc = figures['auc'] if math.isfinite(figures['auc']) else None
-        progress.line(
-          f'step {done}/{run.steps}  validation auc {figures["auc"]:.5f} '
-          f'logloss {figures["logloss"]:.5f}'
-        )
-      spent = clock.wall_seconds + time.monotonic() - began
-      now_clock = checkpoint.Clock(spent, run.train.rows_until(done))
-      checkpoints.save(done, state, now_clock, auc)
+      tools.progress.step(done)
+    if saved or fed.stop:
+      stopped, auc = fed.stop, None
+      try:
+        auc = _validate(run, tools, state, done) if due else None
+      except evaluate.Stopped:
+        stopped = True
+      tools.checkpoints.save(done, state, total(stream), now(done, not (stopped and due)), auc)
+      tools.watchdog.beat()
       shown_at = time.monotonic()
-  return checkpoint.Clock(
-    clock.wall_seconds + time.monotonic() - began, run.train.rows_until(run.steps)
-  )
+      if stopped:
+        raise Retry(f'stopped at step {done} of {run.steps}, saved: the same command goes on')
+  return now(run.steps)
 
 
 def _check_finite(loss: float, done: int):
@@ -197,16 +227,50 @@ def _check_finite(loss: float, done: int):
     )
 
 
-def _evaluate(run: Run, params, rows, at: int, split: str) -> tuple[dict[str, float], np.ndarray]:
+def _validate(run: Run, tools: Tools, state: step.State, done: int) -> float | None:
+  """Evaluates on the validation split and writes the figures; the AUC, if there is one."""
+  figures, _ = _evaluate(run, tools, state.params, state.rows, done, 'validation')
+  tools.record.write(done, 'validation', figures)
+  tools.progress.line(
+    f'step {done}/{run.steps}  validation auc {figures["auc"]:.5f} logloss {figures["logloss"]:.5f}'
+  )
+  return figures['auc'] if math.isfinite(figures['auc']) else None
+
+
+def _evaluate(
+  run: Run, tools: Tools, params, tables, at: int, split: str
+) -> tuple[dict[str, float], np.ndarray]:
   """Figures and logits of the state after `at` steps."""
-  c = run.config
-  batches = _batches(c, run.schema, run.setup, split, c.data.eval_batch_size)
-  eval_step = step.make_eval_step(run.setup)
+  c, parts = run.config, run.setup
+  batches = _batches(c, run.schema, parts, split, c.data.eval_batch_size)
+  eval_step = step.make_eval_step(parts)
 
-  def logits(params, rows, batch):
-    return eval_step(params, rows, np.int32(at), batch)
+  def logits(params, tables, batch):
+    return eval_step(params, tables, np.int32(at), batch)
 
-  return evaluate.run(logits, params, rows, batches, run.setup.mesh, c.data.prefetch)
+  ahead = Ahead(1, c.data.prefetch)
+  return evaluate.run(
+    logits, params, tables, batches, parts.mesh, ahead, tools.stop.asked, tools.watchdog.beat
+  )
+
+
+def _finish(run: Run, tools: Tools, clock, workdir: pathlib.Path) -> dict[str, Any]:
+  """The test split under the best checkpoint, and result.json."""
+  best = tools.checkpoints.best()
+  chosen = best[0] if best else tools.checkpoints.latest()
+  params, tables = tools.checkpoints.restore_params(chosen, step.abstract_state(run.setup))
+  tools.progress.line(f'evaluating step {chosen}, the best on validation, on the test split')
+  try:
+    figures, logits_N = _evaluate(run, tools, params, tables, chosen, 'test')
+  except evaluate.Stopped:
+    raise Retry('stopped before the test split was evaluated: the same command goes on') from None
+  tools.record.write(run.steps, 'test', figures)
+  content = result.content(run.config, run.schema, run.setup, run.steps, clock, figures, workdir)
+  content |= {'step_chosen': chosen, 'auc_validation': best[1] if best else None}
+  if cluster.is_leader():
+    np.save(workdir / 'test_logits.npy', logits_N)
+    writer.write_json(workdir / 'result.json', content)
+  return content
 
 
 def evaluate_best(c: config_lib.Config, workdir: pathlib.Path) -> dict[str, Any]:
@@ -214,56 +278,24 @@ def evaluate_best(c: config_lib.Config, workdir: pathlib.Path) -> dict[str, Any]
   if not (workdir / 'checkpoints').is_dir():
     raise UserError(f'workdir {workdir} holds no checkpoints: train first (--mode=train)')
   run = assemble(c)
-  _claim(run, workdir)
+  cluster.leader(lambda: _claim(run, workdir))
   checkpoints = checkpoint.Checkpoints(workdir / 'checkpoints')
   best = checkpoints.best()
   chosen = best[0] if best else checkpoints.latest()
   if chosen is None:
     raise UserError(f'workdir {workdir} holds no finished checkpoint: train on (--mode=train)')
-  params, rows = checkpoints.restore_params(chosen, step.abstract_state(run.setup))
   out = {'step': chosen}
-  for split in ('validation', 'test'):
-    out[split], _ = _evaluate(run, params, rows, chosen, split)
-  checkpoints.close()
-  writer.write_json(workdir / 'eval.json', out)
+  nowhere = writer.Nowhere()
+  with cluster.Stop() as stop:
+    tools = Tools(checkpoints, nowhere, nowhere, stop, cluster.Watchdog(0))
+    params, tables = checkpoints.restore_params(chosen, step.abstract_state(run.setup))
+    try:
+      for split in ('validation', 'test'):
+        out[split], _ = _evaluate(run, tools, params, tables, chosen, split)
+    except evaluate.Stopped:
+      raise Retry('stopped before the figures were there: the same command starts again') from None
+    finally:
+      tools.close()
+  if cluster.is_leader():
+    writer.write_json(workdir / 'eval.json', out)
   return out
-
-
-def _result(run, clock, chosen, best, figures, workdir) -> dict[str, Any]:
-  c, setup = run.config, run.setup
-  plan = plan_lib.make(c, setup)
-  device = setup.mesh.devices.flat[0]
-  return {
-    'config_hash': config_lib.config_hash(c),
-    'seed': c.seed,
-    'backbone': c.model.backbone,
-    'connector': models.connector_of(c),
-    'depth': c.model.depth,
-    'dim': c.model.dim,
-    **figures,
-    'step_chosen': chosen,
-    'auc_validation': best[1] if best else None,
-    'params_dense': plan.params_dense,
-    'params_embedding': plan.params_embedding,
-    'flops_forward_per_row': plan.flops_forward_per_row,
-    'flops_connector_extra': plan.flops_connector_extra,
-    'train_flops': plan.flops_train_per_row * clock.rows_seen,
-    'rows_seen': clock.rows_seen,
-    'rows_per_second': clock.rows_seen / clock.wall_seconds,
-    'steps': run.steps,
-    'wall_seconds': clock.wall_seconds,
-    'device': {
-      'platform': device.platform,
-      'kind': device.device_kind,
-      'count': setup.mesh.size,
-      'processes': jax.process_count(),
-    },
-    'versions': {
-      'python': platform.python_version(),
-      **{name: metadata.version(name) for name in _PACKAGES},
-    },
-    'dataset': run.schema.dataset,
-    'data_content': run.schema.content,
-    'planted': run.schema.planted,
-    'test_logits': str((workdir / 'test_logits.npy').absolute()),
-  }

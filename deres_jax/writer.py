@@ -99,3 +99,19 @@ class Progress:
   def close(self):
     if self._live:
       self._live.stop()
+
+
+class Nowhere:
+  """`Metrics` and `Progress` of a process that writes neither."""
+
+  def write(self, step: int, split: str, figures: dict[str, float]):
+    pass
+
+  def step(self, step: int, text: str = ''):
+    pass
+
+  def line(self, text: str):
+    pass
+
+  def close(self):
+    pass

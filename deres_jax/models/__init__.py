@@ -103,6 +103,33 @@ def _token_model(c: config_lib.Config, layout: Layout, prior_logit: float) -> nn
   )
 
 
+class OneWidth(nn.Module):
+  """Rows of tables of several widths, each mapped to the model's. tuple of [B, S_t, E_t] -> [B].
+
+  Mixed dimension embeddings (Ginart et al. 2019, arXiv 1909.11810): a map a table of narrower rows.
+  Linear weights, the last columns, pass as they are.
+  """
+
+  model: nn.Module
+  slot_tables: tuple[int, ...]  # for each id of a row its table
+  width: int  # of the model's rows, linear weights included
+  linear: int
+
+  @nn.compact
+  def __call__(self, rows: tuple[jax.Array, ...], ctx: layers.Context) -> jax.Array:
+    wide = []
+    for t, x_BSE in enumerate(rows):
+      if x_BSE.shape[-1] != self.width:
+        vector, weights = jnp.split(x_BSE, [x_BSE.shape[-1] - self.linear], axis=-1)
+        dense = nn.Dense(self.width - self.linear, use_bias=False, name=f'table_{t}')
+        x_BSE = jnp.concatenate([dense(vector), weights], axis=-1)
+      wide.append(x_BSE)
+    # Slots of one table after another, back into the order of the data.
+    order = sorted(range(len(self.slot_tables)), key=lambda s: self.slot_tables[s])
+    back = sorted(range(len(order)), key=order.__getitem__)
+    return self.model(jnp.concatenate(wide, axis=1)[:, jnp.array(back)], ctx)
+
+
 # Classic models: the class and its own sizes from the config.
 _CLASSICS = {
   'lr': (classic.LogisticRegression, lambda c: {}),

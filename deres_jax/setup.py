@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The parts that a step is made of, from config and schema."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from jax.sharding import Mesh
+
+from deres_jax import config as config_lib
+from deres_jax import embedding, models, optim, parallel
+from deres_jax.errors import UserError
+from deres_jax.models.layers import Context
+from deres_jax.schema import Schema
+
+Array = jax.Array
+
+# An activation [128 * 39, 64] float32 is 1.3 MB: it stays in a core's cache.
+CPU_MICRO_BATCH = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+  """The parts that a step is made of."""
+
+  mesh: Mesh
+  model: nn.Module
+  layout: models.Layout
+  tables: embedding.Tables
+  slot_tables: tuple[int, ...]  # for each id of a row its table
+  optimizer: optax.GradientTransformation
+  row_optimizer: embedding.RowOptimizer
+  factor: Callable[[Array], Array]  # schedule of both learning rates
+  table_lr: float
+  table_init_std: float
+  micro_batch: int  # rows that a device works on at a time; divides its part of a batch
+  noise: bool  # whether the model draws dropout
+  aux_weight: float  # of the auxiliary losses' mean
+  steps: int  # length of the run
+  seed: int
+
+
+def layout_of(schema: Schema) -> models.Layout:
+  """What a row's ids are, for models."""
+  sequence = schema.sequence
+  if sequence is None:
+    return models.Layout(len(schema.fields))
+  targets = sequence.columns[: sequence.shared]
+  return models.Layout(len(schema.fields), sequence.length, len(sequence.attributes), targets)
+
+
+def make_setup(c: config_lib.Config, schema: Schema, mesh: Mesh, steps: int) -> Setup:
+  """The parts of the step of a config on some data; allocates nothing on devices.
+
+  Args:
+    steps: length of the run.
+
+  Raises:
+    UserError: sizes that do not fit each other, the mesh or the tables.
+  """
+  parallel.check_batch(c.data.batch_size, mesh, 'data.batch_size')
+  parallel.check_batch(c.data.eval_batch_size, mesh, 'data.eval_batch_size')
+  width, linear = models.row_width(c)
+  narrow = config_lib.narrow(c.model)
+  tables = embedding.Tables(schema.vocab_sizes, width, linear, narrow)
+  tables.check(mesh.size)
+  layout = layout_of(schema)
+  slot_tables = tuple(tables.table_of[column] for column in schema.columns)
+  prior_logit = math.log(schema.click_rate / (1 - schema.click_rate))
+  model = make_model(c, layout, prior_logit, tables, slot_tables)
+  variables = jax.eval_shape(
+    model.init, jax.random.key(0), abstract_rows(tables, slot_tables, 1), Context()
+  )
+  factor = optim.schedule(c.optim, steps)
+  o = c.optim
+  return Setup(
+    mesh=mesh,
+    model=model,
+    layout=layout,
+    tables=tables,
+    slot_tables=slot_tables,
+    optimizer=optim.dense(o, factor, variables['params']),
+    row_optimizer=embedding.RowOptimizer(
+      o.table, o.table_eps, o.table_l2, o.adam_b1, o.adam_b2, o.table_slots
+    ),
+    factor=factor,
+    table_lr=o.table_lr,
+    table_init_std=o.table_init_std,
+    micro_batch=_micro_batch(c.train.micro_batch, c.data.batch_size // mesh.size, mesh),
+    noise=c.model.dropout > 0 or c.model.embed_dropout > 0 or c.mlp.dropout > 0,
+    aux_weight=c.model.aux_weight,
+    steps=steps,
+    seed=c.seed,
+  )
+
+
+def make_model(
+  c: config_lib.Config,
+  layout: models.Layout,
+  prior_logit: float,
+  tables: embedding.Tables,
+  slot_tables: tuple[int, ...],
+) -> nn.Module:
+  """The model of a config, for rows of these tables."""
+  model = models.build(c, layout, prior_logit)
+  if len(tables.parts) == 1:
+    return model
+  return models.OneWidth(model, slot_tables, tables.dim, tables.linear)
+
+
+def _micro_batch(wanted: int, rows: int, mesh: Mesh) -> int:
+  """Rows at a time of a device's `rows`: what is wanted, or what is fast on this platform."""
+  if wanted == -1:
+    on_cpu = mesh.devices.flat[0].platform == 'cpu'
+    return CPU_MICRO_BATCH if on_cpu and rows % CPU_MICRO_BATCH == 0 else rows
+  if wanted and rows % wanted:
+    raise UserError(
+      f'config train.micro_batch={wanted} does not divide the {rows} rows that each device '
+      'gets of a batch: change it or data.batch_size, or set it to 0'
+    )
+  return wanted or rows
+
+
+def abstract_rows(tables: embedding.Tables, slot_tables: tuple[int, ...], rows: int) -> Any:
+  """Shapes of what the model is given for so many rows of data: see `_by_slot`."""
+  shapes = tuple(
+    jax.ShapeDtypeStruct((rows, slot_tables.count(t), table.dim), jnp.float32)
+    for t, table in enumerate(tables.parts)
+  )
+  return shapes if len(shapes) > 1 else shapes[0]
