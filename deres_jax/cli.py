@@ -1,12 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How every command ends: 0 done, 2 a user's mistake in one line, 130 interrupted, 1 our fault."""
+"""How every command ends.
+
+0 done, 1 our fault, 2 a user's mistake in one line, 75 run the same command again (preempted,
+another process or the coordinator lost, timed out), 130 interrupted.
+"""
 
 import sys
 from collections.abc import Callable
 
 from absl import flags, logging
 
-from deres_jax.errors import UserError
+from deres_jax.errors import Retry, UserError
+
+FAULT, MISTAKE, AGAIN, INTERRUPTED = 1, 2, 75, 130
 
 
 def parse(argv: list[str]) -> list[str]:
@@ -20,6 +26,11 @@ def parse(argv: list[str]) -> list[str]:
 
 def fail(e: Exception):
   """Prints `e` as one line and exits with code 2."""
+  _say('error', e)
+  sys.exit(MISTAKE)
+
+
+def _say(kind: str, e: Exception):
   cause = e
   while cause.args and isinstance(cause.args[0], Exception):  # ml_collections wraps a KeyError
     cause = cause.args[0]
@@ -27,8 +38,24 @@ def fail(e: Exception):
   text = ' '.join(text.split())
   if isinstance(e, AttributeError | KeyError):
     text = f'unknown config field {text}'
-  print(f'error: {text}', file=sys.stderr)
-  sys.exit(2)
+  print(f'{kind}: {text}', file=sys.stderr)
+
+
+def code_of(e: BaseException) -> int | None:
+  """Prints the line of a mistake, a retry or an interruption and returns its exit code.
+
+  None, and nothing printed, for every other exception.
+  """
+  if isinstance(e, UserError):
+    _say('error', e)
+    return MISTAKE
+  if isinstance(e, Retry):
+    _say('stopped', e)
+    return AGAIN
+  if isinstance(e, KeyboardInterrupt):
+    print('interrupted: the same command goes on from the last checkpoint', file=sys.stderr)
+    return INTERRUPTED
+  return None
 
 
 def guarded(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
@@ -38,11 +65,8 @@ def guarded(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
     logging.set_verbosity(logging.WARNING)
     try:
       main(argv)
-    except UserError as e:
-      fail(e)
-    except KeyboardInterrupt:
-      print('interrupted: the same command goes on from the last checkpoint', file=sys.stderr)
-      sys.exit(130)
+    except (UserError, Retry, KeyboardInterrupt) as e:
+      sys.exit(code_of(e))
 
   return run
 

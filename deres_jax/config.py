@@ -206,10 +206,13 @@ class Train:
 
 @dataclasses.dataclass(frozen=True)
 class Mesh:
-  """The devices. One device is a mesh of one."""
+  """The devices. One device is a mesh of one. Times matter to runs of several processes only."""
 
   devices: int = _op(0)  # how many of the visible devices, as many of each process; 0: all
   topology: str = _op('')  # --mode=plan: a mesh that need not be here, such as v5e-8 or h200-8
+  start_seconds: int = _op(300)  # wait so long until all processes are there
+  heartbeat_seconds: int = _op(100)  # silence after which a process counts as dead, >= 5
+  stall_seconds: int = _op(900)  # longest time without a step, evaluation batch or save; 0: any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -365,7 +368,9 @@ def _check(c: Config):
     raise UserError(f'config hyper.streams={c.hyper.streams}: expected 2 to 5')
   _check_optim(c.optim)
   _check_durations(c.train)
-  _at_least(c.mesh, 'mesh', 0, 'devices')
+  _at_least(c.mesh, 'mesh', 0, 'devices', 'stall_seconds')
+  _at_least(c.mesh, 'mesh', 1, 'start_seconds')
+  _at_least(c.mesh, 'mesh', 5, 'heartbeat_seconds')
 
 
 def _check_model(m: Model):

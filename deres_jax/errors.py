@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a user's mistake looks like: one line, exit code 2, never a stack trace."""
+"""How a command says that it cannot go on: one line and an exit code, never a stack trace."""
 
 
 class UserError(Exception):
@@ -7,6 +7,13 @@ class UserError(Exception):
 
   The message is one line and holds the numbers. The commands print it to stderr and exit with 2;
   every other exception is a fault of ours, keeps its trace and exits with 1.
+  """
+
+
+class Retry(Exception):
+  """Nothing is wrong with the command: run it again and it goes on. Exit code 75 (EX_TEMPFAIL).
+
+  The message is one line that says what happened: a preemption, a lost process, a time-out.
   """
 
 

@@ -3,7 +3,8 @@
 
   python -m deres_jax.main --config=experiments/criteo_8l.py --workdir=DIR --config.data.path=DATA
 
-The same command goes on after an interruption. --config is Python code and is executed.
+The same command goes on after an interruption. --config is Python code and is executed. On several
+hosts the same command is started on each: docs/pods.md.
 """
 
 import json
@@ -14,7 +15,7 @@ import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from deres_jax import cli, plan, train
+from deres_jax import cli, cluster, guard, launcher, plan, train
 from deres_jax import config as config_lib
 from deres_jax.errors import UserError
 
@@ -26,28 +27,61 @@ MODE = flags.DEFINE_enum(
   'mode', 'train', ['train', 'eval', 'plan'], 'train (and resume) | eval | plan (no training)'
 )
 
+DISTRIBUTED = flags.DEFINE_enum(
+  'distributed',
+  'auto',
+  ['auto', 'on', 'off'],
+  'One of several processes: auto (if a launcher says so) | on (it must) | off.',
+)
+COORDINATOR = flags.DEFINE_string(
+  'coordinator', None, 'HOST:PORT of process 0, where no launcher says it.'
+)
+PROCESSES = flags.DEFINE_integer('processes', None, 'Number of processes, beside --coordinator.')
+PROCESS = flags.DEFINE_integer('process', None, 'This process, from 0, beside --coordinator.')
+
 
 def main(argv: list[str]):
   cli.no_arguments(argv)
   if CONFIG.value is None:
     raise UserError('no --config: give an experiment file, such as experiments/criteo_8l.py')
   c = config_lib.resolve(CONFIG.value)
-  _compilation_cache(c)
-  if MODE.value == 'plan':
+  place = launcher.where(
+    DISTRIBUTED.value, COORDINATOR.value, PROCESSES.value, PROCESS.value, os.environ
+  )
+  if MODE.value == 'plan':  # describes a run from one process, wherever it will happen
+    _compilation_cache(c)
     run = train.assemble(c)
     print(plan.table(plan.make(c, run.setup)))
     return
   if not WORKDIR.value:
     raise UserError('no --workdir: give the folder of the run, --workdir=DIR')
+  if place is None:
+    _work(c)
+  else:
+    guard.run(lambda: _work_together(c, place))
+
+
+def _work_together(c: config_lib.Config, place: launcher.Place | str):
+  # The processes meet before one of them touches a device.
+  cluster.start(place, c.mesh.start_seconds, c.mesh.heartbeat_seconds)
+  _work(c)
+
+
+def _work(c: config_lib.Config):
+  _compilation_cache(c)
   workdir = pathlib.Path(WORKDIR.value)
   if MODE.value == 'eval':
-    print(json.dumps(train.evaluate_best(c, workdir), indent=1))
-    return
-  result = train.train(c, workdir)
-  print(
-    f'test auc {result["auc"]:.5f} (se {result["auc_se"]:.5f})  logloss {result["logloss"]:.5f}  '
-    f'{result["rows_per_second"]:,.0f} rows/s  {workdir / "result.json"}'
-  )
+    figures = train.evaluate_best(c, workdir)
+    text = json.dumps(figures, indent=1)
+  else:
+    result = train.train(c, workdir)
+    text = (
+      f'test auc {result["auc"]:.5f} (se {result["auc_se"]:.5f})  '
+      f'logloss {result["logloss"]:.5f}  {result["rows_per_second"]:,.0f} rows/s  '
+      f'{workdir / "result.json"}'
+    )
+  if cluster.is_leader():
+    print(text)
 
 
 def _compilation_cache(c: config_lib.Config):
