@@ -96,12 +96,11 @@ class Checkpoints:
     """Only what evaluation needs of the state at `step`: (params, rows)."""
     self._orbax.wait()
     needed = {'params': abstract.params, 'rows': abstract.rows}
-    rest = jax.tree.map(
-      lambda _: ocp.PLACEHOLDER, {**abstract._asdict(), 'stream': ocp.PLACEHOLDER}
-    )
-    loaded = self._orbax.load(step, abstract_state={**rest, **needed})
-    leaves = [x for x in jax.tree.leaves(loaded) if x is not ocp.PLACEHOLDER]
-    found = jax.tree.unflatten(jax.tree.structure(needed), leaves)
+    context = ocp.Context()
+    context.pytree.loading.partial_load = True
+    with context:
+      loaded = self._orbax.load(step, abstract_state=needed)
+    found = jax.tree.unflatten(jax.tree.structure(needed), jax.tree.leaves(loaded))
     return found['params'], found['rows']
 
   def close(self):

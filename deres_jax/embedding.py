@@ -80,7 +80,7 @@ class Tables:
   def parts(self) -> tuple[Table, ...]:
     """The tables, the widest rows first."""
     widths = self._widths
-    rows = {d: 0 for d in sorted(set(widths), reverse=True)}
+    rows = dict.fromkeys(sorted(set(widths), reverse=True), 0)
     for size, width in zip(self.vocab_sizes, widths, strict=True):
       rows[width] += size
     return tuple(Table(n, d, self.linear) for d, n in rows.items())

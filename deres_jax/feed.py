@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Batches on the mesh, one after another, with what all hosts have to agree on before a step.
 
-Two things are known to one host only: the capacities that its part of a batch needs, and that it was
-asked to stop. Hosts that disagree would run different programs and wait for one another for ever.
-So the largest of all hosts' numbers is taken, on the devices, for batches that are ahead: it is
-there when the step is, and no step waits for it.
+Two things are known to one host only: the capacities that its part of a batch needs, and whether it
+was asked to stop. Hosts that disagree would run different programs and wait for one another for
+ever. So the largest of all hosts' numbers is taken, on the devices, for batches that are ahead: it
+is there when the step is, and no step waits for it.
 """
 
 import collections

@@ -15,22 +15,23 @@ from typing import Any
 import jax
 import numpy as np
 
-from deres_jax import checkpoint, cluster, data, evaluate, parallel, result, setup, step, writer
+from deres_jax import checkpoint, cluster, data, evaluate, parallel, result, step, writer
 from deres_jax import config as config_lib
 from deres_jax.blocks import Blocks
 from deres_jax.errors import Retry, UserError
 from deres_jax.feed import Ahead, feed
 from deres_jax.schema import Schema, load_schema
+from deres_jax.setup import Setup, make_setup
 from deres_jax.streaming import StreamState
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """The parts of a run: made from config and schema, before any training state exists."""
+  """The setup of a run: made from config and schema, before any training state exists."""
 
   config: config_lib.Config
   schema: Schema
-  setup: setup.Setup
+  setup: Setup
   train: data.Batches
   steps: int
   eval_every: int
@@ -53,7 +54,7 @@ class Tools:
 
 
 def assemble(c: config_lib.Config, mesh: jax.sharding.Mesh | None = None) -> Run:
-  """Opens the data, makes all parts of the step. Raises UserError.
+  """Opens the data, makes all setup of the step. Raises UserError.
 
   Args:
     mesh: to plan for; None: the one that the config asks for.
@@ -64,17 +65,17 @@ def assemble(c: config_lib.Config, mesh: jax.sharding.Mesh | None = None) -> Run
   per_epoch = -(-rows // c.data.batch_size)
   steps = c.train.steps or math.ceil(c.train.epochs * per_epoch)
   eval_every = c.train.eval_steps or max(1, round(c.train.eval_epochs * per_epoch))
-  parts = setup.make_setup(c, schema, mesh, steps)
-  train = _batches(c, schema, parts, 'train', c.data.batch_size, shuffle_seed=c.seed)
-  return Run(c, schema, parts, train, steps, eval_every)
+  setup = make_setup(c, schema, mesh, steps)
+  train = _batches(c, schema, setup, 'train', c.data.batch_size, shuffle_seed=c.seed)
+  return Run(c, schema, setup, train, steps, eval_every)
 
 
-def _batches(c, schema, parts, split, batch_size, shuffle_seed=None) -> data.Batches:
+def _batches(c, schema, setup, split, batch_size, shuffle_seed=None) -> data.Batches:
   batches = data.Batches(
     Blocks(schema, split),
-    parts.tables,
+    setup.tables,
     batch_size,
-    parts.mesh.size,
+    setup.mesh.size,
     c.data.window_blocks,
     shuffle_seed,
     jax.process_index(),
@@ -160,20 +161,20 @@ def _claim(run: Run, workdir: pathlib.Path) -> dict[str, Any] | None:
 
 def _start(run: Run, tools: Tools, start: int) -> tuple[step.State, StreamState, checkpoint.Clock]:
   """State, metrics under way and clock at step `start`."""
-  parts = run.setup
+  setup = run.setup
   if not start:
-    return step.init_state(parts), step.init_stream(parts), checkpoint.Clock(0.0, 0)
+    return step.init_state(setup), step.init_stream(setup), checkpoint.Clock(0.0, 0)
   tools.progress.line(f'resuming at step {start} of {run.steps}')
-  abstract = step.abstract_state(parts), step.abstract_stream(parts)
+  abstract = step.abstract_state(setup), step.abstract_stream(setup)
   state, total, clock = tools.checkpoints.restore(start, *abstract)
-  return state, step.init_stream(parts, total), clock
+  return state, step.init_stream(setup, total), clock
 
 
 def _loop(run: Run, tools: Tools, start: int) -> checkpoint.Clock:
   """Steps start .. run.steps with everything that happens between them."""
-  c, parts = run.config, run.setup
+  c, setup = run.config, run.setup
   state, stream, clock = _start(run, tools, start)
-  train_step, total = step.make_train_step(parts), step.make_sum_stream(parts)
+  train_step, total = step.make_train_step(setup), step.make_sum_stream(setup)
   began = time.monotonic()
   shown, shown_at = start, began
 
@@ -185,7 +186,7 @@ def _loop(run: Run, tools: Tools, start: int) -> checkpoint.Clock:
     auc = _validate(run, tools, state, start)
     tools.checkpoints.save(start, state, total(stream), now(start), auc)
   ahead = Ahead(c.data.threads, c.data.prefetch)
-  batches = feed(run.train, parts.mesh, (start, run.steps), ahead, tools.stop.asked)
+  batches = feed(run.train, setup.mesh, (start, run.steps), ahead, lambda: tools.stop.asked)
   for done, fed in enumerate(batches, start + 1):
     state, stream = train_step(state, stream, fed.batch)
     tools.watchdog.beat()
@@ -194,7 +195,7 @@ def _loop(run: Run, tools: Tools, start: int) -> checkpoint.Clock:
     # The stream restarts wherever a run may resume, so that a resumed run writes equal lines.
     if saved or done % c.train.log_steps == 0:
       figures = jax.device_get(total(stream)).compute()
-      stream = step.init_stream(parts)
+      stream = step.init_stream(setup)
       _check_finite(figures['logloss'], done)
       seconds = time.monotonic() - shown_at
       speed = (run.train.rows_until(done) - run.train.rows_until(shown)) / seconds
@@ -241,17 +242,16 @@ def _evaluate(
   run: Run, tools: Tools, params, tables, at: int, split: str
 ) -> tuple[dict[str, float], np.ndarray]:
   """Figures and logits of the state after `at` steps."""
-  c, parts = run.config, run.setup
-  batches = _batches(c, run.schema, parts, split, c.data.eval_batch_size)
-  eval_step = step.make_eval_step(parts)
+  c, setup = run.config, run.setup
+  batches = _batches(c, run.schema, setup, split, c.data.eval_batch_size)
+  eval_step = step.make_eval_step(setup)
 
   def logits(params, tables, batch):
     return eval_step(params, tables, np.int32(at), batch)
 
   ahead = Ahead(1, c.data.prefetch)
-  return evaluate.run(
-    logits, params, tables, batches, parts.mesh, ahead, tools.stop.asked, tools.watchdog.beat
-  )
+  asked, beat = lambda: tools.stop.asked, tools.watchdog.beat
+  return evaluate.run(logits, params, tables, batches, setup.mesh, ahead, asked, beat)
 
 
 def _finish(run: Run, tools: Tools, clock, workdir: pathlib.Path) -> dict[str, Any]:

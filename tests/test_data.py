@@ -6,8 +6,9 @@ import shutil
 
 import numpy as np
 import pytest
+from made import numbers
 
-from deres_jax import data, embedding
+from deres_jax import data, embedding, order
 from deres_jax.blocks import Blocks
 from deres_jax.errors import UserError
 from deres_jax.schema import load_schema
@@ -15,20 +16,17 @@ from deres_jax.schema import load_schema
 
 def batches(folder, batch_size=512, devices=1, window_blocks=64, seed=7, split='train'):
   schema = load_schema(str(folder))
-  table = embedding.Table(schema.vocab_sizes, 4)
+  tables = embedding.Tables(schema.vocab_sizes, 4)
   blocks = Blocks(schema, split)
-  return data.Batches(blocks, table, batch_size, devices, window_blocks, seed)
+  return data.Batches(blocks, tables, batch_size, devices, window_blocks, seed)
 
 
 def decode(b, batch):
-  """(ids [n, F], labels [n]) of the real rows of a batch, through unique and inverse."""
-  devices, F = b._devices, batch.inverse.shape[1]
-  unique = batch.unique.reshape(devices, -1)
-  ids = np.concatenate(
-    [u[i] for u, i in zip(unique, batch.inverse.reshape(devices, -1, F), strict=True)]
-  )
+  """(ids [n, F], labels [n]) of the real rows of a batch, through ids and inverse."""
+  ids = numbers(b._tables, batch, b._devices)
   real = batch.weights == 1
-  assert (ids[~real] == b._table.padding).all() and not batch.labels[~real].any()
+  assert (ids[~real] == b._tables.padding).all() and not batch.labels[~real].any()
+  assert batch.rows == real.sum()
   return ids[real], batch.labels[real]
 
 
@@ -41,7 +39,7 @@ def stored(b):
   """All rows of the split in their order on disk, as the model numbers them."""
   blocks = b._reader._blocks
   parts = [blocks.read(i) for i in range(len(blocks._source))]
-  return np.concatenate([np.column_stack([r.ids + b._table.offsets, r.labels]) for r in parts])
+  return np.concatenate([np.column_stack([r.ids + b._tables.offsets, r.labels]) for r in parts])
 
 
 def as_multiset(rows):
@@ -85,10 +83,8 @@ def test_the_global_batch_does_not_depend_on_the_devices(planted):
   one, eight = batches(planted), batches(planted, devices=8)
   for i in (0, 5, one.per_epoch - 1):
     np.testing.assert_array_equal(rows_of(one, [i]), rows_of(eight, [i]))
-    each = eight[i].unique.reshape(8, -1)
-    assert all(
-      len(set(u[u < eight._table.padding])) == (u < eight._table.padding).sum() for u in each
-    )
+    (ids,) = eight[i].ids
+    assert (np.diff(ids) > 0).all(), 'different and ascending for each asker and owner'
 
 
 def test_without_a_seed_rows_come_as_they_are_stored(planted):
@@ -96,15 +92,63 @@ def test_without_a_seed_rows_come_as_they_are_stored(planted):
   np.testing.assert_array_equal(rows_of(b, range(b.per_epoch)), stored(b))
 
 
-def test_capacity_is_a_power_of_two_that_grows_and_drops_nothing(planted):
-  b = batches(planted, batch_size=64)
-  b._floor = 16  # too small on purpose: every batch must find room all the same
+@pytest.mark.parametrize('devices', [1, 8])
+def test_a_batch_that_needs_more_room_gets_it_and_loses_nothing(planted, devices):
+  b = batches(planted, batch_size=64, devices=devices)
+  usual = b[0].ids[0].shape[1]
+  assert usual == b.floor[0] >= b.draft(b.rows(0)).need[0]
+  b.floor = np.array([3], np.int32)  # too small on purpose: every batch must find room all the same
+  whole = batches(planted, batch_size=64)
   for i in range(3):
     batch = b[i]
-    assert len(batch.unique) & (len(batch.unique) - 1) == 0
-    ids, _ = decode(b, batch)
-    assert len(ids) == 64 and (ids < b._table.rows).all()
-  assert len(batch.unique) > 16
+    room = batch.ids[0].shape[1]
+    assert room & (room - 1) == 0 and room > 3
+    np.testing.assert_array_equal(np.column_stack(decode(b, batch)), rows_of(whole, [i]))
+
+
+def test_the_usual_room_holds_batches_like_the_first_and_wastes_little():
+  rng = np.random.default_rng(0)
+  for mean in (30, 1000, 20_000):
+    (room,) = data.roomy(np.array([mean]))
+    assert (rng.poisson(mean, 10_000) <= room).mean() > 0.999
+  assert room < 1.06 * mean
+
+
+@pytest.mark.parametrize(('devices', 'parts'), [(8, 2), (8, 8), (4, 4)])
+def test_hosts_assemble_the_batch_of_one(planted, devices, parts):
+  """The parts of all hosts side by side are the batch of a host that has all devices."""
+  whole = batches(planted, batch_size=1000, devices=devices)
+  schema, blocks = whole.schema, whole._reader._blocks
+  hosts = [
+    data.Batches(blocks, whole._tables, 1000, devices, 64, 7, part, parts) for part in range(parts)
+  ]
+  assert schema.block_rows == 4096 and order.LANES == 64
+  for k in (0, whole.per_epoch - 1):
+    drafts = [h.draft(h.rows(k), h.size(k)) for h in hosts]
+    need = np.max([d.need for d in drafts], axis=0)
+    room = whole.capacities(need)
+    each = [h.finish(d, room) for h, d in zip(hosts, drafts, strict=True)]
+    one = whole[k]
+    assert one.ids[0].shape == (devices * devices, room[0])
+    for name in ('inverse', 'there', 'labels', 'weights'):
+      joined = np.concatenate([getattr(x, name) for x in each])
+      np.testing.assert_array_equal(joined, getattr(one, name))
+    np.testing.assert_array_equal(np.concatenate([x.ids[0] for x in each]), one.ids[0])
+    assert {float(x.rows) for x in each} == {float(one.rows)} == {whole.size(k)}
+
+
+def test_columns_of_few_ids_have_tables_of_their_own(planted):
+  """Numbers, places and capacities of three tables, against the ids as they are stored."""
+  schema = load_schema(str(planted))
+  sizes = sorted(schema.vocab_sizes)
+  tables = embedding.Tables(schema.vocab_sizes, 8, 0, ((sizes[1], 2), (sizes[3], 4)))
+  assert len(tables.parts) == 3
+  b = data.Batches(Blocks(schema, 'train'), tables, 512, 8, 64, None)
+  batch, plain = b[0], batches(planted, seed=None)
+  slot_tables = [tables.table_of[c] for c in schema.columns]
+  assert len(batch.ids) == 3 and len({x.shape[1] for x in batch.ids}) > 1
+  got = numbers(tables, batch, 8, slot_tables) - tables.offsets
+  np.testing.assert_array_equal(got, decode(plain, plain[0])[0] - plain._tables.offsets)
 
 
 def test_prefetch_keeps_order_starts_anywhere_and_passes_errors_on():

@@ -54,11 +54,14 @@ LEVEL = {
   'deres_jax.blocks': 2,
   'deres_jax.reader': 3,
   'deres_jax.data': 4,
-  'deres_jax.step': 7,
-  'deres_jax.evaluate': 8,
-  'deres_jax.plan': 8,
-  'deres_jax.train': 9,
-  'deres_jax.main': 10,
+  'deres_jax.setup': 7,
+  'deres_jax.feed': 5,
+  'deres_jax.step': 8,
+  'deres_jax.evaluate': 9,
+  'deres_jax.plan': 9,
+  'deres_jax.result': 10,
+  'deres_jax.train': 11,
+  'deres_jax.main': 12,
 }
 
 

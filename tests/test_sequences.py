@@ -9,6 +9,7 @@ import shutil
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from made import in_order, numbers
 
 from data_pipelines import build
 from deres_jax import config, data, embedding, gauc, metrics, parallel, step, train
@@ -16,6 +17,7 @@ from deres_jax.blocks import Blocks
 from deres_jax.errors import UserError
 from deres_jax.models import layers
 from deres_jax.schema import Items, load_schema
+from deres_jax.setup import layout_of, make_setup
 
 TINY = (
   'model.depth=1,model.dim=8,model.heads=2,model.embed_dim=4,model.ffn_ratio=2,mlp.units=8,'
@@ -46,7 +48,7 @@ def stored(folder, split):
 
 def batches_of(folder, split='train', seed=None, devices=1):
   schema = load_schema(str(folder))
-  table = embedding.Table(schema.vocab_sizes, 4)
+  table = embedding.Tables(schema.vocab_sizes, 4)
   return data.Batches(Blocks(schema, split), table, 64, devices, 64, seed), table
 
 
@@ -57,7 +59,7 @@ def test_the_schema_says_whose_ids_an_event_shares(feed):
   assert schema.sequence.columns == (1, 2, 3, 5, 6) and schema.sequence.shared == 3
   assert len(schema.vocab_sizes) == 7 and (schema.group, schema.groups) == ('user_id', 160)
   assert schema.columns == (0, 1, 2, 3, 4, *(1, 2, 3, 5, 6) * 6)
-  layout = step.layout_of(schema)
+  layout = layout_of(schema)
   assert (layout.fields, layout.events, layout.event_fields) == (5, 6, 5)
   assert layout.targets == (1, 2, 3) and layout.slots == len(schema.columns)
 
@@ -71,10 +73,11 @@ def test_batches_hold_events_as_rows_of_the_fields_they_share(feed):
   assert (ids_NS[:, 5:] == 0).any() and (ids_NS[:, -1] > 0).any()
   for k in range(3):
     batch = batches[k]
+    found = numbers(table, batch, 1)
     for i, j in itertools.product(range(64), range(len(columns))):
       id = ids_NS[64 * k + i, j]
       expected = table.offsets[columns[j]] + id if id else table.padding
-      assert batch.unique[batch.inverse[i, j]] == expected
+      assert found[i, j] == expected
     there = rows['events'][64 * k : 64 * (k + 1), :, 0] != 0
     np.testing.assert_array_equal(batch.there, there)
     np.testing.assert_array_equal(batches.rows(k).groups, rows['group'][64 * k : 64 * (k + 1)])
@@ -83,15 +86,8 @@ def test_batches_hold_events_as_rows_of_the_fields_they_share(feed):
 def state_after(folder, devices, more, steps=3):
   c = config.resolve(config.base(f'{TINY},{more}'))
   schema = load_schema(str(folder))
-  setup = step.make_setup(
-    c,
-    schema.vocab_sizes,
-    step.layout_of(schema),
-    schema.click_rate,
-    parallel.make_mesh(devices),
-    10,
-  )
-  batches = data.Batches(Blocks(schema, 'train'), setup.table, 64, devices, 64, 1)
+  setup = make_setup(c, schema, parallel.make_mesh(devices), 10)
+  batches = data.Batches(Blocks(schema, 'train'), setup.tables, 64, devices, 64, 1)
   state, stream = step.init_state(setup), step.init_stream(setup)
   one = step.make_train_step(setup)
   for k in range(steps):
@@ -108,7 +104,7 @@ def test_eight_devices_train_on_sequences_like_one(feed, more):
   _, one, loss = state_after(feed, 1, more)
   _, eight, loss_eight = state_after(feed, 8, more)
   assert loss == pytest.approx(loss_eight, rel=1e-5)
-  np.testing.assert_allclose(one.rows, eight.rows, rtol=2e-3, atol=2e-5)
+  np.testing.assert_allclose(one.rows[0], eight.rows[0], rtol=2e-3, atol=2e-5)
 
 
 @pytest.mark.parametrize('backbone', ['dnn', 'din'])
@@ -117,9 +113,9 @@ def test_steps_tell_the_model_which_events_are_there(feed, backbone):
   setup, _, loss = state_after(feed, 1, more, steps=1)
   state, batches = step.init_state(setup), batches_of(feed, seed=1)[0]
   batch = batches[0]
-  table = np.asarray(state.rows).reshape(-1, setup.table.dim)[: setup.table.rows]
-  table = np.concatenate([table, np.ones((setup.table.padding - len(table) + 1, 4))])
-  rows_BSE = table[batch.unique][batch.inverse].astype(np.float32)  # padding is not zero here
+  table = in_order(setup.tables, state.rows)
+  table = np.concatenate([table, np.ones((1, 4))])  # padding is not zero here
+  rows_BSE = table[numbers(setup.tables, batch, 1)].astype(np.float32)
 
   def logits(mask):
     return np.asarray(
@@ -137,8 +133,9 @@ def test_steps_tell_the_model_which_events_are_there(feed, backbone):
 def test_rows_that_only_histories_name_are_trained_and_padding_is_not(feed, backbone):
   setup, state, _ = state_after(feed, 1, f'model.backbone={backbone}')
   start = step.init_state(setup)
-  moved = np.any(np.asarray(state.rows) != np.asarray(start.rows), axis=-1).reshape(-1)
-  offsets, rows = setup.table.offsets, setup.table.rows
+  moved = np.any(state.rows[0] != start.rows[0], axis=-1)
+  moved = in_order(setup.tables, [moved])
+  offsets, rows = setup.tables.offsets, setup.tables.rows
   assert not moved[rows:].any()  # what pads the table
   kind, gap = moved[offsets[5] : offsets[6]], moved[offsets[6] : rows]
   assert kind[2:].any() and gap[2:].any() and not kind[0] and not gap[0]

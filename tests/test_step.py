@@ -6,12 +6,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from made import in_order, numbers
 
-from deres_jax import config, data, embedding, losses, parallel, step
+from deres_jax import config, data, losses, parallel, step
 from deres_jax.blocks import Blocks
 from deres_jax.errors import UserError
 from deres_jax.models.layers import Context
 from deres_jax.schema import load_schema
+from deres_jax.setup import make_setup
 
 TINY = (
   'model.depth=2,model.dim=8,model.heads=2,model.embed_dim=4,model.ffn_ratio=2,'
@@ -26,10 +28,9 @@ def make(folder, devices=1, more='', steps=10):
   c = config.resolve(config.base(f'{TINY},{more}'))
   schema = load_schema(str(folder))
   mesh = parallel.make_mesh(devices)
-  layout = step.layout_of(schema)
-  setup = step.make_setup(c, schema.vocab_sizes, layout, schema.click_rate, mesh, steps)
+  setup = make_setup(c, schema, mesh, steps)
   blocks = Blocks(schema, 'train')
-  return setup, data.Batches(blocks, setup.table, c.data.batch_size, devices, 64, c.seed)
+  return setup, data.Batches(blocks, setup.tables, c.data.batch_size, devices, 64, c.seed)
 
 
 def run(setup, batches, steps):
@@ -80,21 +81,16 @@ def test_micro_batches_equal_the_whole_batch(planted, micro):
   parts, state_parts = run(*make(planted, 1, f'{more}{micro}'), steps=3)
   np.testing.assert_allclose(whole, parts, rtol=1e-6)
   assert_close(state_whole.params, state_parts.params, rtol=1e-3, atol=1e-5)
-  np.testing.assert_allclose(state_whole.rows, state_parts.rows, rtol=1e-3, atol=1e-5)
+  np.testing.assert_allclose(state_whole.rows[0], state_parts.rows[0], rtol=1e-3, atol=1e-5)
 
 
 def test_one_step_equals_a_plain_one(planted):
   """The same step written with a dense table and no mesh, micro-batch or unique ids."""
   setup, batches = make(planted, 8, 'optim.gate_lr_mult=3,optim.weight_decay=0.1')
   state = step.init_state(setup)
-  params, table = jax.device_get(state.params), np.asarray(state.rows).reshape(-1, 4)
+  params, table = jax.device_get(state.params), in_order(setup.tables, state.rows)
   batch = batches[0]
-  ids = np.concatenate(
-    [
-      u[i]
-      for u, i in zip(batch.unique.reshape(8, -1), batch.inverse.reshape(8, 32, -1), strict=True)
-    ]
-  )
+  ids = numbers(setup.tables, batch, 8)
 
   def loss(params, table):
     logits = setup.model.apply({'params': params}, table[ids], Context())
@@ -108,7 +104,7 @@ def test_one_step_equals_a_plain_one(planted):
   new, _ = train(state, step.init_stream(setup), data.put(batch, setup.mesh))
   assert_close(jax.device_get(new.params), want_params, rtol=1e-4, atol=1e-6)
   moved = np.abs(gt).sum(-1) > 0
-  rows = np.asarray(new.rows).reshape(-1, 4)
+  rows = in_order(setup.tables, new.rows)
   np.testing.assert_allclose(rows[moved], want_table[moved], rtol=1e-3, atol=1e-5)
   np.testing.assert_array_equal(rows[~moved], table[~moved])
 
@@ -117,9 +113,10 @@ def test_state_is_born_sharded_and_stays_so(planted):
   setup, batches = make(planted, 8)
   state = step.init_state(setup)
   wanted = jax.tree.map(lambda x: x.sharding, step.abstract_state(setup))
-  assert state.rows.addressable_shards[0].data.shape[1] == embedding.GROUP // 8
+  (table,) = state.rows
+  assert table.addressable_shards[0].data.shape[0] == setup.tables.parts[0].size // 8
   train = step.make_train_step(setup)
-  old = state.rows
+  old = table
   state, _ = train(state, step.init_stream(setup), data.put(batches[0], setup.mesh))
   assert old.is_deleted(), 'the state must be donated'
   for x, s in zip(jax.tree.leaves(state), jax.tree.leaves(wanted), strict=True):

@@ -131,7 +131,8 @@ def parameters(workdir):
   c = config.resolve(raw)
   run = train.assemble(c)
   checkpoints = Checkpoints(workdir / 'checkpoints')
-  state, clock = checkpoints.restore(checkpoints.latest(), step.abstract_state(run.setup))
+  abstract = step.abstract_state(run.setup), step.abstract_stream(run.setup)
+  state, _, clock = checkpoints.restore(checkpoints.latest(), *abstract)
   checkpoints.close()
   assert isinstance(run.train, data.Batches)
   import jax

@@ -23,6 +23,7 @@ from deres_jax.blocks import Blocks
 from deres_jax.order import Order
 from deres_jax.reader import Reader
 from deres_jax.schema import load_schema
+from deres_jax.setup import make_setup
 
 BATCH = 8192
 WINDOW_BLOCKS = 64
@@ -42,12 +43,12 @@ def _rate(read: Callable[[int], Iterator[int]]) -> list[float]:
 
 
 def _ours(schema, batches: bool) -> Callable[[int], Iterator[int]]:
-  table = embedding.Table(schema.vocab_sizes, 16)
+  tables = embedding.Tables(schema.vocab_sizes, 16)
   blocks = Blocks(schema, 'train')
   order = Order(schema.block_rows, blocks.rows, BATCH, WINDOW_BLOCKS, 0)
   per_epoch = -(-blocks.rows // BATCH)
-  reader = Reader(blocks, table, order, 0, 1)
-  whole = data.Batches(blocks, table, BATCH, 1, WINDOW_BLOCKS, 0)
+  reader = Reader(blocks, tables, order, 0, 1)
+  whole = data.Batches(blocks, tables, BATCH, 1, WINDOW_BLOCKS, 0)
 
   def run(epoch):
     for k in range(per_epoch):
@@ -66,7 +67,7 @@ def _all_rows(schema) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _mapped(schema, folder: Path) -> Callable[[int], Iterator[int]]:
-  offsets = embedding.Table(schema.vocab_sizes, 16).offsets
+  offsets = embedding.Tables(schema.vocab_sizes, 16).offsets
   for name, array in zip(('ids', 'labels'), _all_rows(schema), strict=True):
     np.save(folder / f'{name}.npy', array)
   size = WINDOW_BLOCKS * schema.block_rows
@@ -86,7 +87,7 @@ def _mapped(schema, folder: Path) -> Callable[[int], Iterator[int]]:
 
 
 def _records(schema, folder: Path) -> Callable[[int], Iterator[int]]:
-  offsets = embedding.Table(schema.vocab_sizes, 16).offsets
+  offsets = embedding.Tables(schema.vocab_sizes, 16).offsets
   ids_NF, label_N = (x[:RECORD_ROWS] for x in _all_rows(schema))
   path = folder / 'rows.array_record'
   writer = ArrayRecordWriter(str(path), 'group_size:1')
@@ -111,10 +112,9 @@ def _training(schema, overrides: str) -> tuple[list[float], list[float]]:
   """Rows a second of training from disk and of training on one batch, taken in turns."""
   c = config.resolve(config.base(overrides))
   mesh = parallel.make_mesh(1)
-  layout = step.layout_of(schema)
-  setup = step.make_setup(c, schema.vocab_sizes, layout, schema.click_rate, mesh, 1000)
+  setup = make_setup(c, schema, mesh, 1000)
   blocks = Blocks(schema, 'train')
-  batches = data.Batches(blocks, setup.table, c.data.batch_size, 1, WINDOW_BLOCKS, 0)
+  batches = data.Batches(blocks, setup.tables, c.data.batch_size, 1, WINDOW_BLOCKS, 0)
   train = step.make_train_step(setup)
   state, stream = step.init_state(setup), step.init_stream(setup)
   one = data.put(batches[0], mesh)

@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 import reference_classic as reference
 from arrays import F32, KEY, B, E, F, assert_close, double, initial, normal, randomised, row_keys
+from made import in_order, numbers
 
 from deres_jax import config, data, embedding, models, parallel, step
 from deres_jax.blocks import Blocks
 from deres_jax.errors import UserError
 from deres_jax.models import layers
 from deres_jax.schema import load_schema
+from deres_jax.setup import make_setup
 
 FIELDS = models.Layout(F)
 EVENTS = models.Layout(fields=4, events=5, event_fields=2, targets=(2, 0))
@@ -192,9 +194,17 @@ def absent(ctx):
 
 def first_rows(c):
   """Rows of a table of their own, as a run starts with them. [B, S, E]."""
-  table = embedding.Table((B * EVENTS.slots,), *models.row_width(c))
-  start = embedding.init_rows(KEY, table, c.optim.table_init_std)
-  return start.reshape(-1, table.dim)[: table.rows].reshape(B, EVENTS.slots, table.dim)
+  tables = embedding.Tables((B * EVENTS.slots,), *models.row_width(c))
+  (table,) = tables.parts
+  start = jax.shard_map(
+    lambda: embedding.init_rows(KEY, table, c.optim.table_init_std),
+    mesh=parallel.make_mesh(1),
+    in_specs=(),
+    out_specs=parallel.TABLE,
+    check_vma=False,
+  )
+  rows = in_order(tables, [jax.jit(start)()])[: table.rows]
+  return rows.reshape(B, EVENTS.slots, table.dim)
 
 
 @every_model
@@ -419,18 +429,17 @@ def train(folder, devices, steps=6):
   rates = 'optim.table_lr=0.1,optim.adam_eps=0.001'
   c = config.resolve(config.base(f'model.backbone=deepfm,{sizes},{rates}'))
   schema, mesh = load_schema(str(folder)), parallel.make_mesh(devices)
-  setup = step.make_setup(
-    c, schema.vocab_sizes, step.layout_of(schema), schema.click_rate, mesh, steps
-  )
-  batches = data.Batches(Blocks(schema, 'train'), setup.table, 64, devices, 64, c.seed)
-  batch, state = data.put(batches[0], mesh), step.init_state(setup)
+  setup = make_setup(c, schema, mesh, steps)
+  batches = data.Batches(Blocks(schema, 'train'), setup.tables, 64, devices, 64, c.seed)
+  host_batch, state = batches[0], step.init_state(setup)
+  batch = data.put(host_batch, mesh)
   one, read = step.make_train_step(setup), step.make_read_stream(setup)
-  before, losses = np.asarray(state.rows), []
+  before, losses = in_order(setup.tables, state.rows), []
   for _ in range(steps):
     state, stream = one(state, step.init_stream(setup), batch)
     losses.append(read(stream)['logloss'])
-  ids = np.unique(batch.unique)
-  return np.array(losses), ids[ids < setup.table.padding], before, np.asarray(state.rows)
+  ids = np.unique(numbers(setup.tables, host_batch, devices))
+  return np.array(losses), ids, before, in_order(setup.tables, state.rows)
 
 
 def test_deepfm_learns_through_the_sharded_table(planted):

@@ -31,11 +31,13 @@ from arrays import (
   randomised,
   row_keys,
 )
+from made import in_order, numbers
 
 from deres_jax import config, data, losses, models, parallel, step
 from deres_jax.blocks import Blocks
 from deres_jax.models import autoint, heads, hstu, layers, rankmixer, tokenizer, unimixer, wukong
 from deres_jax.schema import load_schema
+from deres_jax.setup import make_setup
 
 HEADS, RATIO, ITERATIONS = 2, 2, 3  # few iterations leave columns off 1, so that an order shows
 X_BTD = np.float32(normal(B, T, D))
@@ -474,13 +476,11 @@ def test_training_adds_the_mean_of_the_auxiliary_losses(planted):
   rates = 'optim.dense_lr=1000.0,optim.adam_eps=1000.0,optim.clip_norm=0.0,data.batch_size=64'
   c = config.resolve(config.base(f'{sizes},{more},{rates},data.eval_batch_size=64'))
   schema = load_schema(str(planted))
-  setup = step.make_setup(
-    c, schema.vocab_sizes, step.layout_of(schema), schema.click_rate, parallel.make_mesh(1), 10
-  )
-  batches = data.Batches(Blocks(schema, 'train'), setup.table, 64, 1, 64, c.seed)
+  setup = make_setup(c, schema, parallel.make_mesh(1), 10)
+  batches = data.Batches(Blocks(schema, 'train'), setup.tables, 64, 1, 64, c.seed)
   batch, state = batches[0], step.init_state(setup)
   before = jax.device_get(state.params)
-  rows_BFE = np.asarray(state.rows).reshape(-1, 4)[batch.unique[batch.inverse]]
+  rows_BFE = in_order(setup.tables, state.rows)[numbers(setup.tables, batch, 1)]
 
   def loss(params, weight):
     logits, aux = setup.model.apply({'params': params}, rows_BFE, PLAIN, mutable=['aux'])

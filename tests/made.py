@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Shared by tests: batches read back, tables in the order of their numbers, made-up schemas."""
+
+import pathlib
+
+import numpy as np
+
+from deres_jax.schema import Schema, Split
+
+
+def numbers(tables, batch, devices, slot_tables=None):
+  """Numbers of the table rows that each slot of a whole batch stands for. [B, S]."""
+  B, S = batch.inverse.shape
+  slot_tables = np.zeros(S, int) if slot_tables is None else np.array(slot_tables)
+  out = np.empty((B, S), np.int64)
+  inverse = batch.inverse.reshape(devices, B // devices, S)
+  edges = tables.edges(devices)
+  for t, (table, ids) in enumerate(zip(tables.parts, batch.ids, strict=True)):
+    part = table.size // devices
+    K = ids.shape[1]
+    # [asker, owner * K]: the place over all owners, or padding
+    ids = ids.reshape(devices, devices, K).astype(np.int64)
+    first = edges[t * devices : (t + 1) * devices]
+    number = np.where(
+      ids < part,
+      tables.numbers((ids + first[None, :, None]).reshape(-1)).reshape(ids.shape),
+      tables.padding,
+    )
+    number = number.reshape(devices, -1)
+    assert (number[:, -1] == tables.padding).all()
+    for d in range(devices):
+      mine = inverse[d][:, slot_tables == t]
+      rows = slice(d * (B // devices), (d + 1) * (B // devices))
+      out[rows, slot_tables == t] = number[d][mine]
+  return out
+
+
+def in_order(tables, arrays):
+  """Tables (or slots of theirs) [N, ...] as one array by number, for tables of one width."""
+  out = np.concatenate([np.asarray(x) for x in arrays])
+  return out[tables.places(np.arange(tables.padding, dtype=np.int32))]
+
+
+def schema(vocab_sizes, click_rate=0.25, rows=1000):
+  """A schema of fields alone, with no folder behind it."""
+  split = Split(rows, 1, round(rows * click_rate))
+  return Schema(
+    path=pathlib.Path('nowhere'),
+    dataset='made',
+    tfds='made',
+    block_rows=4096,
+    fields=tuple(f'f{i}' for i in range(len(vocab_sizes))),
+    vocab_sizes=tuple(vocab_sizes),
+    sequence=None,
+    group='',
+    groups=0,
+    items=None,
+    splits=dict.fromkeys(('train', 'validation', 'test'), split),
+    content={},
+    planted={},
+  )
