@@ -46,7 +46,13 @@ def spawn(
   environ = {'TF_CPP_MIN_LOG_LEVEL': '3', **environ, _GUARD: str(os.getpid())}
   # A group of its own: an interrupt from the terminal must reach it once, through us.
   return subprocess.Popen(
-    command, env=environ, stdout=output, stderr=output, process_group=0, text=True
+    command,
+    env=environ,
+    stdout=output,
+    stderr=output,
+    process_group=0,
+    text=True,
+    errors='replace',
   )
 
 
