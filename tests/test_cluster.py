@@ -202,7 +202,21 @@ def test_one_that_comes_late_joins(processes, address):
   assert end(first) == (0, ['leader True'], [])
 
 
-def test_port_that_is_taken(processes, tmp_path):
+def test_one_that_starts_again_too_soon_ends_the_old_run(processes, address):
+  """The others have not noticed that it was gone: they do now, and all can meet again."""
+  pair = [processes([*STANDIN, 'asleep', *at(address, 2, i)]) for i in range(2)]
+  pids = [int(line(process, r'pid (\d+)')[1]) for process in pair]
+  os.kill(pids[1], signal.SIGKILL)
+  end(pair[1])
+  again = processes([*STANDIN, 'meet', *at(address, 2, 1)])
+  code, _, err = end(pair[0])
+  assert code == 75 and err[-1].startswith('stopped: '), err
+  first = processes([*STANDIN, 'meet', *at(address, 2, 0)])
+  codes = [end(p)[0] for p in (first, again)]
+  assert codes in ([0, 0], [75, 75])
+
+
+def test_port_that_is_taken(processes):
   with socket.create_server(('127.0.0.1', 0)) as server:
     address = f'127.0.0.1:{server.getsockname()[1]}'
     code, out, err = end(processes([*STANDIN, 'meet', *at(address, 2, 0)]))
@@ -372,3 +386,24 @@ def test_pod_starts_main(processes):
   command = [sys.executable, '-m', 'deres_jax.pod', '--processes=2', '--devices=1', '--']
   code, out, err = end(processes([*command, '--config=none.py', '--nosuch=1']))
   assert (code, out) == (2, []) and {x[:10] for x in err} == {'[0] error:', '[1] error:'}
+
+
+# What the page says.
+
+
+@pytest.mark.parametrize('target', ['pod-tpu', 'pod-gke', 'pod-slurm'])
+def test_printed_commands_are_shell(target):
+  text = subprocess.run(
+    ['make', '-s', target], cwd=REPO, capture_output=True, text=True, check=True
+  ).stdout
+  assert 'deres_jax.main' in text and 'experiments/criteo_8l.py' in text and '```' not in text
+  assert 'mpirun' not in text
+  subprocess.run(['bash', '-n'], input=text, text=True, check=True)
+
+
+def test_times_on_the_page_are_the_defaults():
+  page = (REPO / 'docs' / 'pods.md').read_text()
+  times = dict(re.findall(r'\| `mesh\.(\w+_seconds)` \| (\d+) \|', page))
+  assert times == {
+    name: str(value) for name, value in vars(config.Mesh()).items() if name.endswith('_seconds')
+  }
