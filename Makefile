@@ -6,7 +6,7 @@ RUN ?= runs/quickstart
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: run criteo-sample test test-slow bench-data lint format clean help
+.PHONY: run pod-local pod-tpu pod-gke pod-slurm criteo-sample test test-slow bench-data lint format clean help
 
 help:
 	@sed -n 's/^# //p' $(MAKEFILE_LIST)
@@ -25,6 +25,27 @@ run: $(INSTALLED)
 	  --workdir=$(RUN)/deres --config.data.path=$(RUN)/data
 	$(BIN)/python -m deres_jax.report --workdir=$(RUN)/deres --baseline=$(RUN)/lr \
 	  --out=$(RUN)/report.html
+
+# make pod-local   two, then four processes on this machine train as hosts would: docs/pods.md
+POD ?= runs/pod
+pod-local: $(INSTALLED)
+	$(BIN)/python -m data_pipelines.build --dataset=synthetic --out=$(POD)/data
+	for shape in '2 4' '4 2'; do \
+	  set -- $$shape; \
+	  $(BIN)/python -m deres_jax.pod --processes=$$1 --devices=$$2 -- \
+	    --config=experiments/quickstart.py --workdir=$(POD)/$$1x$$2 \
+	    --config.data.path=$(POD)/data || exit $$?; \
+	done
+
+# make pod-tpu, pod-gke, pod-slurm   commands to edit for a Cloud TPU, for xpk, for sbatch
+pod-tpu:
+	@$(call shown,Cloud TPU VM)
+pod-gke:
+	@$(call shown,GKE with xpk)
+pod-slurm:
+	@$(call shown,Slurm)
+
+shown = sed -n '/^\#\# $(1)$$/,/^\#\# /{ /^```/,/^```/p; }' docs/pods.md | sed -n '2,/^```/{ /^```/!p; }'
 
 # make criteo-sample RAW=train.txt OUT=DIR   docs/results/criteo_sample.md: three splits, all models
 OUT ?= runs/criteo_sample

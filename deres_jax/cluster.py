@@ -96,7 +96,8 @@ def _check_port(coordinator: str):
     socket.create_server(('', port)).close()
   except OSError as e:
     raise UserError(
-      f'--coordinator={coordinator}: port {port} of this host cannot be opened ({e.strerror}): '
+      f'--coordinator={coordinator}: port {port} of this host cannot be opened '
+      f'({os.strerror(e.errno)}): '
       'another program or another run has it; choose another port in all processes'
     ) from e
 
@@ -115,7 +116,7 @@ def _give_up(place: Place | str, seconds: int):
   _end(
     f'{_meeting(place)} were not all there within {seconds} s: check that every process was '
     'started and is alive, that its host reaches that address and port (firewall, name), and that '
-    'all were given the same; to wait longer: --config.mesh.start_seconds'
+    'all were given the same numbers; to wait longer: --config.mesh.start_seconds'
   )
 
 

@@ -42,11 +42,20 @@ def spawn(
   Args:
     output: where its stdout and stderr go, as in `subprocess`.
   """
-  # The runtime's own messages say less than our line; LOG(FATAL) is printed all the same.
-  environ = {'TF_CPP_MIN_LOG_LEVEL': '3', **environ, _GUARD: str(os.getpid())}
+  environ = {**environ, _GUARD: str(os.getpid())}
+  # The runtime's errors on the way out say less than our line (its last words are printed all the
+  # same). 1 is what importing JAX sets where the user says nothing.
+  if environ.get('TF_CPP_MIN_LOG_LEVEL', '1') == '1':
+    environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
   # A group of its own: an interrupt from the terminal must reach it once, through us.
   return subprocess.Popen(
-    command, env=environ, stdout=output, stderr=output, process_group=0, text=True
+    command,
+    env=environ,
+    stdout=output,
+    stderr=output,
+    process_group=0,
+    text=True,
+    errors='replace',
   )
 
 

@@ -91,6 +91,8 @@ def _pass_on(child: subprocess.Popen, prefix: str) -> list[threading.Thread]:
 
   def copy(source: TextIO, to: TextIO):
     for line in source:
+      if line.startswith('[Gloo] Rank'):  # the CPU's collectives greet each new group of devices
+        continue
       to.write(prefix + line.rstrip('\n') + '\n')
       to.flush()
 

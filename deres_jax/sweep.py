@@ -272,7 +272,8 @@ def command(file: str, out: pathlib.Path, point: Point) -> list[str]:
   """The process of a run. It is given every field: an edit of `file` meanwhile changes nothing."""
   settings = [f'--config.{k}={_text(v)}' for k, v in _flat(point.config).items()]
   head = [sys.executable, '-m', 'deres_jax.main', f'--config={file}']
-  return [*head, f'--workdir={workdir(out, point)}', *settings]
+  # Sweeps that a launcher started side by side share points, not runs: each run is a whole.
+  return [*head, f'--workdir={workdir(out, point)}', '--distributed=off', *settings]
 
 
 class Runner:

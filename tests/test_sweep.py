@@ -356,6 +356,7 @@ def test_flags_of_a_run_carry_every_field_exactly(tmp_path):
   holder = flags.FlagValues()
   read = config_flags.DEFINE_config_file('config', flag_values=holder, sys_argv=argv)
   flags.DEFINE_string('workdir', None, '', flag_values=holder)
+  flags.DEFINE_string('distributed', None, '', flag_values=holder)
   holder(argv)
   assert read.value.to_dict() == config.as_dict(whole)
 

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stands in for deres_jax.main in tests of processes: starts as it does, then does one small thing.
+
+python tests/standin.py SCENARIO [--coordinator=HOST:PORT --processes=N --process=I] [--start=S]
+"""
+
+import argparse
+import os
+import signal
+import sys
+import time
+
+import numpy as np
+
+from deres_jax import cluster, guard, launcher
+from deres_jax.errors import Retry, UserError
+
+
+def meet():
+  cluster.barrier('here')
+  print(f'leader {cluster.is_leader()}')
+
+
+def tell():
+  """What travels between processes arrives whole."""
+  me = 0 if cluster.is_leader() else 1
+  long = cluster.leader(lambda: {'i': me, 'text': 'ä' * 70_000, 'nan': float('nan')})
+  assert (long['i'], len(long['text'])) == (0, 70_000) and long['nan'] != long['nan']
+  assert cluster.leader(lambda: None) is None
+  x = np.array([[2**53 + 1, me]], np.int64)
+  assert cluster.gather(x).tolist() == [[[2**53 + 1, 0]], [[2**53 + 1, 1]]]
+  y = cluster.gather(np.float64(1 / 3 + me))
+  assert y.dtype == np.float64 and y.tolist() == [1 / 3, 1 + 1 / 3]
+  assert cluster.gather(np.array(bool(me))).tolist() == [False, True]
+  assert cluster.gather(np.zeros((0, 3))).shape == (2, 0, 3)
+  for kind, text in ((UserError, 'no such folder'), (Retry, 'taken away'), (KeyError, 'k')):
+    expected = kind if kind is not KeyError or not me else RuntimeError
+    try:
+      cluster.leader(lambda kind=kind, text=text: _raise(kind(text)))
+    except expected as e:
+      assert text in str(e)
+    else:
+      raise AssertionError(kind)
+  try:  # not JSON-able: a fault for all, a hang for none
+    cluster.leader(lambda: {1, 2})
+  except (TypeError, RuntimeError) as e:
+    assert 'set' in str(e)
+  print('told')
+
+
+def _raise(e):
+  raise e
+
+
+def mistake():
+  cluster.leader(lambda: _raise(UserError('the folder is of another run')))
+
+
+def fault():
+  if cluster.is_leader():
+    raise ValueError('a fault of ours')
+  loop()
+
+
+def loop():
+  """Collectives without end, as a training loop."""
+  print(f'pid {os.getpid()}', flush=True)
+  while True:
+    cluster.gather(np.int32(1))
+    time.sleep(0.02)
+
+
+def preempted():
+  with cluster.Stop() as stop:
+    print('ready', flush=True)
+    while not stop.asked:
+      time.sleep(0.05)
+    signal.raise_signal(signal.SIGTERM)  # a second one does no harm
+  raise Retry('SIGTERM: saved step 7')
+
+
+def stall():
+  dog = cluster.Watchdog(1.0)
+  for _ in range(6):  # longer than a second in all
+    time.sleep(0.3)
+    dog.beat()
+  print('ready', flush=True)
+  time.sleep(60)
+
+
+def closed():
+  dog = cluster.Watchdog(0.5)
+  dog.close()
+  off = cluster.Watchdog(0)
+  time.sleep(1)
+  off.close()
+
+
+def asleep():
+  print(f'pid {os.getpid()}', flush=True)
+  time.sleep(60)
+
+
+def main():
+  parser = argparse.ArgumentParser()
+  parser.add_argument('scenario')
+  parser.add_argument('--coordinator')
+  for name in ('processes', 'process'):
+    parser.add_argument(f'--{name}', type=int)
+  parser.add_argument('--start', type=int, default=30)
+  a = parser.parse_args()
+  scenarios = (meet, tell, mistake, fault, loop, preempted, stall, closed, asleep)
+  by_name = {f.__name__: f for f in scenarios} | {'abort': os.abort, 'exit3': lambda: sys.exit(3)}
+
+  def work():
+    place = launcher.where('auto', a.coordinator, a.processes, a.process, {})
+    if place is not None:
+      cluster.start(place, a.start, 5)
+    by_name[a.scenario]()
+
+  guard.run(work)
+
+
+if __name__ == '__main__':
+  main()
