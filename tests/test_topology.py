@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """topology.py and roofline.py: names, vendors' own totals, meshes, and the arithmetic of bounds."""
 
+import dataclasses
 import importlib.util
 import json
 import math
@@ -11,7 +12,7 @@ import sys
 
 import pytest
 
-from deres_jax import topology
+from deres_jax import roofline, topology
 from deres_jax.errors import UserError
 
 REPO = pathlib.Path(__file__).resolve().parents[1]
@@ -131,3 +132,44 @@ def test_libtpu_knows_the_slices(name):
   mesh, note = topology.mesh(t)
   assert mesh.size == t.devices and mesh.devices.flat[0].platform == 'tpu'
   assert 'libtpu' in note
+
+
+WORK = roofline.Work(
+  rows=80_000,
+  flops={'float32': 2e12, 'bfloat16': 1e12},
+  memory=roofline.memory_bytes(3e9, 1000, 64, 4, 5e8),
+  wire={'all-to-all': 9e9, 'all-reduce': 1e9},
+)
+
+
+def test_bound_by_hand():
+  machine = topology.find('h200-8')
+  found = roofline.bound(WORK, machine)
+  assert WORK.memory == {'matmuls': 3e9, 'table': 1000 * (64 + 2 * 68), 'dense state': 1e9}
+  assert found.compute_seconds == pytest.approx(2e12 / 494.7e12 + 1e12 / 989.4e12)
+  assert found.memory_seconds == pytest.approx((4e9 + 200_000) / 4.8e12)
+  assert found.network_seconds == pytest.approx(10e9 / 450e9)
+  assert found.step_seconds == pytest.approx(found.compute_seconds + found.network_seconds)
+  assert found.rows_per_second == pytest.approx(80_000 / found.step_seconds)
+  assert found.limit == 'network'
+  assert any('NVLink' in line for line in roofline.assumptions(machine))
+
+
+def test_one_device_has_no_network():
+  found = roofline.bound(dataclasses.replace(WORK, wire={}), topology.find('v5e-1'))
+  assert found.network_seconds == 0 and found.limit == 'compute'
+  assert found.step_seconds == found.compute_seconds == pytest.approx(3e12 / 197e12)
+
+
+def test_each_kind_has_its_rate():
+  t = topology.find('v5e-8')
+  found = roofline.bound(WORK, t)
+  assert found.network_seconds == pytest.approx(9e9 / t.all_to_all + 1e9 / t.all_reduce)
+  assert t.all_to_all < t.all_reduce
+
+
+def test_a_machine_without_figures_is_refused():
+  with pytest.raises(ValueError, match='cpu-2'):
+    roofline.bound(WORK, topology.find('cpu-2'))
+  with pytest.raises(ValueError, match='float64'):
+    roofline.bound(dataclasses.replace(WORK, flops={'float64': 1.0}), topology.find('v5e-8'))
