@@ -6,8 +6,9 @@ run, however they came about. It is the program of one device; shapes in it are 
 
 Forms that are understood: synchronous `all-reduce(...)`; asynchronous `all-reduce-start(...)` with
 its `-done`, counted once; `async-start` around a computation that holds the collective; tuples of
-many arrays; groups written as lists `{{0,1},{2,3}}`, as an iota `[2,4]<=[8]` or left out (all
-devices). Bytes are of the logical shapes: padding that a device's layout adds is not in them.
+many arrays; groups written as lists `{{0,1},{2,3}}`, as an iota `[2,4]<=[8]`, by the axes of a mesh
+`mesh['a'=8,'b'=2] {'a'}`, or left out (all devices). Bytes are of the logical shapes: padding that
+a device's layout adds is not in them.
 """
 
 import dataclasses
@@ -107,7 +108,7 @@ _DONE = re.compile(
   rf'\s*(?:ROOT )?%?[\w.-]+ = (?P<type>\(.*?\)|\S+) (?:{_KIND})-done\('
   r'(?:.*?[ %])?(?P<start>[\w.-]+)\)'
 )
-_COMPUTATION = re.compile(r'(?:ENTRY )?%?(?P<name>[\w.-]+) \(.*\{$')
+_COMPUTATION = re.compile(r'(?:ENTRY )?%?(?P<name>[\w.-]+) (?:\(.*)?\{$')
 _CALLED = re.compile(
   r'(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.-]+)'
 )
@@ -156,6 +157,12 @@ def _group_size(rest: str, everyone: int) -> int:
   iota = re.search(r'replica_groups=\[(\d+),(\d+)\]<=', rest)
   if iota:
     return int(iota[2])
+  mesh = re.search(r'replica_groups=@?mesh\[(.*?)\][^{]*\{(.*?)\}', rest)
+  if mesh:
+    sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh[1]))
+    # A part of an axis is written 'axis':(parts before it)size.
+    axes = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", mesh[2])
+    return math.prod(int(part or sizes[axis]) for axis, part in axes)
   if 'replica_groups=' in rest:
     raise ValueError(f'unknown form of replica groups: {rest[rest.index("replica_groups=") :]}')
   return everyone

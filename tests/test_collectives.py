@@ -126,6 +126,17 @@ def test_groups_of_a_mesh_of_two_axes():
   }
 
 
+def test_what_xla_makes_of_a_gather_on_a_sharded_table():
+  mesh = cpu_mesh(D)
+  table = jax.ShapeDtypeStruct((D * 1000, E), jnp.float32, sharding=NamedSharding(mesh, SHARDED))
+  ids = jax.ShapeDtypeStruct((D * K,), jnp.int32, sharding=NamedSharding(mesh, SHARDED))
+  text = jax.jit(lambda table, ids: table[ids]).lower(table, ids).compile().as_text()
+  found = collectives.parse(text)
+  assert found and {c.group_size for c in found} == {D}
+  # Rows come to every device before each keeps its own: far more than (1 - 1 / D) K rows.
+  assert sum(map(collectives.wire_bytes, found)) > (D - 1) * 4 * K * E
+
+
 def test_one_device_sends_nothing():
   text = compiled(
     cpu_mesh(1), lambda x: lax.psum(x, 'data'), (SHARDED,), P(), ((1000,), jnp.float32)
@@ -147,6 +158,11 @@ BY_HAND = """
 %ids = (s32[4,8]{1,0}, s32[4,8]{1,0}) all-to-all-start(%a), replica_groups={{0,1,2,3}}
 %ids-done = s32[4,8]{1,0} all-to-all-done(%ids)
 %ag = (bf16[128]{0:T(1024)(128)(2,1)}, bf16[512]{0:T(1024)}) all-gather-start(bf16[128]{0} %x), channel_id=2, replica_groups=[4,4]<=[16], dimensions={0}, metadata={op_name="jit(f)/all_gather"}
+%add.clone {
+  %y = f32[] add(%a, %b)
+}
+
+ENTRY main {
 %agd = bf16[512]{0:T(1024)} all-gather-done((bf16[128]{0}, bf16[512]{0}) %ag)
 %ar = (f32[10]{0}, f32[3,2]{1,0}) all-reduce-start(f32[10]{0} %p, f32[3,2]{1,0} %q), replica_groups={}, to_apply=%add
 %ard = (f32[10]{0}, f32[3,2]{1,0}) all-reduce-done(%ar)
@@ -155,6 +171,8 @@ BY_HAND = """
 %rs = f32[8]{0} reduce-scatter(%x), replica_groups=[2,8]<=[4,4]T(1,0), dimensions={0}, to_apply=%add
 ROOT %r = pred[7]{0} ragged-all-to-all(%x, %y, %i, %s, %o, %t), replica_groups=[1,16]<=[16]
 %b = u4[9]{0} collective-broadcast(%x), replica_groups={{0,1}}
+%m = f32[8]{0} all-reduce(%x), replica_groups=mesh['axis_0'=8,'axis_1'=2] {'axis_0'}, to_apply=%add
+%n = f32[8]{0} all-reduce(%x), replica_groups=mesh['a'=8,'b'=2] {'a':(2)4,'b'}, to_apply=%add
 %not = f32[2] add(%all-gather, %all-reduce-done), metadata={op_name="all-reduce(x)"}
 """  # noqa: E501
 
@@ -169,6 +187,8 @@ def test_asynchronous_lines_by_hand():
     ('rs', 'reduce-scatter', 8, 256, 32),
     ('r', 'ragged-all-to-all', 16, 7, 7),
     ('b', 'collective-broadcast', 2, 5, 5),
+    ('m', 'all-reduce', 8, 32, 32),
+    ('n', 'all-reduce', 8, 32, 32),
   ]
   by_name = {c.name: c for c in found}
   assert by_name['ag'].op_name == 'jit(f)/all_gather' and by_name['ids'].op_name == ''
@@ -180,7 +200,7 @@ def test_asynchronous_lines_by_hand():
 @pytest.mark.parametrize(
   'line',
   [
-    '%x = f32[8]{0} all-gather(%a), replica_groups=@mesh<4>, dimensions={0}',
+    '%x = f32[8]{0} all-gather(%a), replica_groups=<4>, dimensions={0}',
     '%x = token[] all-reduce(%a), replica_groups={}',
     '%x = f32[8]{0} collective-permute(%a)',
   ],

@@ -30,7 +30,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 GROUP = 1024
 BATCH = PartitionSpec('data')
-WIDTHS = (8, 16, 32, 40, 48, 56, 64, 80, 96, 112, 120, 128, 192, 256)
+WIDTHS = (1, 8, 16, 17, 32, 48, 56, 57, 64, 96, 120, 128, 192, 256)
 
 
 def update(table, ids_U, g_UE, promised):
