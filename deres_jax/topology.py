@@ -281,6 +281,8 @@ def mesh(machine: Topology) -> tuple[Mesh, str]:
     os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
     os.environ.setdefault('TPU_WORKER_HOSTNAMES', 'localhost')
     _on_cpu()
+    # Programs without a device cannot be read back from the cache of compiled programs.
+    jax.config.update('jax_enable_compilation_cache', False)
     slice_name, options = machine.aot
     described = topologies.get_topology_desc(slice_name, platform='tpu', **options)
     return _mesh(described.devices), f'compiled for {slice_name} by libtpu, without a TPU'

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -173,3 +174,15 @@ def test_a_machine_without_figures_is_refused():
     roofline.bound(WORK, topology.find('cpu-2'))
   with pytest.raises(ValueError, match='float64'):
     roofline.bound(dataclasses.replace(WORK, flops={'float64': 1.0}), topology.find('v5e-8'))
+
+
+def test_rates_in_the_docs_are_the_codes():
+  page = (REPO / 'docs' / 'scaling_out.md').read_text()
+  rows = re.findall(r'^\| `([\w-]+)` \| (\d+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$', page, re.M)
+  assert len(rows) == 11
+  for name, *figures in rows:
+    t = topology.find(name)
+    rates = t.memory_bandwidth / 1e12, t.all_to_all / 1e9, t.all_reduce / 1e9
+    assert figures == [str(t.devices), f'{rates[0]:.2f}', f'{rates[1]:.1f}', f'{rates[2]:.1f}'], (
+      name
+    )
