@@ -4,7 +4,9 @@
 Roofline model (Williams, Waterman & Patterson 2009) with the network beside it: matmuls run at the
 device's peak, memory moves at its peak, whichever takes longer, and then the network carries the
 step's bytes at its peak. No share of peak is guessed: real steps take longer, and how much longer
-is the kernels' and the compiler's share. Seconds, bytes and FLOP are of one device.
+is the kernels' and the compiler's share. Only memory traffic is a model rather than a count: a
+compiler that keeps activations on the chip from one matmul to the next moves less than it says.
+Seconds, bytes and FLOP are of one device.
 """
 
 import dataclasses
@@ -107,9 +109,9 @@ def assumptions(machine: Topology) -> tuple[str, ...]:
   return (
     'a bound, no faster than this: every unit runs at its peak all the time',
     f'matmuls only, float32 operands {float32} (JAX default); elementwise work costs nothing',
-    'memory: operands and results of each matmul move once; each table row asked for is read for '
-    'the lookup, read and written with its slots for the update; dense state is read and written '
-    'once',
+    'memory: operands and results of each matmul move once (what stays on the chip between two '
+    'matmuls moves less, so this term can be beaten); each table row asked for is read for the '
+    'lookup, read and written with its slots for the update; dense state is read and written once',
     'the network waits for the rest of the step; no latencies; input from the hosts is free',
     *machine.notes,
   )

@@ -363,5 +363,11 @@ def test_matmul_bytes_of_loops_branches_and_gradients():
 
   found = flops.count(branch, spec(dtype=jnp.int32), x, w)
   assert (found.matmul_bytes, found.matmul_by_dtype) == (once, {'float32': 2 * 16 * 32 * 32})
+  looped = flops.count(
+    lambda i, x, w: lax.scan(lambda c, _: (branch(i, c, w), None), x, None, length=3)[0],
+    *(spec(dtype=jnp.int32), x, w),
+  )
+  assert looped.matmul_bytes == 3 * once
+  assert looped.matmul_by_dtype == {'float32': looped.matmul} == {'float32': 3 * found.matmul}
   both = jax.grad(lambda x, w: jnp.sum(jnp.tanh(x @ w)), argnums=(0, 1))
   assert flops.count(both, x, w).matmul_bytes == 3 * once
