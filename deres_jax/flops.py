@@ -22,6 +22,10 @@ What is counted, for a program traced on global shapes:
   the program of one device, times the size of the mesh axes it maps; work that every device
   repeats is work and counts as often. remat: what is computed twice counts twice.
 
+Matmuls are also counted by the type of their operands, which decides on the peak, and by the bytes
+of operands and results, each moved once a run of the matmul: what a device's memory carries if
+everything elementwise is fused into them.
+
 The count is of the program as traced. Code whose result nobody uses counts, though XLA will
 drop it. Any other primitive that gives floats counts 0 and is named in `unknown`: a count
 whose `unknown` is not empty is a lower bound (Pallas kernels, linear algebra, FFT, callbacks).
@@ -87,6 +91,8 @@ class Flops:
     unknown: names of primitives that give floats and were not counted; non-empty means that
       the count is a lower bound.
     unbounded: there is a while loop, counted as one turn; the count is a lower bound.
+    matmul_by_dtype: `matmul` by the wider type of the two operands.
+    matmul_bytes: of the operands and results of all matmuls.
   """
 
   total: int
@@ -96,6 +102,8 @@ class Flops:
   by_primitive: Mapping[str, int]
   unknown: frozenset[str]
   unbounded: bool
+  matmul_by_dtype: Mapping[str, int]
+  matmul_bytes: int
 
 
 def count(fn: Callable, *abstract_args) -> Flops:
@@ -115,7 +123,7 @@ def count(fn: Callable, *abstract_args) -> Flops:
 
 
 def _count_jaxpr(jaxpr) -> Flops:
-  tally = _Tally(Counter(), set())
+  tally = _Tally(Counter(), set(), Counter())
   _walk(jaxpr, 1, tally)
   by_primitive = {name: flop for name, flop in sorted(tally.flop.items()) if flop}
 
@@ -130,6 +138,8 @@ def _count_jaxpr(jaxpr) -> Flops:
     by_primitive=by_primitive,
     unknown=frozenset(tally.unknown),
     unbounded=tally.unbounded,
+    matmul_by_dtype=dict(tally.matmul),
+    matmul_bytes=tally.moved,
   )
 
 
@@ -137,6 +147,8 @@ def _count_jaxpr(jaxpr) -> Flops:
 class _Tally:
   flop: Counter
   unknown: set[str]
+  matmul: Counter
+  moved: int = 0
   unbounded: bool = False
 
 
@@ -168,6 +180,9 @@ def _add_dearest(branches, times: int, tally: _Tally) -> None:
   dearest = max(counts, key=lambda flops: flops.total)
   for name, flop in dearest.by_primitive.items():
     tally.flop[name] += times * flop
+  for dtype, flop in dearest.matmul_by_dtype.items():
+    tally.matmul[dtype] += times * flop
+  tally.moved += times * dearest.matmul_bytes
   # Of all branches: one that looks cheap may only be uncountable.
   for flops in counts:
     tally.unknown |= flops.unknown
@@ -183,7 +198,11 @@ def _add_plain(eqn, times: int, tally: _Tally) -> None:
   if gives_complex or name in _REF_UPDATES:  # complex arithmetic costs more than 1 an element
     tally.unknown.add(name)
   elif name in _MATMULS:
-    tally.flop[name] += times * _MATMULS[name](eqn)
+    flop, arrays = _MATMULS[name](eqn), [*eqn.invars[:2], *eqn.outvars]
+    tally.flop[name] += times * flop
+    wider = jnp.promote_types(*(var.aval.dtype for var in eqn.invars[:2]))
+    tally.matmul[str(wider)] += times * flop
+    tally.moved += times * sum(var.aval.size * var.aval.dtype.itemsize for var in arrays)
   elif name in SCATTERS:
     tally.flop[name] += times * (eqn.invars[2].aval.size if gives_float else 0)
   elif name in ELEMENTWISE:

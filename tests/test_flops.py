@@ -4,6 +4,7 @@
 Shape letters: B batch, T tokens, D width, H heads, L layers, M hidden width.
 """
 
+import dataclasses
 import functools
 
 import flax.linen as nn
@@ -216,7 +217,9 @@ def test_shard_map_counts_all_devices():
     in_specs=(P('data', 'model'), P('model', None)),
     out_specs=P('data', None),
   )
-  assert flops.count(split, *args) == plain
+  # Bytes count on each device: partial results, and what several devices hold, move more often.
+  per_device = 4 * (8 * 16 + 16 * 8 + 8 * 8)
+  assert flops.count(split, *args) == dataclasses.replace(plain, matmul_bytes=4 * per_device)
   # Every device of an axis that the inputs are not split over repeats the work.
   repeated = jax.shard_map(jnp.matmul, mesh=mesh, in_specs=(P('data'), P()), out_specs=P('data'))
   assert flops.count(repeated, *args).matmul == 2 * plain.matmul
@@ -228,7 +231,9 @@ def test_shard_map_counts_all_devices():
     out_specs=P('data'),
     axis_names={'data'},
   )
-  assert flops.count(jax.jit(partial), *args) == plain
+  per_part = 4 * (8 * 32 + 32 * 8 + 8 * 8)
+  found = flops.count(jax.jit(partial), *args)
+  assert found == dataclasses.replace(plain, matmul_bytes=2 * per_part)
 
 
 def test_what_cannot_be_counted_is_named():
@@ -325,3 +330,44 @@ def test_linen_train_step_through_scan_and_remat():
   assert train.matmul == layers * (4 * per_layer - last_matmul) + 3 * head
   assert train.by_primitive['scatter-add'] == batch * tokens * width  # the embedding rows
   assert not train.unknown and not train.unbounded
+
+
+def test_matmul_bytes_and_types():
+  half = jnp.bfloat16
+
+  def two(x, w, v):
+    return jnp.tanh(x @ w).astype(half) @ v
+
+  x, w, v = spec(16, 32), spec(32, 64), spec(64, 8, dtype=half)
+  found = flops.count(two, x, w, v)
+  assert found.matmul_by_dtype == {'float32': 2 * 16 * 32 * 64, 'bfloat16': 2 * 16 * 64 * 8}
+  assert sum(found.matmul_by_dtype.values()) == found.matmul
+  first, second = 4 * (16 * 32 + 32 * 64 + 16 * 64), 2 * (16 * 64 + 64 * 8 + 16 * 8)
+  assert found.matmul_bytes == first + second
+  mixed = functools.partial(jnp.einsum, 'ij,jk->ik', preferred_element_type=jnp.float32)
+  assert flops.count(mixed, v.update(shape=(3, 5)), v.update(shape=(5, 7))).matmul_bytes == (
+    2 * (3 * 5 + 5 * 7) + 4 * 3 * 7
+  )
+
+
+def test_matmul_bytes_of_loops_branches_and_gradients():
+  def loop(x, w):
+    return lax.scan(lambda c, _: (jnp.tanh(c @ w), None), x, None, length=5)[0]
+
+  x, w = spec(16, 32), spec(32, 32)
+  once = 4 * (2 * 16 * 32 + 32 * 32)
+  assert flops.count(loop, x, w).matmul_bytes == 5 * once
+
+  def branch(i, x, w):
+    return lax.cond(i > 0, lambda: x @ w, lambda: x)
+
+  found = flops.count(branch, spec(dtype=jnp.int32), x, w)
+  assert (found.matmul_bytes, found.matmul_by_dtype) == (once, {'float32': 2 * 16 * 32 * 32})
+  looped = flops.count(
+    lambda i, x, w: lax.scan(lambda c, _: (branch(i, c, w), None), x, None, length=3)[0],
+    *(spec(dtype=jnp.int32), x, w),
+  )
+  assert looped.matmul_bytes == 3 * once
+  assert looped.matmul_by_dtype == {'float32': looped.matmul} == {'float32': 3 * found.matmul}
+  both = jax.grad(lambda x, w: jnp.sum(jnp.tanh(x @ w)), argnums=(0, 1))
+  assert flops.count(both, x, w).matmul_bytes == 3 * once
