@@ -216,7 +216,7 @@ def _loop(run: Run, tools: Tools, start: int) -> checkpoint.Clock:
       tools.watchdog.beat()
       shown_at = time.monotonic()
       if stopped:
-        raise Retry(f'stopped at step {done} of {run.steps}, saved: the same command goes on')
+        raise Retry(f'at step {done} of {run.steps}, saved: the same command goes on')
   return now(run.steps)
 
 
@@ -263,7 +263,7 @@ def _finish(run: Run, tools: Tools, clock, workdir: pathlib.Path) -> dict[str, A
   try:
     figures, logits_N = _evaluate(run, tools, params, tables, chosen, 'test')
   except evaluate.Stopped:
-    raise Retry('stopped before the test split was evaluated: the same command goes on') from None
+    raise Retry('before the test split was evaluated: the same command goes on') from None
   tools.record.write(run.steps, 'test', figures)
   content = result.content(run.config, run.schema, run.setup, run.steps, clock, figures, workdir)
   content |= {'step_chosen': chosen, 'auc_validation': best[1] if best else None}
@@ -293,7 +293,7 @@ def evaluate_best(c: config_lib.Config, workdir: pathlib.Path) -> dict[str, Any]
       for split in ('validation', 'test'):
         out[split], _ = _evaluate(run, tools, params, tables, chosen, split)
     except evaluate.Stopped:
-      raise Retry('stopped before the figures were there: the same command starts again') from None
+      raise Retry('before the figures were there: the same command starts again') from None
     finally:
       tools.close()
   if cluster.is_leader():

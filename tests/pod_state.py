@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the newest checkpoint of a workdir is, restored by this process or by one of several.
+
+  python tests/pod_state.py WORKDIR [--coordinator=HOST:PORT --processes=N --process=I]
+
+Prints one JSON line: a digest of every array and of the next global batch.
+"""
+
+import argparse
+import hashlib
+import json
+import pathlib
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from deres_jax import cluster, config, step, train
+from deres_jax.checkpoint import Checkpoints
+from deres_jax.launcher import Place
+
+
+def describe(workdir: pathlib.Path, devices: int) -> dict[str, str]:
+  """Digests by name, on a mesh of so many devices over all processes."""
+  raw = json.loads((workdir / 'config.json').read_text())['config']
+  raw['mesh']['devices'] = devices
+  run = train.assemble(config.resolve(raw))
+  checkpoints = Checkpoints(workdir / 'checkpoints')
+  at = checkpoints.latest()
+  abstract = step.abstract_state(run.setup), step.abstract_stream(run.setup)
+  state, _, clock = checkpoints.restore(at, *abstract)
+  checkpoints.close()
+  for x, wanted in zip(jax.tree.leaves(state), jax.tree.leaves(abstract[0]), strict=True):
+    assert x.sharding.is_equivalent_to(wanted.sharding, x.ndim)
+  whole = jax.tree.map(lambda x: multihost_utils.process_allgather(x, tiled=True), state)
+  found = {
+    jax.tree_util.keystr(k): _digest(v) for k, v in jax.tree_util.tree_leaves_with_path(whole)
+  }
+  rows = run.train.rows(at)
+  ids, labels = cluster.gather(rows.ids), cluster.gather(rows.labels)
+  batch = {'ids': ids.reshape(-1, ids.shape[-1]), 'labels': labels.reshape(-1)}
+  found |= {name: _digest(x) for name, x in batch.items()}
+  return found | {'step': at, 'rows_seen': clock.rows_seen, 'mesh': run.setup.mesh.size}
+
+
+def _digest(x) -> str:
+  x = np.asarray(x)
+  return f'{x.dtype}{list(x.shape)} {hashlib.sha256(x.tobytes()).hexdigest()}'
+
+
+def main():
+  parser = argparse.ArgumentParser()
+  parser.add_argument('workdir', type=pathlib.Path)
+  parser.add_argument('--coordinator')
+  parser.add_argument('--processes', type=int)
+  parser.add_argument('--process', type=int)
+  args = parser.parse_args()
+  if args.coordinator:
+    cluster.start(Place(args.coordinator, args.processes, args.process), 60, 60)
+  found = describe(args.workdir, 0)
+  if cluster.is_leader():
+    print(json.dumps(found), flush=True)
+
+
+if __name__ == '__main__':
+  main()
