@@ -53,7 +53,7 @@ class Model:
   heads: int = 4  # attention heads; divides dim
   ffn_ratio: int = 4  # hidden width of the FFN over dim
   embed_dim: int = 16  # width of a table row; 1 for backbone lr
-  # Columns of few ids may have narrower rows: ids:width pairs, such as 100:4,10000:8 for width 4 up
+  # Columns of few ids may have narrower rows: ids:width pairs, such as 100:4/10000:8 for width 4 up
   # to 100 ids, 8 up to 10,000 and embed_dim beyond; empty: all are as wide.
   embed_dim_of_few: str = ''
   # field: a token a field | autosplit: one dense map, then a split | slice: even slices of all
@@ -399,13 +399,13 @@ def _check_model(m: Model):
 
 def narrow(m: Model) -> tuple[tuple[int, int], ...]:
   """`embed_dim_of_few` as pairs (ids, width); raises UserError unless both rise to embed_dim."""
-  pairs = [pair.split(':') for pair in filter(None, m.embed_dim_of_few.split(','))]
+  pairs = [pair.split(':') for pair in filter(None, m.embed_dim_of_few.split('/'))]
   found = [tuple(map(int, p)) for p in pairs if len(p) == 2 and all(x.isdecimal() for x in p)]
   rising = all(a < b and c < d for (a, c), (b, d) in itertools.pairwise([(0, 0), *found]))
   if len(found) < len(pairs) or not rising or (found and found[-1][1] >= m.embed_dim):
     raise UserError(
       f'config model.embed_dim_of_few={m.embed_dim_of_few!r}: expected ids:width pairs, both '
-      f'rising and every width below model.embed_dim={m.embed_dim}, such as 100:4,10000:8'
+      f'rising and every width below model.embed_dim={m.embed_dim}, such as 100:4/10000:8'
     )
   return tuple(found)
 

@@ -64,6 +64,44 @@ def test_eight_devices_train_like_one(planted):
   assert_close(state_one, state_eight, rtol=2e-3, atol=2e-5)
 
 
+@pytest.mark.parametrize(
+  'more',
+  [
+    'model.embed_dim_of_few=10:2/12:3',
+    'model.embed_dim_of_few=12:2,model.backbone=deepfm,mlp.units=8',
+    'optim.table_slots=bfloat16,optim.table=lazy_adam',
+  ],
+  ids=['widths', 'widths beside linear weights', 'bfloat16 slots'],
+)
+def test_eight_devices_train_like_one_with(planted, more):
+  one, state_one = run(*make(planted, 1, more), steps=4)
+  eight, state_eight = run(*make(planted, 8, more), steps=4)
+  np.testing.assert_allclose(one, eight, rtol=1e-5)
+  # A sum that differs in its last bit may be rounded the other way: by 2^-8 of itself.
+  assert_close(state_one, state_eight, rtol=1e-2 if 'bfloat16' in more else 2e-3, atol=2e-5)
+  assert len(state_one.rows) == 1 + more.count(':')
+  assert (np.diff(one) < 0).any()
+
+
+def test_narrow_rows_reach_the_model_through_a_map(planted):
+  """Against rows put together by hand: each table's map, then the slots in the data's order."""
+  setup, batches = make(planted, 1, 'model.embed_dim_of_few=10:2/12:3')
+  state, batch = step.init_state(setup), batches[0]
+  params = jax.device_get(state.params)
+  assert params['table_1']['kernel'].shape == (3, 4) and params['table_2']['kernel'].shape == (2, 4)
+  found = numbers(setup.tables, batch, 1, setup.slot_tables)
+  rows = np.zeros((256, 6, 4), np.float32)
+  for s, t in enumerate(setup.slot_tables):
+    places = setup.tables.places(found[:, s].astype(np.int32)) - setup.tables.starts[t]
+    x = np.asarray(state.rows[t])[places]
+    rows[:, s] = x @ params[f'table_{t}']['kernel'] if t else x
+  expected = setup.model.model.apply({'params': params['model']}, rows, Context())
+  logits = step.make_eval_step(setup)(
+    state.params, state.rows, np.int32(0), data.put(batch, setup.mesh)
+  )
+  np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_the_last_partial_batch_trains_on_its_rows_alone(planted):
   setup, batches = make(planted, 8)
   last = batches.per_epoch - 1
@@ -107,6 +145,43 @@ def test_one_step_equals_a_plain_one(planted):
   rows = in_order(setup.tables, new.rows)
   np.testing.assert_allclose(rows[moved], want_table[moved], rtol=1e-3, atol=1e-5)
   np.testing.assert_array_equal(rows[~moved], table[~moved])
+
+
+def test_a_plain_pmap_step_gives_the_same_dense_part(planted):
+  """jax.pmap's data-parallel step with the table on every device: parameters after three steps."""
+  setup, batches = make(planted, 8, 'optim.weight_decay=0.1,optim.clip_norm=0.05')
+  state = step.init_state(setup)
+  params, table = jax.device_get(state.params), jnp.asarray(in_order(setup.tables, state.rows))
+  sums = jnp.zeros(len(table))
+
+  def loss(params, rows, labels):
+    logits = setup.model.apply({'params': params}, rows, Context())
+    return losses.bce_sum(logits, labels, jnp.ones_like(labels)) / 256
+
+  def one(params, opt, table, sums, ids, labels):
+    g, g_rows = jax.grad(loss, argnums=(0, 1))(params, table[ids], labels)
+    g = jax.lax.psum(g, 'd')
+    dense = jax.lax.psum(jnp.zeros_like(table).at[ids].add(g_rows), 'd')
+    updates, opt = setup.optimizer.update(g, opt, params)
+    sums = sums + jnp.mean(dense**2, axis=-1)
+    table = table - 0.1 * dense / (jnp.sqrt(sums) + 1e-8)[:, None]
+    return optax.apply_updates(params, updates), opt, table, sums
+
+  def everywhere(tree):
+    return jax.tree.map(lambda x: jnp.stack([x] * 8), tree)
+
+  plain = everywhere((params, setup.optimizer.init(params), table, sums))
+  step_everywhere = jax.pmap(one, axis_name='d')
+  train = step.make_train_step(setup)
+  for k in range(3):
+    batch = batches[k]
+    ids = numbers(setup.tables, batch, 8).reshape(8, 32, -1)
+    plain = step_everywhere(*plain, ids, batch.labels.reshape(8, 32))
+    state, _ = train(state, step.init_stream(setup), data.put(batch, setup.mesh))
+  first = jax.tree.map(lambda x: np.asarray(x[0]), plain)
+  assert_close(jax.device_get(state.params), first[0], rtol=1e-4, atol=1e-6)
+  assert_close(jax.device_get(state.opt), first[1], rtol=1e-4, atol=1e-6)
+  np.testing.assert_allclose(in_order(setup.tables, state.rows), first[2], rtol=1e-3, atol=2e-6)
 
 
 def test_state_is_born_sharded_and_stays_so(planted):
