@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 
@@ -278,7 +279,27 @@ def test_a_process_killed_in_a_collective_ends_the_others_with_75(processes, add
   assert (code, len(err)) == (137, 1) and err[0].startswith('killed: from outside (SIGKILL)')
   code, _, err = end(pair[1 - victim])
   assert code == 75 and err[-1].startswith('stopped: '), err
+  # Which comes first is open: an error in the collective, or the runtime's abort.
   assert 'gone' in err[-1] and 'goes on from the last checkpoint' in err[-1]
+
+
+@pytest.mark.parametrize(
+  'error, expected',
+  [
+    (jax.errors.JaxRuntimeError('UNKNOWN: Gloo AllReduce failed: Connection closed by peer'), True),
+    (jax.errors.JaxRuntimeError('UNAVAILABLE: failed to connect to all addresses'), True),
+    (jax.errors.JaxRuntimeError('DEADLINE_EXCEEDED: Barrier timed out. Id: save'), True),
+    (jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes'), False),
+    (jax.errors.JaxRuntimeError('INTERNAL: an INVALID program'), False),
+    (ValueError('gloo: connection closed'), False),
+  ],
+)
+def test_what_counts_as_a_lost_process(error, expected):
+  """Too little, and a restart is not tried; too much, and a fault of ours is repeated for ever."""
+  assert cluster.lost(error) == expected
+  outer = RuntimeError('while saving')
+  outer.__cause__ = error
+  assert cluster.lost(outer) == expected
 
 
 def test_a_process_that_hangs_counts_as_dead(processes, address):
