@@ -75,8 +75,10 @@ def start(place: Place | str, start_seconds: int, heartbeat_seconds: int):
     )
     devices = jax.devices()  # the processes tell each other their devices: the second half
   except Exception as e:
-    if by_hand or lost(e) or any(isinstance(x, OSError) for x in _chain(e)):
+    if any(isinstance(x, jax.errors.JaxRuntimeError | OSError) for x in _chain(e)):
       raise Retry(f'{_meeting(place)} did not come together: {_first_line(e)}') from e
+    if by_hand:
+      raise
     raise UserError(
       f'{place} was detected, but JAX cannot join its processes: {_first_line(e)}: {BY_HAND}'
     ) from e
