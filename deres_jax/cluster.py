@@ -75,8 +75,10 @@ def start(place: Place | str, start_seconds: int, heartbeat_seconds: int):
     )
     devices = jax.devices()  # the processes tell each other their devices: the second half
   except Exception as e:
-    if by_hand or lost(e) or any(isinstance(x, OSError) for x in _chain(e)):
+    if any(isinstance(x, jax.errors.JaxRuntimeError | OSError) for x in _chain(e)):
       raise Retry(f'{_meeting(place)} did not come together: {_first_line(e)}') from e
+    if by_hand:
+      raise
     raise UserError(
       f'{place} was detected, but JAX cannot join its processes: {_first_line(e)}: {BY_HAND}'
     ) from e
@@ -206,12 +208,13 @@ def _first_line(e: BaseException) -> str:
   return (str(e).strip() or type(e).__name__).splitlines()[0][:200]
 
 
-def lost(e: BaseException) -> bool:
-  """Whether `e` says that another process of the run is gone, and not that something is wrong."""
-  return any(
-    isinstance(x, jax.errors.JaxRuntimeError) and any(word in str(x).lower() for word in _LOST)
-    for x in _chain(e)
-  )
+def lost(e: BaseException) -> str | None:
+  """What the runtime says of another process that is gone; None if `e` is about anything else."""
+  for x in _chain(e):
+    text = ' '.join(str(x).split()).replace('Error dispatching computation: ', '')
+    if isinstance(x, jax.errors.JaxRuntimeError) and any(w in text.lower() for w in _LOST):
+      return text[:200]
+  return None
 
 
 class Watchdog:

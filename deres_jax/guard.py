@@ -121,10 +121,9 @@ def _leave(e: BaseException):
     code = e.code if isinstance(e.code, int) else cli.FAULT if e.code else 0
   else:
     code = cli.code_of(e)
-  if code is None and cluster.lost(e):
-    text = ' '.join(str(e).split())[:200]
+  if code is None and (said := cluster.lost(e)):
     print(
-      f'stopped: another process of the run is gone ({text}); '
+      f'stopped: another process of the run is gone ({said}); '
       'the same command goes on from the last checkpoint',
       file=sys.stderr,
     )

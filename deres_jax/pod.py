@@ -8,6 +8,7 @@ as hosts do; only the network between them is this machine's. Every line they pr
 the number of the process. To rehearse a multi-host run, and to test it.
 """
 
+import contextlib
 import os
 import signal
 import socket
@@ -93,8 +94,9 @@ def _pass_on(child: subprocess.Popen, prefix: str) -> list[threading.Thread]:
     for line in source:
       if line.startswith('[Gloo] Rank'):  # the CPU's collectives greet each new group of devices
         continue
-      to.write(prefix + line.rstrip('\n') + '\n')
-      to.flush()
+      with contextlib.suppress(BrokenPipeError):  # nobody reads any more: the run goes on
+        to.write(prefix + line.rstrip('\n') + '\n')
+        to.flush()
 
   threads = [
     threading.Thread(target=copy, args=pair, daemon=True)

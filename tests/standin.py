@@ -64,6 +64,7 @@ def fault():
 
 def loop():
   """Collectives without end, as a training loop."""
+  cluster.gather(np.int32(1))  # connected: who is lost from now on is noticed in a collective
   print(f'pid {os.getpid()}', flush=True)
   while True:
     cluster.gather(np.int32(1))

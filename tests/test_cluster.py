@@ -14,16 +14,17 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 
 from deres_jax import cluster, config, guard, launcher, pod
-from deres_jax.errors import UserError
+from deres_jax.errors import Retry, UserError
 
 REPO = pathlib.Path(__file__).resolve().parents[1]
 STANDIN = [sys.executable, str(REPO / 'tests' / 'standin.py')]
-POD = 'import sys; from deres_jax import pod; sys.exit(pod.run(sys.argv[2:], 2, 2, 20.0))'
-LIMIT = 45  # seconds after which a test is a hang
+POD = 'import sys; from deres_jax import pod; sys.exit(pod.run(sys.argv[2:], 2, 2, 40.0))'
+LIMIT = 60  # seconds after which a test is a hang; JAX alone would give up and abort later
 
 
 @pytest.fixture
@@ -170,6 +171,27 @@ def test_wrong_times(field):
 # How they meet.
 
 
+@pytest.mark.parametrize(
+  'error, expected',
+  [
+    (RuntimeError('the pod has no controller'), UserError),  # Kubernetes, half configured
+    (KeyError('SLURM_LOCALID'), UserError),
+    (jax.errors.JaxRuntimeError('UNKNOWN: Failed to start RPC server'), Retry),
+    (ConnectionError('metadata.google.internal'), Retry),
+  ],
+)
+def test_a_launcher_that_jax_cannot_read(monkeypatch, error, expected):
+  def initialize(**arguments):
+    raise error
+
+  monkeypatch.setattr(jax.distributed, 'initialize', initialize)
+  monkeypatch.setenv('SLURM_NTASKS', '4')
+  with pytest.raises(expected, match='slurm'):
+    cluster.start('slurm', 30, 10)
+  with pytest.raises(Retry if expected is Retry else type(error)):  # by hand: ours to mend
+    cluster.start(launcher.Place('127.0.0.1:1', 2, 1), 30, 10)
+
+
 def main_command(tmp_path, *more):
   file = REPO / 'experiments' / 'quickstart.py'
   flags = [f'--config={file}', f'--workdir={tmp_path}/w', '--config.mesh.start_seconds=3']
@@ -179,11 +201,9 @@ def main_command(tmp_path, *more):
 @pytest.mark.parametrize('process', [0, 1])
 def test_nobody_else_comes(processes, tmp_path, address, process):
   """Of two processes only one is started: the first has no peer, the second no coordinator."""
-  began = time.monotonic()
   code, out, err = end(processes(main_command(tmp_path, *at(address, 2, process))))
   assert (code, out, len(err)) == (75, [], 1), err
   assert address in err[0] and '2 processes' in err[0] and 'within 3 s' in err[0]
-  assert time.monotonic() - began < 3 + 15
 
 
 def test_a_third_never_comes(processes, address):
@@ -278,7 +298,27 @@ def test_a_process_killed_in_a_collective_ends_the_others_with_75(processes, add
   assert (code, len(err)) == (137, 1) and err[0].startswith('killed: from outside (SIGKILL)')
   code, _, err = end(pair[1 - victim])
   assert code == 75 and err[-1].startswith('stopped: '), err
+  # Which comes first is open: an error in the collective, or the runtime's abort.
   assert 'gone' in err[-1] and 'goes on from the last checkpoint' in err[-1]
+
+
+@pytest.mark.parametrize(
+  'error, expected',
+  [
+    (jax.errors.JaxRuntimeError('UNKNOWN: Gloo AllReduce failed: Connection closed by peer'), True),
+    (jax.errors.JaxRuntimeError('UNAVAILABLE: failed to connect to all addresses'), True),
+    (jax.errors.JaxRuntimeError('DEADLINE_EXCEEDED: Barrier timed out. Id: save'), True),
+    (jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes'), False),
+    (jax.errors.JaxRuntimeError('INTERNAL: an INVALID program'), False),
+    (ValueError('gloo: connection closed'), False),
+  ],
+)
+def test_what_counts_as_a_lost_process(error, expected):
+  """Too little, and a restart is not tried; too much, and a fault of ours is repeated for ever."""
+  assert bool(cluster.lost(error)) == expected
+  outer = RuntimeError('while saving')
+  outer.__cause__ = error
+  assert bool(cluster.lost(outer)) == expected
 
 
 def test_a_process_that_hangs_counts_as_dead(processes, address):
