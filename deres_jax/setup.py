@@ -12,8 +12,8 @@ import optax
 from flax import linen as nn
 from jax.sharding import Mesh
 
+from deres_jax import checks, embedding, models, optim, parallel
 from deres_jax import config as config_lib
-from deres_jax import embedding, models, optim, parallel
 from deres_jax.errors import UserError
 from deres_jax.models.layers import Context
 from deres_jax.schema import Schema
@@ -66,7 +66,7 @@ def make_setup(c: config_lib.Config, schema: Schema, mesh: Mesh, steps: int) -> 
   parallel.check_batch(c.data.batch_size, mesh, 'data.batch_size')
   parallel.check_batch(c.data.eval_batch_size, mesh, 'data.eval_batch_size')
   width, linear = models.row_width(c)
-  narrow = config_lib.narrow(c.model)
+  narrow = checks.narrow(c.model)
   tables = embedding.Tables(schema.vocab_sizes, width, linear, narrow)
   tables.check(mesh.size)
   layout = layout_of(schema)

@@ -3,7 +3,7 @@ import dataclasses
 
 import pytest
 
-from deres_jax import config
+from deres_jax import checks, config
 from deres_jax.errors import UserError
 
 
@@ -99,7 +99,7 @@ def test_the_hash_is_of_what_is_computed_and_of_nothing_else():
 
 def test_widths_of_columns_of_few_ids():
   def narrow(text):
-    return config.narrow(resolve(f'model.embed_dim_of_few={text}').model)
+    return checks.narrow(resolve(f'model.embed_dim_of_few={text}').model)
 
   assert narrow('') == () and narrow('100:4/10000:8') == ((100, 4), (10_000, 8))
   for wrong in ('100', '100:4:1', 'a:4', '100:-4', '100:4/50:8', '100:8/1000:4', '100:16', '0:4'):
