@@ -14,13 +14,15 @@ import pathlib
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from made import numbers
 
 from deres_jax import cluster, config, step, train
 from deres_jax.checkpoint import Checkpoints
+from deres_jax.feed import Ahead, feed
 from deres_jax.launcher import Place
 
 
-def describe(workdir: pathlib.Path, devices: int) -> dict[str, str]:
+def describe(workdir: pathlib.Path, devices: int) -> dict:
   """Digests by name, on a mesh of so many devices over all processes."""
   raw = json.loads((workdir / 'config.json').read_text())['config']
   raw['mesh']['devices'] = devices
@@ -40,7 +42,29 @@ def describe(workdir: pathlib.Path, devices: int) -> dict[str, str]:
   ids, labels = cluster.gather(rows.ids), cluster.gather(rows.labels)
   batch = {'ids': ids.reshape(-1, ids.shape[-1]), 'labels': labels.reshape(-1)}
   found |= {name: _digest(x) for name, x in batch.items()}
-  return found | {'step': at, 'rows_seen': clock.rows_seen, 'mesh': run.setup.mesh.size}
+  found |= {'step': at, 'rows_seen': clock.rows_seen, 'mesh': run.setup.mesh.size}
+  return found | _fed(run, at)
+
+
+def _fed(run, at: int) -> dict:
+  """Three batches as they come to the step, with too little room and one host asked to stop.
+
+  The last process is asked from its second batch on.
+  """
+  run.train.floor = np.full_like(run.train.floor, 2)
+  calls, last = [], jax.process_index() == jax.process_count() - 1
+
+  def asked() -> bool:
+    calls.append(0)
+    return last and len(calls) > 1
+
+  numbers_of, stops = [], []
+  mesh, tables = run.setup.mesh, run.setup.tables
+  for fed in feed(run.train, mesh, (at, at + 3), Ahead(1, 2), asked):
+    batch = jax.tree.map(lambda x: multihost_utils.process_allgather(x, tiled=True), fed.batch)
+    numbers_of.append(numbers(tables, batch, mesh.size, run.setup.slot_tables))
+    stops.append(fed.stop)
+  return {'fed': _digest(np.stack(numbers_of)), 'stops': stops}
 
 
 def _digest(x) -> str:

@@ -134,6 +134,7 @@ def test_a_checkpoint_of_8_devices_restores_anywhere(runs):
   """Bit-equal arrays in the new mesh's shardings, and the same next batch."""
   wanted = describe(runs / '8', 8)
   assert wanted.pop('mesh') == 8 and wanted['step'] == 16
+  assert wanted['stops'] == [False, True, True]
   assert sum("'rows'" in k or '.rows' in k for k in wanted) == 2  # tables of two widths
   for found in (
     describe(runs / '8', 1),
