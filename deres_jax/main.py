@@ -55,6 +55,11 @@ def main(argv: list[str]):
     return
   if not WORKDIR.value:
     raise UserError('no --workdir: give the folder of the run, --workdir=DIR')
+  if '://' in WORKDIR.value:
+    raise UserError(
+      f'--workdir={WORKDIR.value}: is an address, expected a folder; mount a bucket as one '
+      '(Cloud Storage FUSE): docs/pods.md'
+    )
   if place is None:
     _work(c)
   else:

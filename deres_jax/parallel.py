@@ -63,6 +63,18 @@ def check_batch(rows: int, mesh: Mesh, field: str):
     )
 
 
+def settled(mesh: Mesh, fn: Callable) -> Callable:
+  """`fn`, waited for where programs may not be under way together.
+
+  XLA:CPU runs programs that do not need one another side by side. Two that wait for other processes
+  can then wait for each other for ever, in two processes in two orders. Accelerators run them in
+  the order of their calls.
+  """
+  if jax.process_count() == 1 or mesh.devices.flat[0].platform != 'cpu':
+    return fn
+  return lambda *args: jax.block_until_ready(fn(*args))
+
+
 def make_largest(mesh: Mesh) -> Callable[[np.ndarray], jax.Array]:
   """local int32 [N] -> [N] on every device: the largest of all processes' numbers.
 
@@ -76,4 +88,4 @@ def make_largest(mesh: Mesh) -> Callable[[np.ndarray], jax.Array]:
     x_DN = np.tile(np.asarray(local_N, np.int32), (devices, 1))
     return largest(jax.make_array_from_process_local_data(sharding(mesh, BATCH), x_DN))
 
-  return run
+  return settled(mesh, run)

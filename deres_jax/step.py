@@ -279,7 +279,7 @@ def make_train_step(setup: Setup) -> Callable:
     out_specs=(SPECS, parallel.BATCH),
     check_vma=False,  # gradients of replicated parameters are summed by the psum above, by hand
   )
-  return jax.jit(step, donate_argnums=(0, 1))
+  return parallel.settled(setup.mesh, jax.jit(step, donate_argnums=(0, 1)))
 
 
 def make_eval_step(setup: Setup) -> Callable:
@@ -301,15 +301,16 @@ def make_eval_step(setup: Setup) -> Callable:
     out_specs=parallel.BATCH,
     check_vma=False,
   )
-  return jax.jit(step)
+  return parallel.settled(setup.mesh, jax.jit(step))
 
 
 def make_sum_stream(setup: Setup) -> Callable:
   """stream [D, ...] -> its sum over devices, on every device."""
-  return jax.jit(
+  total = jax.jit(
     lambda stream: jax.tree.map(lambda x: jnp.sum(x, axis=0), stream),
     out_shardings=parallel.sharding(setup.mesh, parallel.REPLICATED),
   )
+  return parallel.settled(setup.mesh, total)
 
 
 def make_read_stream(setup: Setup) -> Callable:

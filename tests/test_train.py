@@ -199,6 +199,7 @@ MISTAKES = {
   'unknown flag': (['--workdirr=x'], ['workdirr']),
   'stray argument': (['depth=3'], ['depth=3']),
   'connector': (['--config.model.connector=dres'], ["'dres'", 'attnres, ', 'deres, ', 'prenorm']),
+  'bucket': (['--workdir=gs://bucket/run'], ['gs://bucket/run', 'folder', 'mount']),
   'mode': (['--mode=fly'], ['mode', 'fly', 'eval']),
   'no such experiment': (['--config=nowhere.py'], ['nowhere.py']),
 }
