@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from deres_jax import collectives, parallel, plan, roofline, step
+from deres_jax import collectives, plan, roofline, step
 from deres_jax import config as config_lib
 from deres_jax.data import Batch
 from deres_jax.setup import Setup
@@ -86,7 +86,7 @@ def make(
   """
   D, tables = setup.mesh.size, setup.tables.parts
   base = plan.make(c, setup)
-  state, batch_shapes = step.abstract_state(setup), abstract_batch(setup, batch)
+  state, batch_shapes = step.abstract_state(setup), step.abstract_batch(setup, batch)
   counted = plan.count_train(setup, state.params, len(batch.labels) // D)
   widths = tuple(table.dim for table in tables)
   distinct = tuple(
@@ -100,8 +100,8 @@ def make(
   wire = collectives.exchange_bytes(D, full, widths, dense)
   temporary, total = None, known + bytes_batch
   try:
-    compiled = step.make_train_step(setup).lower(state, abstract_stream(setup), batch_shapes)
-    compiled = compiled.compile()
+    stream = step.abstract_stream(setup, summed=False)
+    compiled = step.make_train_step(setup).lower(state, stream, batch_shapes).compile()
     memory = compiled.memory_analysis()
     temporary = memory.temp_size_in_bytes
     total = memory.argument_size_in_bytes + memory.output_size_in_bytes + temporary
@@ -131,29 +131,6 @@ def make(
     work=work,
     bound=roofline.bound(work, machine) if machine.flops else None,
     unknown=(*sorted(counted.unknown), *(['while'] if counted.unbounded else [])),
-  )
-
-
-def abstract_batch(setup: Setup, batch: Batch) -> Batch:
-  """Shapes, types and shardings of a whole batch on the mesh."""
-
-  def one(x, spec):
-    return jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=parallel.sharding(setup.mesh, spec))
-
-  return Batch(
-    *(
-      jax.tree.map(lambda x, s=spec: one(x, s), part)
-      for part, spec in zip(batch, step.BATCH_SPECS, strict=True)
-    )
-  )
-
-
-def abstract_stream(setup: Setup) -> Any:
-  """Shapes, types and shardings of what `step.init_stream` gives."""
-  to = parallel.sharding(setup.mesh, parallel.BATCH)
-  return jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct((setup.mesh.size, *x.shape), x.dtype, sharding=to),
-    step.abstract_stream(setup),
   )
 
 
@@ -193,7 +170,7 @@ def text(p: MeshPlan) -> str:
   m, D = p.machine, p.machine.devices
   room = f', {size(m.memory)} each' if m.memory else ''
   lines = [
-    ('machine', f'{m.name}: {D} devices on {m.hosts} hosts{room}'),
+    ('machine', f'{m.name}: {_of(D, "device")} on {_of(m.hosts, "host")}{room}'),
     ('program', p.compiler),
     *plan.lines(p.base, size),
     ('batch', f'{p.rows:,} rows, {p.rows // D:,} a device, {size(p.bytes_batch)} of it'),
@@ -212,6 +189,10 @@ def size(n: float) -> str:
       return f'{n:,.0f} bytes' if unit == 'bytes' else f'{n:,.2f} {unit}'
     n /= 1024
   return f'{n:,.2f} GiB'
+
+
+def _of(n: int, what: str) -> str:
+  return f'{n:,} {what}{"s" if n > 1 else ""}'
 
 
 def _temporaries(p: MeshPlan) -> str:
@@ -239,7 +220,8 @@ def _network(p: MeshPlan) -> list[tuple[str, str]]:
     )
     for E, U, K in zip(p.widths, p.distinct, p.capacities, strict=True)
   ]
-  more = f'; {total / p.least - 1:.1%} more is sent' if p.least else ''
+  extra = total / p.least - 1 if p.least else 0
+  more = f'; {abs(extra):.1%} {"more" if extra >= 0 else "less"} is sent'
   return [
     *tables,
     ('sent, a device and step', f'{kinds}; together {size(total)}'),
@@ -279,10 +261,10 @@ def _warnings(p: MeshPlan) -> list[str]:
 
 
 def _assumptions(p: MeshPlan) -> list[str]:
-  # A row, a gradient and an id of each; what a device owns itself stays.
   said = [
     'the batch is the first one of the data; capacities hold nearly all others',
-    'least: (1 - 1 / devices) (different rows (8 width + 4) + 8 dense parameters) bytes',
+    'least: (1 - 1 / devices) (different rows (8 width + 4) + 8 dense parameters) bytes, float32; '
+    'a compiler that rounds rows to bfloat16 before it sends them can send less',
     'memory is that of a training step: batches that wait (data.prefetch) and evaluation are extra',
   ]
   if p.bytes_temporary is None:
