@@ -127,7 +127,7 @@ def init_stream(setup: Setup, total: streaming.StreamState | None = None) -> str
 
 
 def abstract_stream(setup: Setup, summed: bool = True) -> streaming.StreamState:
-  """Shapes, types and shardings of what `make_sum_stream` or, if not summed, `init_stream` gives."""
+  """Shapes, types and shardings of what `make_sum_stream` (if not summed, `init_stream`) gives."""
   to = parallel.sharding(setup.mesh, parallel.REPLICATED if summed else parallel.BATCH)
   axis = () if summed else (setup.mesh.size,)
   return jax.tree.map(
