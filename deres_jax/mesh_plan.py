@@ -30,7 +30,7 @@ class MeshPlan:
   Attributes:
     base: what the plan of any mesh says.
     compiler: a sentence: whose compiler was asked, and for what.
-    rows: of the global batch.
+    rows: of the global batch; real: those of them that are no padding.
     distinct: for each table the different rows that a device's part of the batch needs, in the
       mean; capacities: rows that it can ask each owner for.
     bytes_batch: of one batch.
@@ -49,6 +49,7 @@ class MeshPlan:
   machine: Topology
   compiler: str
   rows: int
+  real: int
   widths: tuple[int, ...]
   distinct: tuple[float, ...]
   capacities: tuple[int, ...]
@@ -119,6 +120,7 @@ def make(
     machine=machine,
     compiler=compiler,
     rows=len(batch.labels),
+    real=int(batch.rows),
     widths=widths,
     distinct=distinct,
     capacities=capacities,
@@ -255,6 +257,10 @@ def _warnings(p: MeshPlan) -> list[str]:
         f'warning: rows of {E} columns: the TPU compiler copies the whole table in every step; '
         f'take up to {_NARROW} columns or a multiple of {_LANES}'
       )
+  if p.real < p.rows:
+    out.append(
+      f'warning: the data has only {p.real:,} rows for the batch: different rows are too few'
+    )
   if p.unknown:
     out.append(f'warning: FLOP of {", ".join(p.unknown)} are not counted')
   return out

@@ -245,6 +245,12 @@ def test_widths_that_a_tpu_copies_are_named(planted, name, width, copied):
   assert ('warning: rows of' in said) == copied
 
 
+def test_data_for_less_than_a_batch_is_named(planted):
+  _, _, p = planned(planted, '')
+  assert p.real == p.rows and 'warning' not in mesh_plan.text(p)
+  assert 'only 100 rows' in mesh_plan.text(dataclasses.replace(p, real=100))
+
+
 def test_accelerators_take_the_whole_part_of_a_batch():
   c = config.resolve(config.base())
   assert mesh_plan.on(c, topology.find('v5e-8')).train.micro_batch == 0
