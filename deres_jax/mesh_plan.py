@@ -98,20 +98,13 @@ def make(
   dense = base.params_dense
   known = base.bytes_dense_state + base.bytes_table + base.bytes_table_slots
   bytes_batch = _bytes_here(batch_shapes)
-  wire = collectives.exchange_bytes(D, full, widths, dense)
-  temporary, total = None, known + bytes_batch
   try:
-    stream = step.abstract_stream(setup, summed=False)
-    compiled = step.make_train_step(setup).lower(state, stream, batch_shapes).compile()
-    memory = compiled.memory_analysis()
-    temporary = memory.temp_size_in_bytes
-    total = memory.argument_size_in_bytes + memory.output_size_in_bytes + temporary
-    total -= memory.alias_size_in_bytes
-    wire = collectives.wire_bytes_by_kind(collectives.parse(compiled.as_text()))
+    temporary, total, wire = _compile(setup, state, batch_shapes)
   except jax.errors.JaxRuntimeError as e:
     if 'RESOURCE_EXHAUSTED' not in str(e):
       raise
-    total = max(total, _used(str(e)), machine.memory + 1)
+    temporary, total = None, max(known + bytes_batch, _used(str(e)), machine.memory + 1)
+    wire = collectives.exchange_bytes(D, full, widths, dense)
   work = roofline.Work(
     len(batch.labels), counted.matmul_by_dtype, _memory(setup, state, counted, full, base), wire
   )
@@ -134,6 +127,16 @@ def make(
     bound=roofline.bound(work, machine) if machine.flops else None,
     unknown=(*sorted(counted.unknown), *(['while'] if counted.unbounded else [])),
   )
+
+
+def _compile(setup: Setup, state: step.State, batch: Batch) -> tuple[int, int, dict[str, float]]:
+  """Temporary bytes, all bytes and bytes sent by kind of the compiled training step."""
+  stream = step.abstract_stream(setup, summed=False)
+  compiled = step.make_train_step(setup).lower(state, stream, batch).compile()
+  m = compiled.memory_analysis()
+  used = m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes
+  wire = collectives.wire_bytes_by_kind(collectives.parse(compiled.as_text()))
+  return m.temp_size_in_bytes, used + m.temp_size_in_bytes, wire
 
 
 def _bytes_here(tree: Any) -> int:
