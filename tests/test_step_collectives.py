@@ -23,7 +23,7 @@ BASE = f'data.batch_size={ROWS},data.eval_batch_size={ROWS},model.depth=1,deres.
 NARROW = 'model.embed_dim_of_few=2000:8'
 ADAM = 'optim.table=lazy_adam'
 # Bytes of rows, gradients and ids over the least; more is padding, K D / U.
-TABLE_LIMIT, TWO_TABLES_LIMIT = 1.36, 1.37
+TABLE_LIMIT, TWO_TABLES_LIMIT = 1.13, 1.16
 
 
 def vocabulary(rows, fields=39):
