@@ -21,7 +21,7 @@ from data_pipelines.schema import BLOCK_ROWS, FIRST_TOKEN_ID, SPLITS, RecordShap
 from data_pipelines.synthetic_options import MAX_ROWS, SyntheticOptions
 from data_pipelines.synthetic_teacher import Teacher, make_teacher, sigmoid
 from data_pipelines.synthetic_tfds import SyntheticCtr
-from data_pipelines.vocabulary import text_of, write_vocabulary
+from data_pipelines.vocabulary import write_vocabulary
 
 OFFSETS = {split: MAX_ROWS * i for i, split in enumerate(SPLITS)}
 _STREAM_ROWS = 0
@@ -68,6 +68,14 @@ def split_metrics(source: SyntheticSource, split: str) -> dict:
   return bayes_metrics(np.concatenate(logits), np.concatenate(mains), np.concatenate(labels))
 
 
+def numbers_text(values: int) -> bytes:
+  """A vocabulary file of the numbers below `values`, made in pieces to save memory."""
+  return b''.join(
+    ''.join(f'{v}\n' for v in range(start, min(start + _CHUNK_ROWS, values))).encode()
+    for start in range(0, values, _CHUNK_ROWS)
+  )
+
+
 def field_names(options: SyntheticOptions) -> list[str]:
   """f01, f02, ..."""
   return [f'f{f + 1:02d}' for f in range(options.fields)]
@@ -86,7 +94,7 @@ def encode_dataset(options: dict, raw: Path | None, site: Site) -> Encoded:
   names = field_names(o)
   fields = []
   for name, values in zip(names, o.cardinalities(), strict=True):
-    write_vocabulary(site.folder, name, text_of([b'%d' % v for v in range(values)]))
+    write_vocabulary(site.folder, name, numbers_text(values))
     fields.append(FieldInfo(name, values + FIRST_TOKEN_ID, 0, 0.0))
   planted = {
     'order_shares': list(o.order_shares),

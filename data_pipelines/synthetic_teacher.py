@@ -19,6 +19,9 @@ Fields are independent; value v of a field has probability ~ (v + 1)^-a (Zipf).
 Products of unbounded factors have heavy tails (a product of four normals has kurtosis 81), and
 a few rows would hold most of the variance. Raw factors are therefore drawn with absolute values
 in [0.5, 1], and of several draws the one with the smallest largest value is kept.
+
+A logit of standard deviation 0 needs no factors, and none are made: fields may then have tens of
+millions of values.
 """
 
 import dataclasses
@@ -45,10 +48,10 @@ class Teacher:
 
   Attributes:
     cdf_F: by field, float64 [values], cumulative probabilities of the values.
-    main_F: by field, float64 [values].
+    main_F: by field, float64 [values]; empty if the logit is constant.
     mains: fields with a main effect.
     pairs: planted pairs (a, b) of fields.
-    factors_P: by pair, the factors of a and b, float64 [values, rank] each.
+    factors_P: by pair, the factors of a and b, float64 [values, rank] each; empty like main_F.
     triples: (pair index, field).
     quads: (pair index, pair index).
     scale_O: by order, what the sum over its terms is multiplied by.
@@ -74,6 +77,8 @@ class Teacher:
 
   def parts(self, values_NF: np.ndarray) -> np.ndarray:
     """The logit's parts by order, bias not included: float64 [rows, 4]."""
+    if not any(self.scale_O):
+      return np.zeros((len(values_NF), len(ORDERS)))
     pair_NP = np.empty((len(values_NF), len(self.pairs)))
     for p, ((a, b), (u, w)) in enumerate(zip(self.pairs, self.factors_P, strict=True)):
       product_NK = u[values_NF[:, a]] * w[values_NF[:, b]]
@@ -105,8 +110,10 @@ class Teacher:
 
 def zipf_probabilities(values: int, exponent: float) -> np.ndarray:
   """Probability of each value, falling: float64 [values]."""
-  weights = np.arange(1, values + 1, dtype=np.float64) ** -exponent
-  return weights / weights.sum()
+  weights = np.arange(1, values + 1, dtype=np.float64)
+  weights **= -exponent
+  weights /= weights.sum()
+  return weights
 
 
 def standardised_factors(probability_V: np.ndarray, rank: int, seed: int, stream: int):
@@ -205,18 +212,24 @@ def _distinct(candidates: list[tuple[int, int]], union, count: int, order: int):
 def make_teacher(options: SyntheticOptions) -> Teacher:
   """Plants the teacher of these options. Depends on no data seed and on no number of rows."""
   seed = options.teacher_seed
-  probabilities = [zipf_probabilities(v, options.zipf) for v in options.cardinalities()]
+  cardinalities = options.cardinalities()
   mains, pairs, triples, quads = plant_sets(options)
+  scale_O = tuple(
+    options.logit_std * (share / count) ** 0.5 if count else 0.0
+    for share, count in zip(options.order_shares, options.sets, strict=True)
+  )
+  weighed = range(options.fields if any(scale_O) else 0)
 
   def factors(f: int, rank: int, stream: int) -> np.ndarray:
-    return standardised_factors(probabilities[f], rank, seed, stream)
+    probability_V = zipf_probabilities(cardinalities[f], options.zipf)
+    return standardised_factors(probability_V, rank, seed, stream)
 
-  cdf_F = tuple(np.cumsum(p) for p in probabilities)
+  cdf_F = tuple(np.cumsum(zipf_probabilities(v, options.zipf)) for v in cardinalities)
   for cdf in cdf_F:
     cdf[-1] = 1.0  # against rounding: a draw must never fall behind the last value
   teacher = Teacher(
     cdf_F=cdf_F,
-    main_F=tuple(factors(f, 1, _STREAM_MAIN + f)[:, 0] for f in range(options.fields)),
+    main_F=tuple(factors(f, 1, _STREAM_MAIN + f)[:, 0] for f in weighed),
     mains=mains,
     pairs=pairs,
     factors_P=tuple(
@@ -225,13 +238,11 @@ def make_teacher(options: SyntheticOptions) -> Teacher:
         factors(b, options.rank, _STREAM_PAIR + 2 * p + 1),
       )
       for p, (a, b) in enumerate(pairs)
+      if weighed
     ),
     triples=triples,
     quads=quads,
-    scale_O=tuple(
-      options.logit_std * (share / count) ** 0.5 if count else 0.0
-      for share, count in zip(options.order_shares, options.sets, strict=True)
-    ),
+    scale_O=scale_O,
     bias=0.0,
   )
   return dataclasses.replace(teacher, bias=_solve_bias(teacher, options))

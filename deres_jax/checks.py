@@ -41,6 +41,11 @@ def check(c: Any):
   _check_optim(c.optim)
   _check_durations(c.train)
   _at_least(c.mesh, 'mesh', 0, 'devices', 'stall_seconds')
+  if c.mesh.topology and c.mesh.devices:
+    raise UserError(
+      f'config mesh.topology={c.mesh.topology} and mesh.devices={c.mesh.devices}: a topology '
+      'brings its devices, leave mesh.devices at 0'
+    )
   _at_least(c.mesh, 'mesh', 1, 'start_seconds')
   _at_least(c.mesh, 'mesh', 5, 'heartbeat_seconds')
 

@@ -15,7 +15,7 @@ import dataclasses
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 ALL_TO_ALL = ('all-to-all', 'ragged-all-to-all')
 KINDS = (
@@ -72,6 +72,25 @@ def wire_bytes_by_kind(found: Iterable[Collective]) -> dict[str, float]:
   for c in found:
     out[c.kind] += wire_bytes(c)
   return {kind: n for kind, n in sorted(out.items()) if n}
+
+
+def exchange_bytes(
+  devices: int, rows: Sequence[float], widths: Sequence[int], dense: int
+) -> dict[str, float]:
+  """Bytes that a step has to send by kind, where D devices share tables: docs/scaling_out.md.
+
+  The least that there is if `rows` are the different rows that a device needs, in the mean; what an
+  exchange of named rows sends if they are the rows that it has room for.
+
+  Args:
+    rows, widths: of each table the rows of a device's part of a batch, and their float32 columns.
+    dense: parameters that are on every device, float32.
+  """
+  away = 1 - 1 / devices
+  # Of each row a row, a gradient and an id.
+  tables = sum(n * (8 * width + 4) for n, width in zip(rows, widths, strict=True))
+  out = {'all-reduce': away * 8 * dense, 'all-to-all': away * tables}
+  return {kind: n for kind, n in out.items() if n}
 
 
 def parse(text: str) -> list[Collective]:

@@ -8,9 +8,10 @@ all costs are O(batch), whatever the vocabulary. docs/scaling_out.md derives wha
 
 Numbers. A column's ids follow one another in its table, tables follow one another, and a row's
 *number* is its place in that order. In memory a table is [groups * GROUP, E]: row i of it stands at
-`i % GROUP * groups + i // GROUP`, its *place*, and the first axis is split over the mesh.
-Neighbouring ids, which are neighbours in frequency too, so fall on different devices, and the array
-means the same on every mesh whose size divides GROUP: a checkpoint restores anywhere.
+`reversed(i % GROUP) * groups + i // GROUP`, its *place*, the bits of i % GROUP being reversed, and
+the first axis is split over the mesh. So D devices, a power of two, have the rows with the same
+i % D each: neighbouring ids, which are neighbours in frequency too, fall on different devices. The
+array means the same on every mesh whose size divides GROUP: a checkpoint restores anywhere.
 The array is 2-D since XLA copies a whole 3-D one to scatter into it on TPUs.
 
 Shapes: N rows of a device's part of a table, D devices, K ids that a device asks an owner for
@@ -31,6 +32,9 @@ from deres_jax.parallel import AXIS
 Array = jax.Array
 
 GROUP = 1024
+_BITS = GROUP.bit_length() - 1
+# For each member of a group the number with the bits reversed; its own inverse.
+_REVERSED = np.array([int(f'{i:0{_BITS}b}'[::-1], 2) for i in range(GROUP)], np.int32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,11 +135,11 @@ class Tables:
 
   def places(self, numbers_N: np.ndarray) -> np.ndarray:
     """Where rows stand in memory, tables following one another. `padding` stays what it is."""
-    return self._move(numbers_N, lambda i, groups: i % GROUP * groups + i // GROUP)
+    return self._move(numbers_N, lambda i, groups: _REVERSED[i % GROUP] * groups + i // GROUP)
 
   def numbers(self, places_N: np.ndarray) -> np.ndarray:
     """The inverse of `places`."""
-    return self._move(places_N, lambda p, groups: p % groups * GROUP + p // groups)
+    return self._move(places_N, lambda p, groups: p % groups * GROUP + _REVERSED[p // groups])
 
   def _move(self, x_N: np.ndarray, move) -> np.ndarray:
     out_N = x_N.copy()
@@ -235,9 +239,10 @@ def init_rows(key: Array, table: Table, std: float) -> Array:
   here = GROUP // jax.lax.axis_size(AXIS)
   first = jax.lax.axis_index(AXIS) * here
   k1, k2 = jax.random.key_data(key)
+  members = jnp.asarray(_REVERSED, jnp.uint32)
 
   def member(j):
-    i_R = jnp.arange(table.groups, dtype=jnp.uint32) * GROUP + (first + j).astype(jnp.uint32)
+    i_R = jnp.arange(table.groups, dtype=jnp.uint32) * GROUP + members[first + j]
     x_RE = _normal(k1, k2, i_R, table.dim)
     return jnp.where(jnp.arange(table.dim) < table.dim - table.linear, std * x_RE, 0.0)
 

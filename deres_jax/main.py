@@ -15,7 +15,7 @@ import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from deres_jax import cli, cluster, guard, launcher, plan, train
+from deres_jax import cli, cluster, guard, launcher, mesh_plan, plan, topology, train
 from deres_jax import config as config_lib
 from deres_jax.errors import UserError
 
@@ -48,11 +48,14 @@ def main(argv: list[str]):
   place = launcher.where(
     DISTRIBUTED.value, COORDINATOR.value, PROCESSES.value, PROCESS.value, os.environ
   )
-  if MODE.value == 'plan':  # describes a run from one process, wherever it will happen
-    _compilation_cache(c)
-    run = train.assemble(c)
-    print(plan.table(plan.make(c, run.setup)))
+  if MODE.value == 'plan':
+    _plan(c)
     return
+  if c.mesh.topology:
+    raise UserError(
+      f'config mesh.topology={c.mesh.topology} is for --mode=plan: a run takes the devices that '
+      'are here, mesh.devices says how many'
+    )
   if not WORKDIR.value:
     raise UserError('no --workdir: give the folder of the run, --workdir=DIR')
   if '://' in WORKDIR.value:
@@ -64,6 +67,19 @@ def main(argv: list[str]):
     _work(c)
   else:
     guard.run(lambda: _work_together(c, place))
+
+
+def _plan(c: config_lib.Config):
+  """Describes a run from one process, wherever it will happen."""
+  _compilation_cache(c)
+  if not c.mesh.topology:
+    print(plan.table(plan.make(c, train.assemble(c).setup)))
+    return
+  machine = topology.find(c.mesh.topology)
+  c = mesh_plan.on(c, machine)
+  mesh, compiler = topology.mesh(machine)  # before anything asks JAX for a device
+  run = train.assemble(c, mesh)
+  print(mesh_plan.text(mesh_plan.make(c, run.setup, run.train[0], machine, compiler)))
 
 
 def _work_together(c: config_lib.Config, place: launcher.Place | str):

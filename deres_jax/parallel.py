@@ -59,7 +59,7 @@ def check_batch(rows: int, mesh: Mesh, field: str):
     below = rows // mesh.size * mesh.size
     raise UserError(
       f'config {field}={rows} is not divisible by the {mesh.size} devices of the mesh: '
-      f'take {below or mesh.size} or {below + mesh.size}, or set mesh.devices'
+      f'take {below or mesh.size} or {below + mesh.size}, or another mesh'
     )
 
 

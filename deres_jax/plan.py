@@ -8,6 +8,7 @@ FLOPs, and are left out.
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -57,7 +58,7 @@ def make(c: config_lib.Config, setup: Setup) -> Plan:
     params_dense=sum(math.prod(x.shape) for x in jax.tree.leaves(state.params)),
     params_embedding=setup.tables.parameters,
     flops_forward_per_row=forward,
-    flops_train_per_row=_train(setup, state.params),
+    flops_train_per_row=count_train(setup, state.params, _ROWS).total / _ROWS,
     flops_connector_extra=forward / plain_forward - 1,
     bytes_dense_state=_bytes((state.params, state.opt)),
     bytes_table=_bytes(state.rows) // setup.mesh.size,
@@ -79,29 +80,40 @@ def _forward(model, setup: Setup) -> float:
   return counted.total / _ROWS
 
 
-def _train(setup: Setup, params) -> float:
+def count_train(setup: Setup, params, rows: int) -> flops.Flops:
+  """FLOP of a forward and backward pass of so many rows; `params` may be shapes."""
+
   def loss(params, rows_BFE, labels_B):
     logits_B = setup.model.apply({'params': params}, rows_BFE, Context())
     return losses.bce_sum(logits_B, labels_B, jnp.ones_like(labels_B))
 
-  labels = jax.ShapeDtypeStruct((_ROWS,), jnp.float32)
-  counted = flops.count(jax.grad(loss, argnums=(0, 1)), params, _rows(setup), labels)
-  return counted.total / _ROWS
+  labels = jax.ShapeDtypeStruct((rows,), jnp.float32)
+  inputs = abstract_rows(setup.tables, setup.slot_tables, rows)
+  return flops.count(jax.grad(loss, argnums=(0, 1)), params, inputs, labels)
 
 
 def table(plan: Plan) -> str:
   """The plan for people."""
-  lines = [
+  return aligned(lines(plan, _mib))
+
+
+def lines(plan: Plan, size: Callable[[int], str]) -> list[tuple[str, str]]:
+  """Names and values of the plan, bytes as `size` writes them."""
+  return [
     ('devices', f'{plan.devices}'),
     ('dense parameters', f'{plan.params_dense:,}'),
     ('table parameters', f'{plan.params_embedding:,}'),
     ('forward FLOPs a row', f'{plan.flops_forward_per_row:,.0f}'),
     ('training FLOPs a row', f'{plan.flops_train_per_row:,.0f}'),
     ("connector's extra FLOPs", f'{plan.flops_connector_extra:.2%} over the plain residual'),
-    ('dense state, a device', _mib(plan.bytes_dense_state)),
-    ('table, a device', _mib(plan.bytes_table)),
-    ('table slots, a device', _mib(plan.bytes_table_slots)),
+    ('dense state, a device', size(plan.bytes_dense_state)),
+    ('table, a device', size(plan.bytes_table)),
+    ('table slots, a device', size(plan.bytes_table_slots)),
   ]
+
+
+def aligned(lines: list[tuple[str, str]]) -> str:
+  """A line each, values below one another."""
   width = max(len(name) for name, _ in lines)
   return '\n'.join(f'{name:<{width}}  {value}' for name, value in lines)
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 
 from deres_jax import embedding, losses, parallel, streaming
 from deres_jax.data import Batch
@@ -126,13 +126,24 @@ def init_stream(setup: Setup, total: streaming.StreamState | None = None) -> str
   return jax.jit(start, out_shardings=to)(total)
 
 
-def abstract_stream(setup: Setup) -> streaming.StreamState:
-  """Shapes, types and shardings of what `make_sum_stream` gives."""
-  to = parallel.sharding(setup.mesh, parallel.REPLICATED)
+def abstract_stream(setup: Setup, summed: bool = True) -> streaming.StreamState:
+  """Shapes, types and shardings of what `make_sum_stream` (if not summed, `init_stream`) gives."""
+  to = parallel.sharding(setup.mesh, parallel.REPLICATED if summed else parallel.BATCH)
+  axis = () if summed else (setup.mesh.size,)
   return jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to),
+    lambda x: jax.ShapeDtypeStruct((*axis, *x.shape), x.dtype, sharding=to),
     jax.eval_shape(streaming.StreamState.zeros),
   )
+
+
+def abstract_batch(setup: Setup, batch: Batch) -> Batch:
+  """Shapes, types and shardings on the mesh of a whole batch on the host, or of one as large."""
+
+  def of(part: Any, spec: PartitionSpec) -> Any:
+    to = parallel.sharding(setup.mesh, spec)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=to), part)
+
+  return Batch(*(of(part, spec) for part, spec in zip(batch, BATCH_SPECS, strict=True)))
 
 
 def micro_grads(loss: Callable, params: Any, x: Any, rest: tuple, micro: int):

@@ -5,6 +5,7 @@ import pathlib
 
 import numpy as np
 
+from deres_jax.blocks import Rows
 from deres_jax.schema import Schema, Split
 
 
@@ -59,3 +60,26 @@ def schema(vocab_sizes, click_rate=0.25, rows=1000):
     content={},
     planted={},
   )
+
+
+class ZipfBlocks:
+  """Blocks of made-up rows: field f draws from vocab_sizes[f] ids, id i as often as 1 / (i + 1)^a.
+
+  Ids are in the order of frequency, as in a prepared folder.
+  """
+
+  def __init__(self, vocab_sizes, rows, exponent=1.05, seed=0):
+    self.schema, self.rows, self._seed = schema(vocab_sizes, rows=rows), rows, seed
+    self._cdfs = []
+    for size in vocab_sizes:
+      total = np.cumsum(np.arange(1, size + 1) ** -exponent)
+      self._cdfs.append(total / total[-1])
+
+  def size(self, index):
+    return min(self.schema.block_rows, self.rows - index * self.schema.block_rows)
+
+  def read(self, index):
+    n, rng = self.size(index), np.random.default_rng((self._seed, index))
+    ids = [np.searchsorted(cdf[:-1], rng.random(n), side='right') for cdf in self._cdfs]
+    labels = rng.random(n) < 0.25
+    return Rows(np.stack(ids, 1).astype(np.int32), labels.astype(np.uint8), np.zeros(n, np.int32))

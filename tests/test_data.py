@@ -107,11 +107,26 @@ def test_a_batch_that_needs_more_room_gets_it_and_loses_nothing(planted, devices
 
 
 def test_the_usual_room_holds_batches_like_the_first_and_wastes_little():
+  """Whatever batch came first, of any number of pairs of devices."""
   rng = np.random.default_rng(0)
-  for mean in (30, 1000, 20_000):
-    (room,) = data.roomy(np.array([mean]))
-    assert (rng.poisson(mean, 10_000) <= room).mean() > 0.999
-  assert room < 1.06 * mean
+  for devices in (1, 8, 32):
+    for mean in (30, 1000, 20_000):
+      need = rng.poisson(mean, (2000, devices**2)).max(axis=1)
+      room = np.array([data.roomy(need[:1], devices)[0] for need in need[:, None][:200]])
+      assert (need[None] <= room[:, None]).mean() > 0.99  # counts of rows vary less than Poisson's
+    assert room.mean() < 1.06 * mean
+
+
+def test_neighbouring_ids_are_of_different_owners():
+  tables = embedding.Tables((100_000, 50_000), 4, narrow=((60_000, 2),))
+  for devices in (2, 8, 64, 1024):
+    edges = tables.edges(devices)
+    for start in tables.starts[:-1].astype(np.int32):
+      row = np.arange(0, 5000, dtype=np.int32)
+      owner = np.searchsorted(edges, tables.places(start + row), side='right') - 1
+      first = np.array([owner[row % devices == r][0] for r in range(devices)])
+      assert len(set(first.tolist())) == devices
+      np.testing.assert_array_equal(owner, first[row % devices])
 
 
 @pytest.mark.parametrize(('devices', 'parts'), [(8, 2), (8, 8), (4, 4)])

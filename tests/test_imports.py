@@ -63,6 +63,7 @@ LEVEL = {
   'deres_jax.step': 8,
   'deres_jax.evaluate': 9,
   'deres_jax.plan': 9,
+  'deres_jax.mesh_plan': 10,
   'deres_jax.result': 10,
   'deres_jax.train': 11,
   'deres_jax.main': 12,

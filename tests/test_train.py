@@ -226,14 +226,6 @@ def test_a_workdir_of_other_data_is_refused(planted, tmp_path):
     train._claim(run, tmp_path)
 
 
-def test_plan_trains_nothing_and_needs_no_workdir(experiment, planted, tmp_path):
-  args = command(experiment, tmp_path / 'none', planted, '--mode=plan')
-  done = subprocess.run(args, capture_output=True, text=True, cwd=REPO, check=False)
-  assert done.returncode == 0, done.stderr
-  assert 'dense parameters' in done.stdout and 'extra FLOPs' in done.stdout
-  assert not (tmp_path / 'none').exists()
-
-
 def test_a_loss_that_is_not_finite_stops_the_run(planted, tmp_path):
   overrides = f'data.path={planted},mesh.devices=1,model.depth=1,model.dim=8,model.heads=2'
   overrides += ',optim.table_lr=1e38,optim.dense_lr=1e38,data.batch_size=128,train.log_steps=1'

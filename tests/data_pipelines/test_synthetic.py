@@ -14,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 from data_pipelines import build
 from data_pipelines.counter_random import uniforms
 from data_pipelines.planted_metrics import bayes_metrics, log_loss, soft_auc
-from data_pipelines.synthetic import SyntheticSource, split_metrics
+from data_pipelines.synthetic import SyntheticSource, numbers_text, split_metrics
 from data_pipelines.synthetic_options import SyntheticOptions
 from data_pipelines.synthetic_teacher import make_teacher, plant_sets, sigmoid, zipf_probabilities
 
@@ -170,6 +170,24 @@ def test_click_rate_is_the_one_asked_for(teacher):
   for start in range(0, rows, 50_000):
     clicks += int(source.draw('test', start, start + 50_000)[2].sum())
   assert abs(clicks / rows - DEFAULT.click_rate) < 5 * (0.256 * 0.744 / rows) ** 0.5
+
+
+def test_labels_that_are_noise_need_no_factors_and_leave_values_as_they_are(teacher):
+  """So a vocabulary may be far larger than what factors could be made for."""
+  noise = dataclasses.replace(DEFAULT, logit_std=0.0)
+  planted, drawn = SyntheticSource(DEFAULT, teacher), SyntheticSource(noise, make_teacher(noise))
+  np.testing.assert_array_equal(planted.draw('test', 0, 99)[0], drawn.draw('test', 0, 99)[0])
+  assert not drawn.teacher.main_F and not drawn.teacher.factors_P
+  assert drawn.teacher.field_sets() == teacher.field_sets()
+  large = make_teacher(dataclasses.replace(noise, cardinality_max=3_000_000))
+  assert sigmoid(large.bias) == pytest.approx(DEFAULT.click_rate)
+  assert large.values(np.full((1, 10), 1 - 1e-12))[0, -1] == 2_999_999
+  assert large.parts(np.zeros((3, 10), np.int32)).tolist() == [[0.0] * 4] * 3
+
+
+def test_a_vocabulary_of_numbers():
+  for values in (1, 65_536, 65_537, 140_000):
+    assert numbers_text(values) == b''.join(b'%d\n' % v for v in range(values))
 
 
 def metrics_of(**changes):
