@@ -3,7 +3,7 @@
 least that docs/scaling_out.md derives.
 
 Nothing runs: the step is compiled for 8 devices from shapes, and its text is read. The batch is
-made up: 39 fields of Zipf ids, a million of them, 8192 rows.
+made up: 39 fields of Zipf ids, a million of them, 32,768 rows.
 """
 
 import functools
@@ -18,12 +18,12 @@ import pytest
 from deres_jax import collectives, config, data, embedding, parallel, step
 from deres_jax.setup import make_setup
 
-D, ROWS = 8, 8192
+D, ROWS = 8, 32_768
 BASE = f'data.batch_size={ROWS},data.eval_batch_size={ROWS},model.depth=1,deres.block_layers=1'
 NARROW = 'model.embed_dim_of_few=2000:8'
 ADAM = 'optim.table=lazy_adam'
-# Bytes of rows, gradients and ids over the least; more is padding, K D / U.
-TABLE_LIMIT, TWO_TABLES_LIMIT = 1.13, 1.16
+# Bytes sent over the least, of tables and of dense gradients each; more is padding, K D / U.
+LIMIT = 1.10
 
 
 def vocabulary(rows, fields=39):
@@ -100,24 +100,15 @@ def check_train(setup, batch, collectives_found):
   assert max(c.operand_bytes for c in collectives_found) < largest / 4
 
 
-SHAPES = {
-  'one table': ('', TABLE_LIMIT),
-  'two widths': (NARROW, TWO_TABLES_LIMIT),
-  'lazy Adam': (ADAM, TABLE_LIMIT),
-}
-
-
-@pytest.mark.parametrize('name', SHAPES)
-def test_a_training_step_sends_little_more_than_it_must(name):
-  more, limit = SHAPES[name]
+@pytest.mark.parametrize('more', ['', NARROW, ADAM], ids=['one table', 'two widths', 'lazy Adam'])
+def test_a_training_step_sends_little_more_than_it_must(more):
   setup, batch = setup_of(more), batch_of(more)
   seen = found(compile_train(setup, batch))
   check_train(setup, batch, seen)
   assert len(batch.ids) == (2 if more == NARROW else 1)
   wire, (tables, dense) = collectives.wire_bytes_by_kind(seen), least(setup, batch)
-  assert tables + dense <= sum(wire.values()) <= 1.10 * (tables + dense)
   assert wire['all-reduce'] == pytest.approx(dense)
-  assert tables <= wire['all-to-all'] <= limit * tables
+  assert tables <= wire['all-to-all'] <= LIMIT * tables
 
 
 @pytest.mark.parametrize('more', ['', NARROW])
