@@ -3,10 +3,11 @@
 
   python tests/bench/scale.py --out=FILE.json [--only=by_vocabulary,...] [--big_rows=N]
 
-Prints a table and writes it as JSON. Every part is a process of its own; what a line compares is
-timed in turns in one process. `ratio` is the median of the rounds' ratios ours / beside, the spread
-their quartiles; a line with a `*` was taken while other processes had more than a tenth of the
-cores. What is compared, and with what aim: docs/scaling_out.md, "Measured here".
+Prints a table and writes it as JSON, and beside it as Markdown: docs/results/scaling_out.*. Every
+part is a process of its own; what a line compares is timed in turns in one process. `ratio` is the
+median of the rounds' ratios ours / beside, the spread their quartiles (of two rounds, and of times
+without a ratio: lowest and highest); a line with a `*` was taken while other processes had more
+than a tenth of the cores.
 """
 
 import argparse
@@ -41,7 +42,8 @@ PARTS = {
   'pods': (scale_pod.pods, 1),
 }
 _AIM = {'<=': operator.le, '<': operator.lt, '=': lambda a, b: abs(a - b) < 1e-3}
-_HEAD = f'{"what":<92} {"unit":>6} {"ours":>11} {"beside":>11} {"ratio":>8} {"spread":>14} aim'
+_ROW = '{:<92} {:>6} {:>9} {:>9} {:>8} {:>18} {}'
+_HEAD = 'what', 'unit', 'ours', 'beside', 'ratio', 'spread', 'aim'
 
 
 def machine() -> str:
@@ -63,17 +65,36 @@ def met(line: dict) -> bool | None:
   return _AIM[sign](line['ours'] if line['ratio'] is None else line['ratio'], float(number))
 
 
-def show(line: dict):
-  def number(x, digits=3):
-    return '' if x is None else f'{x:,.{digits}f}' if abs(x) < 1000 else f'{x:,.0f}'
+def cells(line: dict) -> tuple[str, ...]:
+  """What a line shows, by the columns of _HEAD."""
 
-  spread = '-'.join(number(x) for x in line.get('quartiles', ()))
-  aim = line['aim'] + {True: ' met', False: ' MISSED', None: ''}[line['met']]
-  noisy = '' if line.get('quiet', True) else '*'
-  print(
-    f'{line["what"]:<92} {line["unit"]:>6} {number(line["ours"]):>11} {number(line["beside"]):>11} '
-    f'{number(line["ratio"]):>7}{noisy or " "} {spread:>14} {aim}',
-    flush=True,
+  def number(x):
+    if x is None or x == int(x):
+      return '' if x is None else f'{x:,.0f}'
+    return f'{x:,.0f}' if abs(x) >= 1000 else f'{x:.4g}'
+
+  aim = line['aim'] + {True: ', met', False: ', MISSED', None: ''}[line['met']]
+  ratio = number(line['ratio']) + ('' if line.get('quiet', True) else '*')
+  spread = ' to '.join(map(number, line.get('spread', ())))
+  ours, beside = number(line['ours']), number(line['beside'])
+  return line['what'], line['unit'], ours, beside, ratio, spread, aim
+
+
+def markdown(result: dict) -> str:
+  """The page of docs/results."""
+  return '\n'.join(
+    [
+      '# Steps on large tables and many devices',
+      '',
+      f'`{result["command"]}`, {result["date"]}: {result["machine"]}, no accelerator; malloc of '
+      f'{result["allocator"]}, jax {result["versions"]["jax"]}.',
+      'Columns and marks: the head of `tests/bench/scale.py`; what it says: '
+      '[../scaling_out.md](../scaling_out.md).',
+      '',
+      f'| {" | ".join(_HEAD)} |\n|---|---|--:|--:|--:|---|---|',
+      *(f'| {" | ".join(cells(line))} |' for line in result['table']),
+      '',
+    ]
   )
 
 
@@ -97,7 +118,7 @@ def measure(name: str, big_rows: int) -> list[dict]:
     for text in process.stdout:
       line = {'part': name} | json.loads(text)
       lines.append(line | {'met': met(line)})
-      show(lines[-1])
+      print(_ROW.format(*cells(lines[-1])), flush=True)
   if process.returncode:
     raise subprocess.CalledProcessError(process.returncode, command)
   return lines
@@ -116,25 +137,30 @@ def main():
   if args.part:
     part(args.part, args.big_rows)
     return
+  names = args.only.split(',')
+  if unknown := set(names) - PARTS.keys():
+    parser.error(f'--only: {", ".join(unknown)} is none of {", ".join(PARTS)}')
   began = time.monotonic()
   result = {
     'command': 'make bench-scale',
     'machine': machine(),
     'allocator': allocator(),
+    'load_before': os.getloadavg()[0],
     'date': datetime.date.today().isoformat(),
     'versions': {name: metadata.version(name) for name in ('jax', 'jaxlib', 'flax', 'numpy')},
     'python': platform.python_version(),
   }
   print(f'{result["machine"]}; malloc of {result["allocator"]}; jax {result["versions"]["jax"]}')
-  print(_HEAD)
+  print(_ROW.format(*_HEAD))
   big_rows = args.big_rows or scale_big.affordable(args.memory_gib)
-  result['table'] = [line for name in args.only.split(',') for line in measure(name, big_rows)]
+  result['table'] = [line for name in names for line in measure(name, big_rows)]
   result |= {'big_rows': big_rows, 'seconds': time.monotonic() - began}
-  result['complete'] = set(args.only.split(',')) >= PARTS.keys()
+  result['complete'] = set(names) >= PARTS.keys()
   missed = [line['what'] for line in result['table'] if line['met'] is False]
   print(f'{result["seconds"]:,.0f} s; aims missed: {"; ".join(missed) or "none"}')
   if args.out:
     args.out.write_text(json.dumps(result, indent=1) + '\n')
+    args.out.with_suffix('.md').write_text(markdown(result))
 
 
 if __name__ == '__main__':

@@ -102,7 +102,7 @@ def big_table(rows: int) -> Iterator[list[dict]]:
   yield [
     _line(f'born sharded: {what}', 's', born),
     _line(f'step: {what}', 'ms', float(np.median(moments)))
-    | {'lowest': min(moments), 'highest': max(moments)},
+    | {'spread': [min(moments), max(moments)]},
     _line(f'peak memory beside the state: {what}', 'GiB', used / gib, size / gib, '<= 1.3'),
     _line('log loss of a repeated batch, last beside first: the same', 'nats', *ends, '< 1')
     | {'losses': losses, 'falls_every_step': bool(falls)},

@@ -156,7 +156,7 @@ class Times:
       'ours': statistics.median(a),
       'beside': statistics.median(b),
       'ratio': float(middle),
-      'quartiles': [float(low), float(high)],
+      'spread': [float(low), float(high)],
       'aim': aim,
       'rounds': len(rounds),
       'quiet': quiet,

@@ -61,7 +61,7 @@ def pods() -> Iterator[list[dict]]:
       'ours': ours,
       'beside': beside,
       'ratio': statistics.median(ratios),
-      'quartiles': [min(ratios), max(ratios)],
+      'spread': [min(ratios), max(ratios)],
       'aim': '',
       'rounds': ROUNDS,
     },
