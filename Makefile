@@ -6,7 +6,7 @@ RUN ?= runs/quickstart
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: run pod-local pod-tpu pod-gke pod-slurm criteo-sample test test-slow bench-data lint format clean help
+.PHONY: run pod-local pod-tpu pod-gke pod-slurm criteo-sample test test-slow bench-data bench-scale lint format clean help
 
 help:
 	@sed -n 's/^# //p' $(MAKEFILE_LIST)
@@ -77,6 +77,11 @@ bench-data: $(INSTALLED)
 	$(BIN)/python -m pip install -q -e '.[bench]'
 	mkdir -p runs
 	$(BIN)/python tests/bench/data.py --out=runs/bench_data.json
+
+# make bench-scale   steps on large tables and many devices beside other ways: runs/bench_scale.json
+bench-scale: $(INSTALLED)
+	mkdir -p runs
+	$(BIN)/python tests/bench/scale.py --out=runs/bench_scale.json
 
 # make lint   ruff; make format rewrites
 lint: $(INSTALLED)
