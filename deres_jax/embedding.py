@@ -175,7 +175,8 @@ class RowOptimizer:
     NOT dense Adam: moments of untouched rows do not decay.
 
   Slots may be bfloat16. They are computed in float32 and rounded up or down at random, by their
-  distance: to the nearest, v * 0.999 would be v for ever.
+  distance: to the nearest, v * 0.999 would be v for ever. The arrays hold their bits (uint16): XLA
+  widens a whole bfloat16 array to scatter into it on CPUs.
   """
 
   kind: str
@@ -187,16 +188,18 @@ class RowOptimizer:
 
   def init(self, rows: Array) -> dict[str, Array]:
     """Slots of zeros for a table's rows [N, E]."""
+    kept = jnp.uint16 if self.dtype == 'bfloat16' else self.dtype
     if self.kind == 'rowwise_adagrad':
-      return {'sum': jnp.zeros(rows.shape[:1], self.dtype)}
-    return {'m': jnp.zeros(rows.shape, self.dtype), 'v': jnp.zeros(rows.shape, self.dtype)}
+      return {'sum': jnp.zeros(rows.shape[:1], kept)}
+    return {'m': jnp.zeros(rows.shape, kept), 'v': jnp.zeros(rows.shape, kept)}
 
   def apply(
     self, w_NE: Array, slots_N: dict[str, Array], g_NE: Array, lr: Array, step: Array
   ) -> tuple[Array, dict[str, Array]]:
     """New rows and slots of N different rows, float32; `step` counts from 0."""
     g = g_NE + self.l2 * w_NE
-    slots_N = jax.tree.map(lambda x: x.astype(jnp.float32), slots_N)
+    if self.dtype == 'bfloat16':
+      slots_N = jax.tree.map(from_bits, slots_N)
     if self.kind == 'rowwise_adagrad':
       s_N = slots_N['sum'] + jnp.mean(g * g, axis=-1)
       return w_NE - lr * g / (jnp.sqrt(s_N) + self.eps)[:, None], {'sum': s_N}
@@ -208,7 +211,7 @@ class RowOptimizer:
 
 
 def round_at_random(x: Array, row_N: Array, salt: Array) -> Array:
-  """bfloat16 of float32 [N, ...], up or down so that the mean is x.
+  """Bits of a bfloat16, uint16, of float32 [N, ...]: up or down so that the mean is x.
 
   The draw is a hash of the row, the column and `salt`: the same on every mesh.
   """
@@ -222,9 +225,13 @@ def round_at_random(x: Array, row_N: Array, salt: Array) -> Array:
   at = at ^ (at >> 16)
   bits = jax.lax.bitcast_convert_type(x, jnp.uint32) + (at >> 16)
   high = (bits >> 16).astype(jnp.uint16)
-  return jnp.where(
-    jnp.isfinite(x), jax.lax.bitcast_convert_type(high, jnp.bfloat16), x.astype(jnp.bfloat16)
-  )
+  nearest = jax.lax.bitcast_convert_type(x.astype(jnp.bfloat16), jnp.uint16)
+  return jnp.where(jnp.isfinite(x), high, nearest)
+
+
+def from_bits(x: Array) -> Array:
+  """float32 of the bits of bfloat16 numbers."""
+  return jax.lax.bitcast_convert_type(x, jnp.bfloat16).astype(jnp.float32)
 
 
 # What follows runs inside shard_map: `rows` and `slots` are this device's part [N, ...].
