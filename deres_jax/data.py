@@ -166,11 +166,15 @@ class Batches:
   def finish(self, draft: Draft, capacities: tuple[int, ...]) -> Batch:
     """The batch, with room for capacities[t] rows of table t a device and owner."""
     D, H, T = self._devices, len(draft.places), len(self._tables.parts)
+    rest = draft.there, draft.labels, draft.weights, np.float32(draft.rows)
     ids = []
     for table, K in zip(self._tables.parts, capacities, strict=True):
       # Padding ids differ from one another, so that a scatter may be told so.
       padding = np.arange(table.size // D, table.size // D + K, dtype=np.int32)
       ids.append(np.tile(padding, (H * D, 1)))
+    if D == T == 1:  # all places are the only owner's
+      ids[0][0, : len(draft.places[0])] = draft.places[0]
+      return Batch(tuple(ids), draft.found, *rest)
     inverse = []
     room = np.repeat(np.array(capacities, np.int32), D)  # of each (table, owner)
     begin = np.tile(np.arange(D, dtype=np.int32), T) * room  # its first position in the table's
@@ -186,14 +190,7 @@ class Batches:
     b, S = draft.found.shape
     found = draft.found.reshape(H, -1)
     inverse_bS = np.concatenate([i[at] for i, at in zip(inverse, found, strict=True)])
-    return Batch(
-      tuple(ids),
-      inverse_bS.reshape(b, S),
-      draft.there,
-      draft.labels,
-      draft.weights,
-      np.float32(draft.rows),
-    )
+    return Batch(tuple(ids), inverse_bS.reshape(b, S), *rest)
 
 
 _MARKED_ROWS = 1 << 26  # marks of all rows of larger tables would need more than 256 MiB a thread
@@ -271,13 +268,12 @@ def roomy(need_T: np.ndarray, devices: int) -> np.ndarray:
 def put(batch: Batch, mesh: Mesh) -> Batch:
   """The batch on the mesh, each device holding its part; every process passes its own."""
   split = parallel.sharding(mesh, parallel.BATCH)
-  same = parallel.sharding(mesh, parallel.REPLICATED)
-
-  def one(x, to):
-    return jax.make_array_from_process_local_data(to, x)
-
-  *parts, rows = batch
-  return Batch(*jax.tree.map(lambda x: one(x, split), tuple(parts)), one(rows, same))
+  to = jax.tree.map(lambda _: split, batch)._replace(
+    rows=parallel.sharding(mesh, parallel.REPLICATED)
+  )
+  if jax.process_count() == 1:
+    return jax.device_put(batch, to)
+  return jax.tree.map(jax.make_array_from_process_local_data, to, batch)
 
 
 def prefetch(

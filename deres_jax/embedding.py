@@ -139,9 +139,15 @@ class Tables:
 
   def numbers(self, places_N: np.ndarray) -> np.ndarray:
     """The inverse of `places`."""
-    return self._move(places_N, lambda p, groups: p % groups * GROUP + _REVERSED[p // groups])
+    return self._move(
+      places_N, lambda p, groups: p % groups * GROUP + _REVERSED[p // groups % GROUP]
+    )
 
   def _move(self, x_N: np.ndarray, move) -> np.ndarray:
+    if len(self.parts) == 1:
+      out_N = move(x_N, np.int32(self.parts[0].groups))
+      out_N[x_N == self.padding] = self.padding
+      return out_N
     out_N = x_N.copy()
     for start, table in zip(self.starts, self.parts, strict=False):
       here_N = (x_N >= start) & (x_N < start + table.size)
