@@ -10,6 +10,7 @@ import json
 import math
 import pathlib
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -33,6 +34,7 @@ class Run:
   schema: Schema
   setup: Setup
   train: data.Batches
+  logits: Callable  # (params, tables, step, batch) -> logits; compiled at the first evaluation
   steps: int
   eval_every: int
 
@@ -67,7 +69,7 @@ def assemble(c: config_lib.Config, mesh: jax.sharding.Mesh | None = None) -> Run
   eval_every = c.train.eval_steps or max(1, round(c.train.eval_epochs * per_epoch))
   setup = make_setup(c, schema, mesh, steps)
   train = _batches(c, schema, setup, 'train', c.data.batch_size, shuffle_seed=c.seed)
-  return Run(c, schema, setup, train, steps, eval_every)
+  return Run(c, schema, setup, train, step.make_eval_step(setup), steps, eval_every)
 
 
 def _batches(c, schema, setup, split, batch_size, shuffle_seed=None) -> data.Batches:
@@ -244,10 +246,9 @@ def _evaluate(
   """Figures and logits of the state after `at` steps."""
   c, setup = run.config, run.setup
   batches = _batches(c, run.schema, setup, split, c.data.eval_batch_size)
-  eval_step = step.make_eval_step(setup)
 
   def logits(params, tables, batch):
-    return eval_step(params, tables, np.int32(at), batch)
+    return run.logits(params, tables, np.int32(at), batch)
 
   ahead = Ahead(1, c.data.prefetch)
   asked, beat = lambda: tools.stop.asked, tools.watchdog.beat

@@ -22,7 +22,7 @@ def _programs(setup: step.Setup, batches: data.Batches):
   mesh, optimizer = setup.mesh, setup.row_optimizer
   draft = batches.draft(batches.rows(0))
   ids = batches.finish(draft, batches.capacities(draft.need)).ids[0]
-  asked = int(data.roomy(np.array([max(map(len, draft.places))]))[0])
+  asked = int(data.roomy(np.array([max(map(len, draft.places))]), 1)[0])
   places = np.full((DEVICES, asked), setup.tables.padding, np.int32)
   for row, mine in zip(places, draft.places, strict=True):
     row[: len(mine)] = mine
