@@ -16,6 +16,7 @@ from deres_jax import checks, embedding, models, optim, parallel
 from deres_jax import config as config_lib
 from deres_jax.errors import UserError
 from deres_jax.models.layers import Context
+from deres_jax.rows import RowOptimizer
 from deres_jax.schema import Schema
 
 Array = jax.Array
@@ -34,7 +35,7 @@ class Setup:
   tables: embedding.Tables
   slot_tables: tuple[int, ...]  # for each id of a row its table
   optimizer: optax.GradientTransformation
-  row_optimizer: embedding.RowOptimizer
+  row_optimizer: RowOptimizer
   factor: Callable[[Array], Array]  # schedule of both learning rates
   table_lr: float
   table_init_std: float
@@ -85,7 +86,7 @@ def make_setup(c: config_lib.Config, schema: Schema, mesh: Mesh, steps: int) -> 
     tables=tables,
     slot_tables=slot_tables,
     optimizer=optim.dense(o, factor, variables['params']),
-    row_optimizer=embedding.RowOptimizer(
+    row_optimizer=RowOptimizer(
       o.table, o.table_eps, o.table_l2, o.adam_b1, o.adam_b2, o.table_slots
     ),
     factor=factor,

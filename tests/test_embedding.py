@@ -10,6 +10,7 @@ from made import in_order
 from scipy.special import erfinv
 
 from deres_jax import embedding, parallel
+from deres_jax import rows as rows_lib
 
 SIZES = (700, 1500, 3)  # 2,203 rows: three groups, the last one partly empty
 DIM = 4
@@ -165,7 +166,7 @@ def moved(optimizer, devices):
 def test_update_equals_a_dense_reference(devices, kind, l2):
   """Three steps, rows asked for by several devices, untouched rows bit-equal."""
   t, rng = tables(), np.random.default_rng(devices)
-  optimizer = embedding.RowOptimizer(kind, eps=1e-8, l2=l2, b1=0.9, b2=0.999)
+  optimizer = rows_lib.RowOptimizer(kind, eps=1e-8, l2=l2, b1=0.9, b2=0.999)
   rows = drawn(jax.random.key(0), t, 1.0, devices)
   slots = optimizer.init(rows)
   begin = np.asarray(rows)
@@ -199,7 +200,7 @@ def test_update_equals_a_dense_reference(devices, kind, l2):
 def test_rowwise_adagrad_equals_the_dense_optimizer():
   """Sparse steps are exact: the dense rule on the whole table, zero gradients included."""
   t, rng = tables(), np.random.default_rng(0)
-  optimizer = embedding.RowOptimizer('rowwise_adagrad', eps=1e-8, l2=0.0, b1=0.9, b2=0.999)
+  optimizer = rows_lib.RowOptimizer('rowwise_adagrad', eps=1e-8, l2=0.0, b1=0.9, b2=0.999)
   rows = drawn(jax.random.key(0), t, 1.0)
   dense_w, dense_s = rows, jnp.zeros(t.padding)
   slots, update = optimizer.init(rows), moved(optimizer, 1)
@@ -230,7 +231,7 @@ def test_ids_beyond_float32_survive(devices):
   """Neighbours above 2^24 are different rows from asking to writing."""
   t = embedding.Tables((2**24 + 4096,), 1)
   N = t.parts[0].size // devices
-  optimizer = embedding.RowOptimizer('rowwise_adagrad', eps=0.0, l2=0.0, b1=0.9, b2=0.999)
+  optimizer = rows_lib.RowOptimizer('rowwise_adagrad', eps=0.0, l2=0.0, b1=0.9, b2=0.999)
   places = np.sort(t.places(2**24 + np.arange(4, dtype=np.int32)))
   ids = np.tile(np.arange(N, N + 5, dtype=np.int32), (devices, devices, 1))
   for k, place in enumerate(places):
@@ -244,7 +245,7 @@ def test_ids_beyond_float32_survive(devices):
 
 
 def rounded(x, rows, salt):
-  return embedding.from_bits(embedding.round_at_random(x, rows, jnp.int32(salt)))
+  return rows_lib.from_bits(rows_lib.round_at_random(x, rows, jnp.int32(salt)))
 
 
 def test_rounding_at_random_keeps_the_mean_and_is_the_same_for_a_row():
@@ -267,7 +268,7 @@ def test_bfloat16_slots_follow_float32_ones_where_rounding_to_nearest_would_not(
   """300 steps of equal gradients: a sum grows by less than its last bit."""
   t = embedding.Tables((2000,), DIM)
   exact, half = (
-    embedding.RowOptimizer(kind, eps=1e-8, l2=0.0, b1=0.9, b2=0.999, dtype=d)
+    rows_lib.RowOptimizer(kind, eps=1e-8, l2=0.0, b1=0.9, b2=0.999, dtype=d)
     for d in ('float32', 'bfloat16')
   )
   ids = np.sort(t.places(np.arange(2000, dtype=np.int32)))[None]
@@ -279,7 +280,7 @@ def test_bfloat16_slots_follow_float32_ones_where_rounding_to_nearest_would_not(
     for step in range(300):
       rows, slots = update(rows, slots, ids, g, jnp.int32(step))
     name = 'sum' if kind == 'rowwise_adagrad' else 'v'
-    sums = embedding.from_bits(slots[name]) if optimizer is half else slots[name]
+    sums = rows_lib.from_bits(slots[name]) if optimizer is half else slots[name]
     ends[optimizer.dtype] = (
       in_order(t, [sums])[:2000].astype(np.float64),
       in_order(t, [rows]),

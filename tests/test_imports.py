@@ -48,6 +48,7 @@ LEVEL = {
   'deres_jax.models.backbones': 5,
   'deres_jax.models.connectors': 5,
   'deres_jax.models': 6,
+  'deres_jax.rows': 1,
   'deres_jax.embedding': 2,
   'deres_jax.optim': 3,
   'deres_jax.topology': 2,
