@@ -67,7 +67,7 @@ criteo-sample: $(INSTALLED)
 
 # make test-slow   what is too long for the suite
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2 --dist=loadgroup -m 'not slow'
+	$(BIN)/python -m pytest -n 2 -m 'not slow'
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Eight simulated devices, a compilation cache, and prepared folders shared by all tests."""
 
+import fcntl
 import os
 import pathlib
+from collections.abc import Callable
 
 REPO = pathlib.Path(__file__).resolve().parents[1]
 
@@ -21,6 +23,26 @@ from data_pipelines import build
 
 flags.FLAGS.mark_as_parsed()
 jax.config.update('jax_numpy_rank_promotion', 'allow')
+
+
+@pytest.fixture(scope='session')
+def once(tmp_path_factory) -> Callable:
+  """(name, make) -> a folder that one worker makes for all: `make(folder)` fills it."""
+  root = tmp_path_factory.getbasetemp()
+  if 'PYTEST_XDIST_WORKER' in os.environ:
+    root = root.parent
+
+  def shared(name: str, make: Callable[[pathlib.Path], None]) -> pathlib.Path:
+    folder = root / name
+    with (root / f'{name}.lock').open('w') as lock:
+      fcntl.flock(lock, fcntl.LOCK_EX)
+      if not folder.exists():
+        partial = root / f'{name}.partial'
+        make(partial)
+        partial.rename(folder)
+    return folder
+
+  return shared
 
 
 @pytest.fixture(scope='session')

@@ -19,9 +19,6 @@ from pod_state import describe
 from deres_jax import config, evaluate, step, train
 from deres_jax.errors import Retry
 
-# One worker runs them all: they share the runs of a fixture.
-pytestmark = pytest.mark.xdist_group('pods')
-
 REPO = pathlib.Path(__file__).resolve().parents[1]
 LIMIT = 150  # seconds after which a pod counts as hanging
 
@@ -73,19 +70,27 @@ def experiment(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def runs(experiment, planted, tmp_path_factory):
+def alone(planted, once):
+  """Workdir of the run on one device."""
+  return once('alone', lambda folder: train.train(settings(planted, 1), folder))
+
+
+@pytest.fixture(scope='module')
+def runs(alone, experiment, planted, once):
   """Workdirs of the same run: by number of devices of one process, and of 2 processes x 4."""
-  folder = tmp_path_factory.mktemp('runs')
-  several = pod(experiment, folder / '2x4', planted, 2, 4)
-  try:
-    for devices in (1, 2, 4, 8):
-      train.train(settings(planted, devices), folder / str(devices))
-    code, out = end(several)
-  finally:
-    several.kill()
-  assert code == 0, out
-  assert out.count('test auc') == 1, out  # one process speaks
-  return folder
+
+  def make(folder):
+    several = pod(experiment, folder / '2x4', planted, 2, 4)
+    try:
+      for devices in (2, 4, 8):
+        train.train(settings(planted, devices), folder / str(devices))
+      code, out = end(several)
+    finally:
+      several.kill()
+    assert code == 0, out
+    assert out.count('test auc') == 1, out  # one process speaks
+
+  return once('runs', make)
 
 
 def lines(workdir):
@@ -96,17 +101,17 @@ def lines(workdir):
 
 
 @pytest.mark.parametrize('other', ['2', '4', '8', '2x4'])
-def test_every_mesh_and_every_pod_trains_the_same(runs, other):
-  one, many = lines(runs / '1'), lines(runs / other)
+def test_every_mesh_and_every_pod_trains_the_same(alone, runs, other):
+  one, many = lines(alone), lines(runs / other)
   assert [(x['step'], x['split']) for x in one] == [(x['step'], x['split']) for x in many]
   for a, b in zip(one, many, strict=True):
     assert (a['rows'], a['clicks']) == (b['rows'], b['clicks'])  # of the same batches
     assert b['logloss'] == pytest.approx(a['logloss'], rel=2e-6)
     assert b['auc'] == pytest.approx(a['auc'], abs=1e-6)
-  result, expected = (json.loads((runs / w / 'result.json').read_text()) for w in (other, '1'))
+  result, expected = (json.loads((w / 'result.json').read_text()) for w in (runs / other, alone))
   assert result['auc'] == pytest.approx(expected['auc'], abs=1e-6)
   assert result['config_hash'] == expected['config_hash']
-  a, b = (np.load(runs / w / 'test_logits.npy') for w in (other, '1'))
+  a, b = (np.load(w / 'test_logits.npy') for w in (runs / other, alone))
   np.testing.assert_allclose(a, b, atol=2e-5)
 
 
@@ -189,7 +194,7 @@ def stop_when(monkeypatch, place, name, call):
   ],
 )
 def test_sigterm_saves_and_the_same_command_goes_on(
-  runs, planted, tmp_path, monkeypatch, place, name, call, said, at
+  alone, planted, tmp_path, monkeypatch, place, name, call, said, at
 ):
   """Bit-equal to the run that nobody stopped, metrics.jsonl too."""
   c, old = settings(planted, 1), signal.getsignal(signal.SIGTERM)
@@ -201,9 +206,9 @@ def test_sigterm_saves_and_the_same_command_goes_on(
   assert not (tmp_path / 'result.json').exists()
   assert describe(tmp_path, 1)['step'] == at
   train.train(c, tmp_path)
-  assert lines(tmp_path) == lines(runs / '1')
-  assert describe(tmp_path, 1) == describe(runs / '1', 1)
-  a, b = (json.loads((w / 'result.json').read_text()) for w in (tmp_path, runs / '1'))
+  assert lines(tmp_path) == lines(alone)
+  assert describe(tmp_path, 1) == describe(alone, 1)
+  a, b = (json.loads((w / 'result.json').read_text()) for w in (tmp_path, alone))
   assert (a['auc'], a['step_chosen'], a['auc_validation']) == (
     b['auc'],
     b['step_chosen'],
@@ -238,7 +243,7 @@ def test_a_pod_that_is_stopped_then_loses_a_process_ends_like_one_that_did_not(
   experiment, planted, tmp_path
 ):
   """SIGTERM to one process, kill -9 of one, and the last steps on one process."""
-  more = ['--config.train.steps=200', '--config.train.eval_steps=50']
+  more = ['--config.train.steps=150', '--config.train.eval_steps=50']
   more += ['--config.mesh.heartbeat_seconds=10', '--config.train.checkpoint_steps=20']
   workdir = tmp_path / 'w'
   first = pod(experiment, workdir, planted, 2, 2, *more)
@@ -256,7 +261,7 @@ def test_a_pod_that_is_stopped_then_loses_a_process_ends_like_one_that_did_not(
   code, out = end(second)
   assert code == 75 and time.monotonic() - began < 60, out
   assert 'resuming at step' in out and '[0] stopped: ' in out, out
-  c = settings(planted, 4, 'train.steps=200,train.eval_steps=50,train.checkpoint_steps=20')
+  c = settings(planted, 1, 'train.steps=150,train.eval_steps=50,train.checkpoint_steps=20')
   train.train(c, workdir)
   train.train(c, tmp_path / 'undisturbed')
   a, b = lines(workdir), lines(tmp_path / 'undisturbed')
