@@ -70,7 +70,7 @@ class Fit:
 
   def notes(self, t: int = 0) -> list[str]:
     """Bounds that set t's fit stands on, as plain sentences."""
-    kappa_K, m_K, sigma_K = (x[t] for x in self.parts)
+    kappa_K, _, sigma_K = (x[t] for x in self.parts)
     out = []
     if self.f.kappas == 1 and kappa_K[0] < ON_BOUND_KAPPA:
       out.append(
