@@ -49,4 +49,11 @@ def percentile(drawn: Fit, target: targets.Target, level: float = LEVEL) -> tupl
   if not len(h_T):
     return math.nan, math.nan
   low, high = np.quantile(h_T, [(1 - level) / 2, (1 + level) / 2], method='inverted_cdf')
-  return tuple(target.show(float(h)) if math.isfinite(h) else math.nan for h in (low, high))
+  return _shown(target, float(low)), _shown(target, float(high))
+
+
+def _shown(target: targets.Target, h: float) -> float:
+  if math.isfinite(h):
+    return target.show(h)
+  bound = target.high_shown if h > 0 else target.low_shown
+  return h if bound is None else bound

@@ -20,6 +20,7 @@ from deres_jax.fits import LEVEL, Fit
 from deres_jax.targets import Target, estimate
 
 _EXPANSIONS, _REFINEMENTS, _TOLERANCE = 60, 40, 1e-5
+_NOTHING = 1e-6  # a difference of exponents below it is 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,10 +183,23 @@ def profile(found: Fit, target: Target, level: float = LEVEL) -> Interval:
   at, low, high, low_open, high_open = (x[0] for x in profile_bounds(one, target, level))
   if math.isnan(at):
     return Interval(math.nan, -math.inf, math.inf, True, True)
-  low, high = _shown(target, low, low_open, False), _shown(target, high, high_open, True)
+  # Where both gammas go to 0 their difference does, and the profile ends there in a jump.
+  zeros = [target.pair is not None and abs(h) < _NOTHING for h in (low, high)]
+  low = 0.0 if zeros[0] else _shown(target, low, low_open, False)
+  high = 0.0 if zeros[1] else _shown(target, high, high_open, True)
+  low_open, high_open = low_open or zeros[0], high_open or zeros[1]
   return Interval(target.show(float(at)), low, high, bool(low_open), bool(high_open))
 
 
 def _shown(target: Target, h: float, is_open: bool, upper: bool) -> float:
   bound = target.high_shown if upper else target.low_shown
   return bound if is_open and bound is not None else float(target.show(float(h)))
+
+
+def constraint_p(found: Fit, target: Target, h: float) -> np.ndarray:
+  """p_T of the F test that the target is h (in units of h: of ratios the logarithm)."""
+  count = len(found.q_TQ)
+  free_TQ = np.delete(found.q_TQ, target.drop, axis=1)
+  at_T = estimate(found.parts, target)
+  cost_T, _ = _Profile(found, target).cost(np.full(count, h), free_TQ, at_T, np.arange(count))
+  return special.fdtrc(1, found.df_T, cost_T**2)

@@ -35,6 +35,7 @@ LEVEL = {
   'deres_jax.checkpoint': 1,
   'deres_jax.report': 2,
   'deres_jax.sweep': 3,
+  'deres_jax.paired': 2,
   'deres_jax.compare': 4,
   'deres_jax.models.layers': 1,
   'deres_jax.models.stack': 2,
