@@ -22,7 +22,6 @@ LEVEL = 0.95
 _LACK = 0.05  # lack of fit is significant below this p
 _ALPHA_GAPS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # alpha over the highest y, in ranges
 _GAMMAS = np.geomspace(0.02, 20.0, 36)  # times the range of t
-ON_BOUND_KAPPA, ON_BOUND_SIGMA = 1e-6, 1e-7
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,27 +59,32 @@ class Fit:
   def alpha_TK(self) -> np.ndarray:
     """Asymptotic AUC (of power_gain: the baseline); inf on the bound and for log_linear."""
     kappa_TK = self.parts[0]
-    with np.errstate(divide='ignore'):
-      return self.p.centre + self.p.scale / kappa_TK
+    bound_TK = np.abs(kappa_TK) < laws.ON_BOUND_KAPPA
+    alpha_TK = self.p.centre + self.p.scale / np.where(bound_TK, 1.0, kappa_TK)
+    return np.where(bound_TK, np.inf, alpha_TK)
 
   def predict(self, which: np.ndarray, t: np.ndarray) -> np.ndarray:
     """AUC_TM of M connectors (indices) at M values of ln(C / C_0)."""
     kappa_TM, m_TM, sigma_TM = (x[:, which] for x in self.parts)
     return self.p.centre + self.p.scale * laws.value(kappa_TM, m_TM, sigma_TM, t)
 
+  def auc(self, k: int, compute: float) -> float:
+    """AUC of connector k at `compute` FLOPs, of the first set."""
+    return float(self.predict(np.array([k]), np.array([self.p.time(compute)]))[0, 0])
+
   def notes(self, t: int = 0) -> list[str]:
     """Bounds that set t's fit stands on, as plain sentences."""
     kappa_K, _, sigma_K = (x[t] for x in self.parts)
     out = []
-    if self.f.kappas == 1 and kappa_K[0] < ON_BOUND_KAPPA:
+    if self.f.kappas == 1 and kappa_K[0] < laws.ON_BOUND_KAPPA:
       out.append(
         'the fit is at the boundary alpha = infinity, gamma = 0: the data show no saturation, and '
         'only ratios of slopes in ln C are left of the exponents'
       )
     for k, name in enumerate(self.p.names):
-      if sigma_K[k] < ON_BOUND_SIGMA:
+      if sigma_K[k] < laws.ON_BOUND_SIGMA:
         out.append(f'{name} is at the boundary beta = 0: its AUC does not rise with compute')
-      elif self.f.kappas > 1 and kappa_K[k] < ON_BOUND_KAPPA:
+      elif self.f.kappas > 1 and kappa_K[k] < laws.ON_BOUND_KAPPA:
         out.append(f'{name} is at the boundary alpha = infinity, gamma = 0: it does not saturate')
       elif kappa_K[k] * sigma_K[k] * self.p.range > 0.5 * laws.STEEPEST:
         out.append(f'{name} is all saturated: the smallest budget alone decides its gamma')

@@ -30,6 +30,8 @@ import numpy as np
 from deres_jax.errors import UserError, choose
 
 MIN_BUDGETS = 4  # of a connector; below it there is no law to speak of
+ON_BOUND_KAPPA, ON_BOUND_SIGMA = 1e-6, 1e-7  # at and below: on the bound
+_HUGE = 1e100
 STEEPEST = 60.0  # gamma times the range of ln C: beyond, one budget alone makes the curve
 
 
@@ -274,7 +276,8 @@ class Family:
         j_TNQ += exp_TN[..., None] * own_T3NQ[:, 1]
         j_TNQ += by_sigma_TN[..., None] * own_T3NQ[:, 2]
         bad_T = ~_allowed(full_T3K[:, 0], full_T3K[:, 1], full_T3K[:, 2])
-        bad_T |= ~np.isfinite(j_TNQ).all(axis=(1, 2))
+        # Also not where squares would overflow; nan compares as false.
+        bad_T |= ~(np.abs(r_TN).max(axis=1) < _HUGE) | ~(np.abs(j_TNQ).max(axis=(1, 2)) < _HUGE)
         r_TN[bad_T], j_TNQ[bad_T] = np.inf, 0.0
       return r_TN * self._weight_N, j_TNQ * self._weight_N[:, None]
 

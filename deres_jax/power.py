@@ -82,7 +82,7 @@ def one(
     'power': float(apart_T.mean()),
     'ratio_low': math.exp(low),
     'ratio_high': math.exp(high) if math.isfinite(high) else None,
-    'at_boundary': float((found.parts[0].min(axis=1) < fits.ON_BOUND_KAPPA).mean()),
+    'at_boundary': float((found.parts[0].min(axis=1) < laws.ON_BOUND_KAPPA).mean()),
   }
 
 

@@ -28,18 +28,18 @@ COMPUTE = {'forward': 'flops_forward_per_row', 'train': 'train_flops'}
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-  """Runs of one curve at one size, by (folder, seed)."""
+  """Runs of one curve at one size, by seed."""
 
   size: str  # 'depth 8, dim 64'; sizes that two cells share are the same text
   depth: int
   dim: int
   compute: float
   setting: str  # of the rates tried here, the chosen one
-  runs: dict[tuple[str, int], compare.Run]
+  runs: dict[int, compare.Run]
 
   @property
-  def aucs(self) -> dict[tuple[str, int], float]:
-    return {key: run.result['auc'] for key, run in self.runs.items()}
+  def aucs(self) -> dict[int, float]:
+    return {seed: run.result['auc'] for seed, run in self.runs.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,10 +129,23 @@ def _cells(name: str, some: list[compare.Run], figure: str) -> tuple[Cell, ...]:
       for setting, own in by_setting.items()
     ]
     best = compare.chosen(tried)
-    result = next(iter(best.runs.values())).result
-    compute = statistics.fmean(run.result[figure] for run in best.runs.values())
-    cells.append(Cell(size, result['depth'], result['dim'], compute, best.shown, best.runs))
+    by_seed = _by_seed(name, size, best)
+    result = next(iter(by_seed.values())).result
+    compute = statistics.fmean(run.result[figure] for run in by_seed.values())
+    cells.append(Cell(size, result['depth'], result['dim'], compute, best.shown, by_seed))
   return tuple(sorted(cells, key=lambda cell: cell.compute))
+
+
+def _by_seed(name: str, size: str, setting: compare.Setting) -> dict[int, compare.Run]:
+  out = {}
+  for run in setting.runs.values():
+    other = out.setdefault(run.seed, run)
+    if other is not run:
+      raise UserError(
+        f'{name} at {size} has seed {run.seed} twice, run {other.id} in {other.folder} and '
+        f'{run.id} in {run.folder}: their configs differ elsewhere; take one'
+      )
+  return out
 
 
 def _size(run: compare.Run) -> str:
@@ -148,17 +161,11 @@ def _size(run: compare.Run) -> str:
 def points(curves: list[Curve]) -> laws.Points:
   """All runs of the curves; raises UserError as `laws.points`."""
   return laws.points([
-    laws.Row(curve.name, cell.compute, run.result['auc'], _number(key, cell), cell.size)
+    laws.Row(curve.name, cell.compute, auc, seed, cell.size)
     for curve in curves
     for cell in curve.cells
-    for key, run in cell.runs.items()
+    for seed, auc in cell.aucs.items()
   ])  # fmt: skip
-
-
-def _number(key: tuple[str, int], cell: Cell) -> int:
-  """The seed; of a seed that stands in two folders (two other configs) its place in the cell."""
-  seeds = [seed for _, seed in cell.runs]
-  return key[1] if seeds.count(key[1]) == 1 else -1 - list(cell.runs).index(key)
 
 
 def write_csv(path: pathlib.Path, curves: list[Curve], finished: list[compare.Run]):

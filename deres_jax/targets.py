@@ -146,7 +146,7 @@ def alpha(p: laws.Problem, f: laws.Form, k: int = 0) -> Target:
     raise ValueError(f'{f.name} has no asymptote to fit')
 
   def show(h):
-    return p.centre - p.scale / h if h < 0 else math.inf
+    return p.centre - p.scale / h if h < -laws.ON_BOUND_KAPPA else math.inf
 
   return Target(
     lambda kappa, m, sigma: -kappa[:, k],
