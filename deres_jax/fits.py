@@ -219,14 +219,14 @@ def aicc(found: Fit, t: int = 0) -> float | None:
   return n * math.log(total / n) + 2 * k + 2 * k * (k + 1) / (n - k - 1)
 
 
-def shared_alpha_p(shared: Fit, free: Fit) -> float | None:
+def shared_alpha_p(shared: Fit, free: Fit, t: int = 0) -> float | None:
   """p of the F test that one alpha serves all connectors; None where it cannot be tested."""
   extra = free.f.kappas - 1
   df = len(free.p.t_N) - free.q_TQ.shape[1] + free.p.df_pure
-  whole = float(free.rss_T[0] + free.p.pure_T[0])
+  whole = float(free.rss_T[t] + free.p.pure_T[t])
   if extra < 1 or df < 1 or whole <= 0:
     return None
-  gain = max(float(shared.rss_T[0] - free.rss_T[0]), 0.0)
+  gain = max(float(shared.rss_T[t] - free.rss_T[t]), 0.0)
   return float(special.fdtrc(extra, df, gain / extra / (whole / df)))
 
 

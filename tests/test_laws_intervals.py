@@ -74,6 +74,13 @@ def test_95_percent_profiles_cover_planted_values_closely(law, noise):
     assert 0.935 <= share <= 0.975, (name, share)
 
 
+def test_tests_of_what_is_true_reject_one_in_twenty():
+  shared, free = (simulated(3e-4, 3, law, 2000) for law in ('saturating', 'saturating_free'))
+  assert 0.03 <= (shared.lack_T < 0.05).mean() <= 0.07
+  p = [fits.shared_alpha_p(shared, free, t) for t in range(2000)]
+  assert 0.03 <= (np.array(p) < 0.05).mean() <= 0.07
+
+
 def test_90_percent_intervals_are_narrower_and_cover_less():
   found = simulated(3e-4, 3, 'saturating')
   target, true = truths(found)['ratio']
