@@ -100,7 +100,9 @@ def text(c: dict[str, Any]) -> str:
   """The exponents, ratios and compute to match of the shared-alpha law, and the warnings."""
   law = c['laws']['saturating']
   lines = [f'AUC = alpha - beta C^-gamma, one alpha; C: {c["compute_unit"]}; 95 % F-profiles', '']
-  lines.append(f'alpha {_interval(law["alpha"])}')
+  lines.append(
+    f'alpha {_interval(law["alpha"])}; gain of a doubling at C = {c["compute_reference"]:.3g}'
+  )
   width = max(len(curve['curve']) for curve in law['curves'])
   ratios = {x['curve']: x['ratio'] for x in law['against_reference']}
   for curve in law['curves']:
@@ -108,7 +110,7 @@ def text(c: dict[str, Any]) -> str:
     ratio = f'ratio {_interval(ratios[name])}' if name in ratios else 'reference'
     lines.append(
       f'{name:<{width}}  gamma {_interval(curve["gamma"]):<28}  '
-      f'a doubling {_interval(curve["slope_per_doubling"], ".2g"):<32}  {ratio}'
+      f'a doubling {_interval(curve["slope_per_doubling"], ".3g"):<32}  {ratio}'
     )
   if law['match']:
     lines += ['', f'Compute to match {c["reference"]}, over its compute there:']
@@ -116,12 +118,14 @@ def text(c: dict[str, Any]) -> str:
     share = _interval({**line['compute'], **line['share']})
     outside = '' if line['within_budgets'] else '  (outside the budgets that were run)'
     lines.append(f'{line["curve"]:<{width}}  {share:<28}  {line["goal"]}{outside}')
-  lines += ['', 'law               AICc       lack of fit p   residual sd']
+  lines += ['', 'law               AICc       lack of fit p   residual sd   largest left out']
   for name, x in c['laws'].items():
     aicc = '' if x['aicc'] is None else f'{x["aicc"]:.1f}'
     lack = '' if x['lack_of_fit_p'] is None else f'{x["lack_of_fit_p"]:.2g}'
     sd = '' if x['residual_sd'] is None else f'{x["residual_sd"]:.2g}'
-    lines.append(f'{name:<16}  {aicc:<9}  {lack:<14}  {sd}')
+    left = max((abs(e['error']) for e in x['extrapolation'] or []), default=None)
+    left = '' if left is None else f'off by {left:.2g}'
+    lines.append(f'{name:<16}  {aicc:<9}  {lack:<14}  {sd:<12}  {left}')
   if c['warnings']:
     lines += ['', 'Before you quote a figure:', *(f'- {x}' for x in c['warnings'])]
   return '\n'.join(lines)

@@ -266,3 +266,14 @@ def test_a_bootstrap_at_the_bound_says_infinity():
   found = fitted(data)
   drawn = bootstrap.bootstrap(found, data, 'residual', 200, 0)
   assert bootstrap.percentile(drawn, targets.alpha(found.p, found.f))[1] == math.inf
+
+
+def test_what_bootstraps_draw_scatters_as_the_runs_do():
+  data = made(3e-4, seeds=3, seed=3)
+  found = fitted(data)
+  seeds, residual = (
+    bootstrap.bootstrap(found, data, kind, 4000, 0).p.pure_T.mean()
+    for kind in ('seeds', 'residual')
+  )
+  assert seeds == pytest.approx(found.p.pure_T[0], rel=0.03)
+  assert residual == pytest.approx(found.s2_T[0] * found.p.df_pure, rel=0.03)

@@ -256,6 +256,20 @@ def test_two_sweeps_on_the_same_data_are_one(tmp_path):
   assert [x['pairs'] for x in found['comparisons']] == [2] * 10
 
 
+def test_two_configs_that_pass_for_one_size_are_refused(tmp_path):
+  some = list(points(seeds=1))
+  folders = [folder(tmp_path / 'a', some)]
+  for fields, _ in some:
+    fields['data.batch_size'] = 512  # what the sweeps' files set is not among the overrides
+  folders.append(folder(tmp_path / 'b', some))
+  listed = json.loads((tmp_path / 'b' / 'sweep.json').read_text())
+  for x in listed:
+    del x['overrides']['data.batch_size']
+  (tmp_path / 'b' / 'sweep.json').write_text(json.dumps(listed))
+  with pytest.raises(UserError, match='has seed 0 twice'):
+    runs.load(folders, 'forward', False)
+
+
 # Warnings.
 
 
