@@ -3,8 +3,8 @@
 
 Variable projection finds the start: for a grid of (alpha, gamma_k) each beta_k has a closed form
 and, alpha given, connectors are apart, so the best of the whole grid costs a table look-up each
-(Golub & Pereyra 1973). Levenberg-Marquardt ends there and, from the line in ln C, once more; the
-lower sum of squares is the fit.
+(Golub & Pereyra 1973). Levenberg-Marquardt starts at the best of each of four bands of alpha and at
+the line in ln C; the lowest sum of squares is the fit.
 
 Shape letters are those of `deres_jax.laws`; A alphas and G gammas of the grid.
 """
@@ -103,32 +103,45 @@ class Fit:
 
 def fit(p: laws.Problem, f: laws.Form) -> Fit:
   """The weighted least-squares fit of every set of AUCs."""
-  family, num = laws.Family(p, f), len(p.names)
-  problem_T = np.arange(len(p.y_TN))
-  best_TQ = best_T = None
-  for start_TQ in (_from_line(p, f), _from_grid(p, f)):
-    q_TQ, rss_T = lsq.minimise(family.residuals(), start_TQ, f.low(num), problem_T)
-    if best_T is None:
-      best_TQ, best_T = q_TQ, rss_T
-    else:
-      better_T = rss_T < best_T
-      best_T = np.where(better_T, rss_T, best_T)
-      best_TQ = np.where(better_T[:, None], q_TQ, best_TQ)
-  return _judged(p, f, best_TQ, best_T)
+  return _judged(p, f, *_apart(p, f, None))
 
 
 def refit(old: Fit, p: laws.Problem) -> Fit:
-  """A fit of other AUCs of the same cells, from where `old` (one set) ended and from the line."""
-  start_TQ = np.repeat(old.q_TQ[:1], len(p.y_TN), axis=0)
-  family, num = laws.Family(p, old.f), len(p.names)
-  problem_T = np.arange(len(p.y_TN))
-  q_TQ, rss_T = lsq.minimise(family.residuals(), start_TQ, old.f.low(num), problem_T)
-  other_TQ, other_T = lsq.minimise(
-    family.residuals(), _from_line(p, old.f), old.f.low(num), problem_T
-  )
-  better_T = other_T < rss_T
-  q_TQ = np.where(better_T[:, None], other_TQ, q_TQ)
-  return _judged(p, old.f, q_TQ, np.minimum(rss_T, other_T))
+  """A fit of other AUCs of the same cells, also from where `old` (one set) ended."""
+  return _judged(p, old.f, *_apart(p, old.f, old.q_TQ[:1]))
+
+
+def _apart(p: laws.Problem, f: laws.Form, old_1Q) -> tuple[np.ndarray, np.ndarray]:
+  """`_together` for each connector alone where none shares a parameter: no optimum is missed."""
+  if f.kappas == 1 or len(p.names) == 1:
+    return _together(p, f, old_1Q)
+  alone, num = dataclasses.replace(f, kappas=min(f.kappas, 1)), len(p.names)
+  columns = np.arange(f.size(num)).reshape(-1, num)  # [kappa], m, sigma of each connector
+  q_TQ, rss_T = np.empty((len(p.y_TN), f.size(num))), np.zeros(len(p.y_TN))
+  for k in range(num):
+    part = dataclasses.replace(p.subset(p.which_N == k), names=p.names[k : k + 1])
+    part = dataclasses.replace(part, which_N=np.zeros_like(part.which_N))
+    start_1Q = None if old_1Q is None else old_1Q[:, columns[:, k]]
+    q_TQ[:, columns[:, k]], own_T = _together(part, alone, start_1Q)
+    rss_T += own_T
+  return q_TQ, rss_T
+
+
+def _together(p: laws.Problem, f: laws.Form, old_1Q) -> tuple[np.ndarray, np.ndarray]:
+  """The lowest sum of squares from all starts, and its parameters."""
+  starts = [_from_line(p, f)]
+  if f.name != 'log_linear':
+    bands = np.reshape(_ALPHA_GAPS, (-1, 2)) if f.kappas else [_ALPHA_GAPS]
+    starts += [_from_grid(p, f, gaps) for gaps in bands]
+  if old_1Q is not None:
+    starts.append(np.repeat(old_1Q, len(p.y_TN), axis=0))
+  run, low_Q = laws.Family(p, f).residuals(), f.low(len(p.names))
+  best_TQ, best_T = lsq.minimise(run, starts[0], low_Q, np.arange(len(p.y_TN)))
+  for start_TQ in starts[1:]:
+    q_TQ, rss_T = lsq.minimise(run, start_TQ, low_Q, np.arange(len(p.y_TN)))
+    better_T = rss_T < best_T
+    best_TQ[better_T], best_T[better_T] = q_TQ[better_T], rss_T[better_T]
+  return best_TQ, best_T
 
 
 def _judged(p: laws.Problem, f: laws.Form, q_TQ: np.ndarray, rss_T: np.ndarray) -> Fit:
@@ -169,14 +182,12 @@ def _from_line(p: laws.Problem, f: laws.Form) -> np.ndarray:
   return np.concatenate([kappa_TQ, m_TK, b_TK / (1 - used_T1 * m_TK)], axis=1)
 
 
-def _from_grid(p: laws.Problem, f: laws.Form) -> np.ndarray:
-  """The best of all (alpha, gamma), beta in closed form."""
-  if f.name == 'log_linear':
-    return _from_line(p, f)
+def _from_grid(p: laws.Problem, f: laws.Form, gaps) -> np.ndarray:
+  """The best of all (alpha, gamma), beta in closed form; alpha is that far over the highest y."""
   num, sign = len(p.names), -1.0 if f.fixed < 0 else 1.0
   gamma_G = _GAMMAS / p.range
   top_T1 = p.y_TN.max(axis=1, keepdims=True)
-  alpha_TA = top_T1 + np.ptp(p.y_TN, axis=1, keepdims=True) * np.array(_ALPHA_GAPS)
+  alpha_TA = top_T1 + np.ptp(p.y_TN, axis=1, keepdims=True) * np.array(gaps)
   alpha_TA = np.maximum(alpha_TA, 0.05)  # kappa > 0
   if not f.kappas:
     alpha_TA = np.full((len(p.y_TN), 1), 1 / f.fixed)

@@ -277,3 +277,13 @@ def test_what_bootstraps_draw_scatters_as_the_runs_do():
   )
   assert seeds == pytest.approx(found.p.pure_T[0], rel=0.03)
   assert residual == pytest.approx(found.s2_T[0] * found.p.df_pure, rel=0.03)
+
+
+def test_a_fit_at_the_boundary_still_bounds_the_difference_from_above():
+  found = simulated(1e-3, 3, 'saturating', 150)
+  bound_T = found.parts[0][:, 0] < laws.ON_BOUND_KAPPA
+  at_T, low_T, high_T, _, _ = intervals.profile_bounds(
+    found, targets.difference(found.p, found.f, 1, 0)
+  )
+  assert bound_T.sum() >= 3 and (at_T[bound_T] == 0).all()
+  assert (np.abs(low_T[bound_T]) < 1e-6).all() and (high_T[bound_T] > 0.01).all()
