@@ -10,19 +10,19 @@ NOISY = power.Truth(noise_sd=2.5e-3)
 
 
 def test_power_grows_with_seeds_and_is_seeded():
-  lines = power.table(NOISY, (1, 2, 4, 8), (6,), (1.5,), trials=200)
+  lines = power.table(NOISY, (1, 2, 4, 8), (6,), (1.5,), trials=120)
   powers = [x['power'] for x in lines]
   assert powers == sorted(powers) and powers[0] < 0.65 and powers[-1] > powers[0] + 0.2
   widths = [x['ratio_high'] - x['ratio_low'] for x in lines]
   assert widths == sorted(widths, reverse=True)
   assert [x['runs'] for x in lines] == [12, 24, 48, 96]
-  assert lines == power.table(NOISY, (1, 2, 4, 8), (6,), (1.5,), trials=200)
-  assert lines != power.table(NOISY, (1, 2, 4, 8), (6,), (1.5,), trials=200, seed=1)
+  assert lines == power.table(NOISY, (1, 2, 4, 8), (6,), (1.5,), trials=120)
+  assert lines != power.table(NOISY, (1, 2, 4, 8), (6,), (1.5,), trials=120, seed=1)
 
 
 def test_power_grows_with_decades_and_budgets_and_falls_with_noise():
   def one(truth=NOISY, budgets=6, decades=1.5):
-    return power.one(truth, 2, budgets, decades, 200, 0, 'saturating')['power']
+    return power.one(truth, 2, budgets, decades, 120, 0, 'saturating')['power']
 
   assert one(decades=1.0) < one() < one(decades=3.0)
   assert one() < one(budgets=16)
