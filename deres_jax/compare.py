@@ -9,15 +9,13 @@ chosen; the test split takes no part in it. FILE.json holds the same figures, an
 
 import dataclasses
 import json
-import math
 import pathlib
 import statistics
 from typing import Any
 
 from absl import app, flags
-from scipy import special
 
-from deres_jax import cli, sweep, writer
+from deres_jax import cli, paired, sweep, writer
 from deres_jax import config as config_lib
 from deres_jax.errors import UserError, choose
 
@@ -164,16 +162,8 @@ def difference(mine: Setting, reference: Setting) -> dict[str, Any]:
   """
   pairs = [k for k in mine.runs if k in reference.runs]
   gaps = [mine.runs[k].result['auc'] - reference.runs[k].result['auc'] for k in pairs]
-  n = len(gaps)
-  return {
-    'pairs': n,
-    'difference': statistics.fmean(gaps) if n else None,
-    'interval': (
-      float(special.stdtrit(n - 1, 0.975)) * statistics.stdev(gaps) / math.sqrt(n)
-      if n > 1
-      else None
-    ),
-  }
+  mean, half = paired.t_interval(gaps)
+  return {'pairs': len(gaps), 'difference': mean, 'interval': half}
 
 
 def figures(groups: dict[str, list[Setting]], reference: str) -> list[dict[str, Any]]:
