@@ -243,7 +243,7 @@ def test_a_pod_that_is_stopped_then_loses_a_process_ends_like_one_that_did_not(
   experiment, planted, tmp_path
 ):
   """SIGTERM to one process, kill -9 of one, and the last steps on one process."""
-  more = ['--config.train.steps=150', '--config.train.eval_steps=50']
+  more = ['--config.train.steps=90', '--config.train.eval_steps=45']
   more += ['--config.mesh.heartbeat_seconds=10', '--config.train.checkpoint_steps=20']
   workdir = tmp_path / 'w'
   first = pod(experiment, workdir, planted, 2, 2, *more)
@@ -261,7 +261,7 @@ def test_a_pod_that_is_stopped_then_loses_a_process_ends_like_one_that_did_not(
   code, out = end(second)
   assert code == 75 and time.monotonic() - began < 60, out
   assert 'resuming at step' in out and '[0] stopped: ' in out, out
-  c = settings(planted, 1, 'train.steps=150,train.eval_steps=50,train.checkpoint_steps=20')
+  c = settings(planted, 1, 'train.steps=90,train.eval_steps=45,train.checkpoint_steps=20')
   train.train(c, workdir)
   train.train(c, tmp_path / 'undisturbed')
   a, b = lines(workdir), lines(tmp_path / 'undisturbed')
