@@ -90,7 +90,7 @@ class Batches:
   ):
     """Of all `devices` of the mesh, part `part` of so many equal parts is this host's."""
     self._tables, self._devices, self._rows = tables, devices, blocks.rows
-    self._part, self._parts = part, parts
+    self._parts = parts
     self.schema = blocks.schema
     sequence = self.schema.sequence
     self._events = (sequence.length, len(sequence.attributes)) if sequence is not None else (0, 0)
@@ -98,7 +98,6 @@ class Batches:
     self._reader = Reader(blocks, tables, order, part, parts)
     self._distinct = Distinct(tables)
     self._edges = tables.edges(devices)
-    self._table_of_S = np.array([tables.table_of[c] for c in blocks.schema.columns])
     self.batch_size = batch_size
     self.per_epoch = -(-blocks.rows // batch_size)
     self.floor = roomy(self.draft(self.rows(0)).need, devices)

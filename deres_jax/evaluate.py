@@ -10,11 +10,15 @@ from jax.sharding import Mesh
 
 from deres_jax import cluster, gauc, metrics
 from deres_jax.data import Batches, Rows
+from deres_jax.errors import Retry
 from deres_jax.feed import Ahead, feed
 
 
-class Stopped(Exception):
+class Stopped(Retry):
   """A host was asked to stop before the figures were there."""
+
+  def __init__(self):
+    super().__init__('before the figures of a split were there: the same command goes on')
 
 
 def run(

@@ -9,6 +9,7 @@ Shapes: b rows of a batch on one device, m rows of a micro-batch, S ids of a row
 history, E row width, C rows that a device asks for.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -115,15 +116,15 @@ def init_stream(setup: Setup, total: streaming.StreamState | None = None) -> str
   Args:
     total: what `make_sum_stream` gave for the rows so far; None: no rows.
   """
+  return _start_stream(setup.mesh)(streaming.StreamState.zeros() if total is None else total)
 
+
+@functools.cache  # compiled once, not at every line of metrics
+def _start_stream(mesh: Mesh) -> Callable:
   def start(total):
-    return jax.tree.map(
-      lambda x: jnp.zeros((setup.mesh.size, *x.shape), x.dtype).at[0].set(x), total
-    )
+    return jax.tree.map(lambda x: jnp.zeros((mesh.size, *x.shape), x.dtype).at[0].set(x), total)
 
-  to = parallel.sharding(setup.mesh, parallel.BATCH)
-  total = streaming.StreamState.zeros() if total is None else total
-  return jax.jit(start, out_shardings=to)(total)
+  return jax.jit(start, out_shardings=parallel.sharding(mesh, parallel.BATCH))
 
 
 def abstract_stream(setup: Setup, summed: bool = True) -> streaming.StreamState:

@@ -5,6 +5,7 @@ On many hosts all processes run this code on the same steps. Each reads its part
 writes its part of a checkpoint; process 0 alone writes everything else.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -28,7 +29,7 @@ from deres_jax.streaming import StreamState
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """The setup of a run: made from config and schema, before any training state exists."""
+  """The parts of a run: made from config and schema, before any training state exists."""
 
   config: config_lib.Config
   schema: Schema
@@ -56,7 +57,7 @@ class Tools:
 
 
 def assemble(c: config_lib.Config, mesh: jax.sharding.Mesh | None = None) -> Run:
-  """Opens the data, makes all setup of the step. Raises UserError.
+  """Opens the data, makes all parts of the step. Raises UserError.
 
   Args:
     mesh: to plan for; None: the one that the config asks for.
@@ -209,15 +210,15 @@ def _loop(run: Run, tools: Tools, start: int) -> checkpoint.Clock:
     else:
       tools.progress.step(done)
     if saved or fed.stop:
-      stopped, auc = fed.stop, None
-      try:
-        auc = _validate(run, tools, state, done) if due else None
-      except evaluate.Stopped:
-        stopped = True
-      tools.checkpoints.save(done, state, total(stream), now(done, not (stopped and due)), auc)
+      evaluated, auc = not due, None
+      if due:
+        with contextlib.suppress(evaluate.Stopped):
+          auc = _validate(run, tools, state, done)
+          evaluated = True
+      tools.checkpoints.save(done, state, total(stream), now(done, evaluated), auc)
       tools.watchdog.beat()
       shown_at = time.monotonic()
-      if stopped:
+      if fed.stop or not evaluated:
         raise Retry(f'at step {done} of {run.steps}, saved: the same command goes on')
   return now(run.steps)
 
@@ -261,10 +262,7 @@ def _finish(run: Run, tools: Tools, clock, workdir: pathlib.Path) -> dict[str, A
   chosen = best[0] if best else tools.checkpoints.latest()
   params, tables = tools.checkpoints.restore_params(chosen, step.abstract_state(run.setup))
   tools.progress.line(f'evaluating step {chosen}, the best on validation, on the test split')
-  try:
-    figures, logits_N = _evaluate(run, tools, params, tables, chosen, 'test')
-  except evaluate.Stopped:
-    raise Retry('before the test split was evaluated: the same command goes on') from None
+  figures, logits_N = _evaluate(run, tools, params, tables, chosen, 'test')
   tools.record.write(run.steps, 'test', figures)
   content = result.content(run.config, run.schema, run.setup, run.steps, clock, figures, workdir)
   content |= {'step_chosen': chosen, 'auc_validation': best[1] if best else None}
@@ -293,8 +291,6 @@ def evaluate_best(c: config_lib.Config, workdir: pathlib.Path) -> dict[str, Any]
     try:
       for split in ('validation', 'test'):
         out[split], _ = _evaluate(run, tools, params, tables, chosen, split)
-    except evaluate.Stopped:
-      raise Retry('before the figures were there: the same command starts again') from None
     finally:
       tools.close()
   if cluster.is_leader():

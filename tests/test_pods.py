@@ -190,7 +190,7 @@ def stop_when(monkeypatch, place, name, call):
     (step, 'make_train_step', 7, 'at step 8 of 16', 8),  # where validation is due
     (evaluate, 'run', 1, 'at step 8 of 16', 8),
     (evaluate, 'run', 2, 'at step 16 of 16', 16),
-    (evaluate, 'run', 3, 'before the test split', 16),
+    (evaluate, 'run', 3, 'before the figures of a split', 16),
   ],
 )
 def test_sigterm_saves_and_the_same_command_goes_on(
@@ -214,6 +214,22 @@ def test_sigterm_saves_and_the_same_command_goes_on(
     b['step_chosen'],
     b['auc_validation'],
   )
+
+
+def test_sigterm_in_the_validation_that_is_made_up_for_saves_nothing_and_loses_nothing(
+  alone, planted, tmp_path, monkeypatch
+):
+  """Stopped twice in the same validation: as the run went, and as it went on."""
+  c = settings(planted, 1)
+  for said in ('at step 8 of 16', 'before the figures of a split'):
+    with monkeypatch.context() as patch:
+      stop_when(patch, evaluate, 'run', 1)
+      with pytest.raises(Retry, match=said):
+        train.train(c, tmp_path)
+    assert describe(tmp_path, 1)['step'] == 8
+  train.train(c, tmp_path)
+  assert lines(tmp_path) == lines(alone)
+  assert describe(tmp_path, 1) == describe(alone, 1)
 
 
 def wait_for_lines(workdir, process, count):
