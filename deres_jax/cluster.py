@@ -76,7 +76,10 @@ def start(place: Place | str, start_seconds: int, heartbeat_seconds: int):
     devices = jax.devices()  # the processes tell each other their devices: the second half
   except Exception as e:
     if any(isinstance(x, jax.errors.JaxRuntimeError | OSError) for x in _chain(e)):
-      raise Retry(f'{_meeting(place)} did not come together: {_first_line(e)}') from e
+      raise Retry(
+        f'{_meeting(place)} did not come together ({_first_line(e)}): '
+        'another one may have ended first, and says why'
+      ) from e
     if by_hand:
       raise
     raise UserError(
