@@ -2,6 +2,7 @@
 """Every committed experiment resolves and says how to run it; twins differ as they claim."""
 
 import importlib.util
+import itertools
 import os
 import pathlib
 import subprocess
@@ -59,6 +60,9 @@ HISTORY = models.Layout(5, 20, 5, targets=(1, 2, 3))
     ('baselines', models.Layout(39)),
     ('anchors', models.Layout(39)),
     ('residual_ablation', models.Layout(39)),
+    ('scaling_depth', models.Layout(39)),
+    ('scaling_depth_cpu', models.Layout(8)),
+    ('scaling_depth_sample', models.Layout(39)),
     ('social', HISTORY),
   ],
 )
@@ -110,6 +114,37 @@ def test_the_ablation_differs_from_deres_in_what_it_names():
   assert changed['dual, additive'] == {'deres.gate_form': 'additive'}
   zeroed = {'deres.score_fn': 'silu_clipped', 'deres.query_init': 0.02}
   assert changed['dual, SiLU, negative weights zeroed'] == zeroed
+
+
+def test_the_grid_of_depths_is_the_one_it_says():
+  grid = {
+    (name, c.model.connector, c.model.depth, c.model.dim, c.seed)
+    for name, c in points('scaling_depth')
+  }
+  connectors = {
+    ('OneTrans', 'prenorm'), ('DenseFormer', 'denseformer'), ('AttnRes', 'attnres'),
+    ('mHC', 'mhc'), ('DeRes-P', 'deres'), ('DeRes-S', 'deres_s'),
+  }  # fmt: skip
+  sizes = itertools.product(connectors, (2, 4, 8, 12, 16), (64, 128), range(5))
+  assert grid == {(*connector, *size) for connector, *size in sizes}
+
+
+@pytest.mark.parametrize('name', ['scaling_depth_cpu', 'scaling_depth_sample'])
+def test_connectors_of_a_small_grid_differ_in_nothing_else(name):
+  found = points(name)
+  assert not {c.seed for _, c in found} & {100, 101}  # the seeds that rates were chosen with
+  by_size = {}
+  for label, c in found:
+    by_size.setdefault((c.model.depth, c.seed), {})[label] = config.identity(c)
+  for (depth, _), by_label in by_size.items():
+    plain = by_label['OneTrans']
+    changed = {k: {f for f in plain if plain[f] != v[f]} for k, v in by_label.items()}
+    assert changed.pop('OneTrans') == set()
+    matrix = changed.pop('DeRes-P, matrix residual', None)
+    assert matrix == ({'model.connector', 'deres.identity_kind'} if depth <= 8 else None)
+    assert set(map(frozenset, changed.values())) == {frozenset({'model.connector'})}
+  depths = {c.model.depth for label, c in found if label == 'DeRes-P'}
+  assert depths == {2, 4, 8, 12, 16}
 
 
 def test_twins_differ_in_what_they_are_twins_for():

@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`scaling_depth_cpu.py` on a small real sample of Criteo: the exploratory part of claims.md.
+
+  python -m data_pipelines.build --dataset=criteo --raw=train.txt --out=DATA --seed=1
+  python -m deres_jax.sweep --config=experiments/scaling_depth_sample.py --out=DIR \
+    --config.data.path=DATA
+
+The same 130 runs with the settings of `baselines.py` at its scale 1, which validation chose there
+for OneTrans, AttnRes and DeRes on the same rows, but for the width of 16. A sample of 0.3 % holds
+too few rows for depth to pay: it shows whether the commands carry over, not who wins.
+"""
+
+from deres_jax import config
+
+
+def get_config(overrides: str = ''):
+  c = config.variant_of(__file__, 'baselines.py')
+  c.model.dim = 16
+  c.model.heads = 2
+  # As in scaling_depth.py: sources are sums over two layers.
+  c.deres.block_layers = 2
+  c.attnres.block_layers = 2
+  c.train.eval_epochs = 0.5
+  return config.update(c, overrides)
+
+
+def sweep():
+  return config.load(__file__, 'scaling_depth_cpu.py').sweep()
