@@ -156,8 +156,8 @@ def _gamma_takes(found: dict[str, Any] | None) -> str:
     return 'budgets at which the AUC rises and bends'
   best = found['cheapest']
   if best is None:
-    most = found['tried'][-1]
-    return f'more than {most["seeds"]} seeds over {most["decades"]:.1f} decades'
+    most = max(found['tried'], key=lambda x: (x['seeds'], x['decades']))
+    return f'more than {most["seeds"]} seeds, even over {most["decades"]:.1f} decades'
   return f'{best["seeds"]} seeds over {best["decades"]:.1f} decades ({best["runs"]} runs)'
 
 
