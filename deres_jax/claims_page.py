@@ -74,7 +74,7 @@ def page(c: dict[str, Any]) -> str:
       '',
       f'## Exploratory: {markdown.cell(more["dataset"])}',
       '',
-      f'The same figures from {more["runs"]} more runs. No verdict: nothing was planned on them.',
+      f'The same figures from {more["runs"]} more runs; no verdict is drawn from them.',
       '',
       *_summary(more['claims'], judged=False),
     ]
@@ -105,7 +105,12 @@ def _summary(claims: list[dict[str, Any]], judged: bool) -> list[str]:
 def _here(claim: dict[str, Any]) -> str:
   if 'sizes' in claim:  # FLOPs
     shares = [100 * x['extra_flops'] for x in claim['sizes']]
-    return f'{min(shares):.2g} to {max(shares):.2g} % at {len(shares)} sizes'
+    low, high = f'{min(shares):.2g}', f'{max(shares):.2g}'
+    return (
+      f'{low} % at {len(shares)} sizes'
+      if low == high
+      else (f'{low} to {high} % at {len(shares)} sizes')
+    )
   if 'shared' in claim:
     one, free = (markdown.profile(claim[k]) for k in ('shared', 'free'))
     return f'ratio {one} under one alpha, {free} under free ones'
@@ -180,7 +185,7 @@ def _made(study: dict[str, Any], note: str, command: str) -> list[str]:
     f'- Runs: {study["runs"]}, seeds {", ".join(map(str, study["seeds"]))}, from '
     f'{markdown.cell(", ".join(study["sweeps"]))}.',
     f'- Device: {markdown.cell(devices)}; {markdown.cell("; ".join(study["versions"]))}.',
-    f'- Settings of all curves, where not the defaults: {markdown.cell(settings)}.',
+    f'- Settings of all curves, where not the defaults: {markdown.cell(settings) or "none"}.',
     '- Where a size was run at several learning rates, the best mean validation AUC was taken; the '
     'test split took no part in any choice.',
   ]

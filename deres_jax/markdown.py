@@ -36,6 +36,8 @@ def profile(x: dict[str, Any], scale: float = 1.0) -> str:
   def end(value, infinite):
     return infinite if value is None else f'{scale * value:.3g}'
 
+  if x['estimate'] is None and x['low_open'] and x['high_open']:
+    return 'not bounded'
   left, right = '(['[not x['low_open']], ')]'[not x['high_open']]
   return f'{end(x["estimate"], "none")} {left}{end(x["low"], "-∞")}, {end(x["high"], "∞")}{right}'
 

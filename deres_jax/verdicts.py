@@ -107,7 +107,9 @@ def exponents(
   if low > 1 and free_low > 1:
     smaller = max(high, free_high) < claimed
     return Verdict(SHOWN, 'smaller than claimed' if smaller else '')
-  if (one_alpha and low <= 1 and high < claimed) or (free_low <= 1 and free_high < claimed):
+  if one_alpha and low <= 1 and high < claimed:
+    return Verdict(NOT, 'the claimed ratio is excluded if there is one alpha')
+  if free_low <= 1 and free_high < claimed:
     return Verdict(NOT, 'the claimed ratio is excluded')
   if low > 1 and one_alpha:
     return Verdict(UNTOLD, 'steeper if there is one alpha; that the exponents differ is not shown')
