@@ -33,7 +33,7 @@ def delong(curves: list[Curve], reference: Curve, labels_N: np.ndarray) -> list[
       'curve': curve.name,
       'size': cell.size,
       'seed': seed,
-      **paired.delong(labels_N, _logits(run, labels_N), _logits(base, labels_N)),
+      **paired.delong(labels_N, logits(run, labels_N), logits(base, labels_N)),
     }
     for curve in curves
     for cell in curve.cells
@@ -45,7 +45,8 @@ def delong(curves: list[Curve], reference: Curve, labels_N: np.ndarray) -> list[
   return [{**line, 'p_holm': p} for line, p in zip(lines, adjusted, strict=True)]
 
 
-def _logits(run: compare.Run, labels_N: np.ndarray) -> np.ndarray:
+def logits(run: compare.Run, labels_N: np.ndarray) -> np.ndarray:
+  """Stored logits of a run on the test split; raises UserError where there are none that fit."""
   file = pathlib.Path(run.folder) / 'runs' / run.id / 'test_logits.npy'
   if not file.is_file():
     raise UserError(f'{file}: no such file: the run stored no logits, leave --data out')

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Shared by tests: sweep folders that are written here, with known effects and exponents."""
+
+import json
+
+import numpy as np
+
+from deres_jax import config
+
+DEPTHS, DIMS, ALPHA = (2, 4, 8, 12, 16), (64, 128), 0.8
+TRUTH = {'OneTrans': ('prenorm', 0.071, 0.046), 'DeRes': ('deres', 0.118, 0.043)}
+
+
+def forward(depth, dim, connector):
+  """FLOPs a row; a connector costs a little more."""
+  return 24.0 * depth * dim**2 * 40 * (1.0 if connector == 'prenorm' else 1.03)
+
+
+def result(run, auc, rng):
+  """The config of a run, and result.json as it would write it."""
+  c = config.base()
+  c.update_from_flattened_dict({k: v for k, v in run.items() if k != 'name'})
+  frozen = config.resolve(c)
+  flops = forward(frozen.model.depth, frozen.model.dim, frozen.model.connector)
+  base = forward(frozen.model.depth, frozen.model.dim, 'prenorm')
+  return frozen, {
+    'config_hash': config.config_hash(frozen),
+    'seed': frozen.seed,
+    'backbone': frozen.model.backbone,
+    'connector': frozen.model.connector,
+    'depth': frozen.model.depth,
+    'dim': frozen.model.dim,
+    'auc': auc,
+    'auc_se': 0.003,
+    'auc_validation': auc + 1e-4 * rng.standard_normal(),
+    'logloss': 0.45,
+    'rows': 1500,
+    'params_dense': 1000 * frozen.model.depth,
+    'params_embedding': 5000,
+    'flops_forward_per_row': flops,
+    'flops_connector_extra': flops / base - 1,
+    'train_flops': 3e6 * flops,
+    'rows_per_second': 1000.0,
+    'dataset': 'toy',
+    'data_content': {'test': 'abc'},
+    'planted': {},
+    'device': {'kind': 'cpu', 'count': 1},
+    'versions': {'jax': '1.2'},
+    'test_logits': '/elsewhere/test_logits.npy',
+  }
+
+
+def points(noise=1e-4, seeds=3, truth=TRUTH, depths=DEPTHS, dims=DIMS):
+  """Config fields and AUC of every run."""
+  rng = np.random.default_rng(3)
+  for name, (connector, gamma, gap) in truth.items():
+    for depth in depths:
+      for dim in dims:
+        c = forward(depth, dim, connector) / forward(2, 64, 'prenorm')
+        for seed in range(seeds):
+          fields = {'name': name, 'model.connector': connector}
+          fields |= {'model.depth': depth, 'model.dim': dim, 'seed': seed}
+          yield fields, ALPHA - gap * c**-gamma + noise * rng.standard_normal()
+
+
+def folder(path, some, unfinished=0, **more):
+  """A sweep folder of points; the last `unfinished` have no result."""
+  rng, listed = np.random.default_rng(2), []
+  some = list(some)
+  for i, (fields, auc) in enumerate(some):
+    frozen, content = result(fields, auc, rng)
+    id = content['config_hash']
+    overrides = {k: v for k, v in fields.items() if k != 'name'}
+    name = fields.get('name', ', '.join(f'{k}={v}' for k, v in overrides.items() if k != 'seed'))
+    listed.append({'id': id, 'name': name, 'seed': fields['seed'], 'overrides': overrides})
+    workdir = path / 'runs' / id
+    workdir.mkdir(parents=True)
+    (workdir / 'config.json').write_text(json.dumps({'identity': config.identity(frozen)}))
+    if i < len(some) - unfinished:
+      (workdir / 'result.json').write_text(json.dumps(content | more))
+  (path / 'sweep.json').write_text(json.dumps(listed))
+  return str(path)
