@@ -12,7 +12,7 @@ import sys
 import numpy as np
 import pytest
 
-from deres_jax import analysis, caveats, config, metrics, runs, scaling
+from deres_jax import analysis, caveats, config, metrics, runs, scaling, wording
 from deres_jax.errors import UserError
 
 REPO = pathlib.Path(__file__).resolve().parents[1]
@@ -306,9 +306,9 @@ def test_a_line_is_at_the_boundary_and_said_so(tmp_path):
 
 def test_an_open_interval_is_shown_as_open():
   x = {'estimate': 0.1, 'low': 0.0, 'high': None, 'low_open': True, 'high_open': True}
-  assert scaling._interval(x) == '0.1 (0, inf)'
+  assert wording.interval(x) == '0.1 (0, inf)'
   assert 'not bounded' in caveats._wide_text(x)
-  assert scaling._interval({**x, 'low_open': False, 'high': 0.2, 'high_open': False}) == (
+  assert wording.interval({**x, 'low_open': False, 'high': 0.2, 'high_open': False}) == (
     '0.1 [0, 0.2]'
   )
 
