@@ -5,17 +5,14 @@ It says what fit.json says, in the same figures; equal content gives an equal pa
 """
 
 import html
-import os
 import pathlib
-import urllib.parse
 from typing import Any
 
-from deres_jax import compare, rerun, wording
+from deres_jax import compare, ratio_svg, scaling_runs, svg, wording
 from deres_jax import scaling_svg as pictures
 from deres_jax import scaling_tables as tables
 from deres_jax.scaling_style import STYLE
 from deres_jax.scaling_svg import Look
-from deres_jax.scaling_tables import Html
 
 _OWN = 'saturating_free'
 
@@ -69,31 +66,30 @@ def _answers(c: dict[str, Any], looks: dict[str, Look]) -> str:
   ratios = {x['curve']: x['ratio'] for x in law['against_reference']}
   free = {x['curve']: x['ratio'] for x in own['against_reference']}
   reference = html.escape(c['reference'])
-  head = f'<b>{reference}</b>: γ {wording.interval(gammas[c["reference"]])}, the reference'
+  head = f'<b>{reference}</b>: {_whole(gammas[c["reference"]], "γ ")}, the reference'
   parts = [_answer(looks[c['reference']], head, '')]
   if not ratios:
     return f'<div class="answers">{parts[0]}<div></div></div>'
-  x = pictures.ratio_scale([*ratios.values(), *free.values()])
+  x = ratio_svg.scale([*ratios.values(), *free.values()])
   parts.append('<p class="note wide-only">ratio of exponents, 95 % intervals</p>')
   matched = {line['curve']: line for line in law['match']}  # the largest goal comes last
   for name in [name for name in looks if name in ratios]:
     one, two = ratios[name], free[name]
     head = (
-      f'<b>{html.escape(name)}</b>: γ {wording.interval(gammas[name])}, '
-      f'<b>{wording.interval(one)}</b> times {reference}’s'
+      f'<b>{html.escape(name)}</b>: {_whole(gammas[name], "γ ")}, <b>{_whole(one)}</b> times '
+      f'{reference}’s'
     )
     note = (
-      f'One α: {_VERDICTS[wording.against(one, 1)]}. An α of its own: '
-      f'{_VERDICTS[wording.against(two, 1)]}, {wording.interval(two)} times. '
+      f'One α: {_VERDICTS[wording.against(one, 1)]}. An α of its own: {_free(two)}. '
       f'{_matched(matched[name], reference)}'
     )
     parts.append(_answer(looks[name], head, note))
     said = f'ratio of {name}: {wording.interval(one)}, with an alpha of its own '
     said += wording.interval(two)
-    parts.append(pictures.strip(x, [(one, 'shared'), (two, 'free')], looks[name], said))
+    parts.append(ratio_svg.strip(x, [(one, 'shared'), (two, 'free')], looks[name], said))
   parts.append('<p class="note">Filled: one α for all. Hollow: an α of its own. Arrow: open or '
                'beyond the scale.</p>')  # fmt: skip
-  return f'<div class="answers">{"".join(parts)}{pictures.strip_axis(x)}</div>'
+  return f'<div class="answers">{"".join(parts)}{ratio_svg.axis(x)}</div>'
 
 
 def _answer(look: Look, head: str, note: str) -> str:
@@ -101,8 +97,21 @@ def _answer(look: Look, head: str, note: str) -> str:
   return f'<div><p class="what figure">{pictures.mark(look)} {head}</p>{more}</div>'
 
 
+def _whole(x: dict[str, Any], name: str = '') -> str:
+  """An interval that stays on one line."""
+  return f'<span class="whole">{name}{wording.interval(x)}</span>'
+
+
+def _free(ratio: dict[str, Any]) -> str:
+  if ratio['estimate'] is None and ratio['low'] is None and ratio['high'] is None:
+    return 'cannot tell, nothing bounds the ratio'
+  return f'{_VERDICTS[wording.against(ratio, 1)]}, {_whole(ratio)} times'
+
+
 def _matched(x: dict[str, Any], reference: str) -> str:
-  share = wording.interval({**x['compute'], **x['share']})
+  share = _whole({**x['compute'], **x['share']})
+  if x['share']['estimate'] is None:
+    return f'Compute to match {reference} at {html.escape(x["goal"])}: {share} of its own.'
   outside = '' if x['within_budgets'] else ' (outside the budgets that were run)'
   return f'Matches {reference} at {html.escape(x["goal"])} with {share} of its compute{outside}.'
 
@@ -111,8 +120,9 @@ def _warnings(c: dict[str, Any]) -> str:
   if not c['warnings']:
     return ''
   items = ''.join(f'<li>{html.escape(x)}</li>' for x in c['warnings'])
+  many = ' class="many"' if len(c['warnings']) > 2 else ''
   return (
-    f'<section class="warnings"><h2>Before you quote a figure</h2><ul>{items}</ul></section>'
+    f'<section class="warnings"><h2>Before you quote a figure</h2><ul{many}>{items}</ul></section>'
   )  # fmt: skip
 
 
@@ -192,7 +202,7 @@ def _all_tables(c: dict[str, Any], looks: dict[str, Look]) -> str:
       + (f'<details><summary>Bootstrap intervals</summary>{drawn}</details>' if drawn else ''),
       f'95 % F-profile intervals; a round bracket is an open side, the runs do not exclude what '
       f'lies beyond. Ratios are to {reference}. The gain of a doubling of C is in AUC, at '
-      f'C = {c["compute_reference"]:.3g}; it differs little between laws.',
+      f'C = {svg.compact(c["compute_reference"])}; it differs little between laws.',
     ),
     _section(
       'Compute to match', tables.match(c, looks),
@@ -222,60 +232,6 @@ def _all_tables(c: dict[str, Any], looks: dict[str, Look]) -> str:
     _section('DeLong’s test', delong, 'Each run less the reference’s of its size and seed, over '
              'the rows of the test split.'),
   ])  # fmt: skip
-
-
-# Runs.
-
-
-def link(run: compare.Run, out: pathlib.Path) -> Html:
-  """The run's id; linked, relative to the folder of the page, to its config.json if it is there."""
-  file = rerun.config_file(run)
-  id = html.escape(run.id)
-  if not file.is_file():
-    return Html(f'<code>{id}</code>')
-  path = pathlib.Path(os.path.relpath(file.resolve(), out.resolve())).as_posix()
-  return Html(f'<a href="{urllib.parse.quote(path)}"><code>{id}</code></a>')
-
-
-def _runs(
-  c: dict[str, Any], looks: dict[str, Look], finished: list[compare.Run], out: pathlib.Path
-) -> str:
-  figure = {'forward': 'flops_forward_per_row', 'train': 'train_flops'}[c['compute']]
-  place = {
-    (run['sweep'], run['id']): (i, point)
-    for i, point in enumerate(c['points'])
-    for run in point['runs']
-  }
-  last = (len(c['points']), None)
-  ordered = sorted(finished, key=lambda r: (place.get((r.folder, r.id), last)[0], r.seed))
-  rows, known = [], set()
-  for run in ordered:
-    r, (_, point) = run.result, place.get((run.folder, run.id), last)
-    known.add(rerun.config_file(run).is_file())
-    command = f'<details><summary>command</summary><pre>{html.escape(rerun.command(run))}</pre>'
-    rows.append([
-      tables.named(point['curve'], looks) if point else f'{run.name} (on no curve)',
-      point['size'] if point else f'depth {r["depth"]}, dim {r["dim"]}',
-      f'{run.seed}',
-      f'{r[figure]:.4g}',
-      f'{r["params_dense"]:,}',
-      f'{r["auc"]:.5f}',
-      link(run, out),
-      Html(f'{command}</details>'),
-    ])  # fmt: skip
-  head = ['', 'size', 'seed', 'FLOPs', 'dense parameters', 'AUC', 'config', '']
-  notes = []
-  if True in known:
-    notes.append(
-      '<p>A command sets every field that is not at its default, on top of a file of one line:</p>'
-      f'<pre>{html.escape(rerun.MAKE_FILE)}</pre>'
-    )
-  if False in known:
-    notes.append(
-      '<p>Where no config.json is beside a result, put the experiment file of the sweep in the '
-      f'place of <code>{rerun.UNKNOWN}</code>: the command sets what the sweep varied.</p>'
-    )
-  return f'<h2>Runs</h2>{"".join(notes)}' + tables.table(head, rows, 'Runs', kind='tall runs')
 
 
 def _made(c: dict[str, Any]) -> str:
@@ -311,5 +267,5 @@ def page(c: dict[str, Any], finished: list[compare.Run], out: pathlib.Path) -> s
     f'<header>{_head(c, finished)}</header><main>'
     f'<p class="lead">{html.escape(lead(c))}</p>{_answers(c, looks)}{_warnings(c)}'
     f'{_figures(c, looks, bayes_auc(finished))}{_all_tables(c, looks)}'
-    f'{_runs(c, looks, finished, out)}{_made(c)}</main></body></html>\n'
+    f'{scaling_runs.table(c, looks, finished, out)}{_made(c)}</main></body></html>\n'
   )

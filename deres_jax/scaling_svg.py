@@ -4,18 +4,15 @@
 import dataclasses
 import html
 import itertools
-import math
 from collections.abc import Callable
 from typing import Any
 
 from deres_jax import svg, wording
 
 COLOURS = 7  # classes c0 to c6 of the page
-_CHARACTER = 6.9  # px of a label's letter, about
-_WIDEST_LABEL = 170
+_CHARACTER = 8.3  # px of a label's letter, about
+_WIDEST_LABEL = 190
 _GAP, _MOST_SHIFT = 15, 22  # px between labels at line ends, and from a label to its line's end
-_WIDEST_RATIO = 6.0
-STRIP, STRIP_HEIGHT = 280, 30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +87,7 @@ class Frame:
 
 
 def _auc_axis(f: Frame, y: svg.Scale) -> list[str]:
-  ticks, decimals = svg.round_ticks(y.low, y.high)
+  ticks, decimals = svg.round_ticks(y.low, y.high, f.height // 50)
   parts = [svg.text(0, 12, 'AUC, test split', 'start', 'axis')]
   for tick in ticks:
     parts.append(svg.line(f.left, y(tick), f.end, y(tick), 'grid'))
@@ -122,22 +119,19 @@ def _dots(
   y: svg.Scale,
 ) -> list[str]:
   """A small mark for each run and a large one for the mean of a size; `x` places a point."""
-  parts = []
+  means, runs = [], []
   for point in c['points']:
-    look = all_looks[point['curve']]
-    parts += [
-      svg.marker(look.shape, x(point), y(run['auc']), 2.7, f'run {look.colour}', title)
-      for run in point['runs']
-      for title in [_run_title(point, run)]
-    ]
-  for point in c['points']:
-    look = all_looks[point['curve']]
+    look, across = all_looks[point['curve']], x(point)
     if len(point['runs']) > 1:
       title = f'{point["curve"]}, {point["size"]}: mean AUC {point["auc"]:.5f}'
-      parts.append(
-        svg.marker(look.shape, x(point), y(point['auc']), 4.6, f'fill mean {look.colour}', title)
-      )
-  return parts
+      kind = f'mean {look.colour}'
+      means.append(svg.marker(look.shape, across, y(point['auc']), 4.8, kind, title))
+    radius = 2.2 if len(point['runs']) > 1 else 3.6
+    for run in point['runs']:
+      title = _run_title(point, run)
+      kind = f'run {look.colour}'
+      runs.append(svg.marker(look.shape, across, y(run['auc']), radius, kind, title))
+  return means + runs
 
 
 def _aucs(c: dict[str, Any]) -> list[float]:
@@ -247,7 +241,7 @@ def compute(
 
 def joined(c: dict[str, Any], all_looks: dict[str, Look], figure: str) -> str:
   """AUC against 'params' or 'depth': runs, and means joined by width. No law is drawn."""
-  f = Frame(440, 360)
+  f = Frame(410, 340, left=52)
   y = f.y(_aucs(c))
   values = sorted({point[figure] for point in c['points']})
   log = figure == 'params' or values[-1] >= 8 * values[0]
@@ -265,14 +259,17 @@ def joined(c: dict[str, Any], all_looks: dict[str, Look], figure: str) -> str:
   shown = 'layers' if figure == 'depth' else 'dense parameters'
   said = f'{shown} (logarithmic)' if log else shown
   parts = [*_auc_axis(f, y), *_floor(f, x, major, minor, said)]
-  parts += [
-    svg.polyline(
-      [(place(p), y(p['auc'])) for p in sorted(some, key=lambda p: p[figure])],
-      f'join {all_looks[name].colour}',
-    )
-    for (name, _), some in _by_width(c)
-  ]
+  starts: dict[int, tuple[float, float]] = {}
+  for (name, dim), some in _by_width(c):
+    points = [(place(p), y(p['auc'])) for p in sorted(some, key=lambda p: p[figure])]
+    parts.append(svg.polyline(points, f'join {all_looks[name].colour}'))
+    starts[dim] = min(points[0], starts.get(dim, points[0]), key=lambda point: point[1])
   parts.append(svg.group(_dots(c, all_looks, place, y), 'dots'))
+  if len(starts) > 1:
+    parts += [
+      svg.text(across - 6, height - 12, f'dim {dim}', 'start', 'width')
+      for dim, (across, height) in starts.items()
+    ]
   said = f'AUC against {shown}: a mark for every run, means of one width joined'
   return svg.picture(parts, said, f.width, f.height, f'by-{figure}')
 
@@ -291,51 +288,3 @@ def _by_width(c: dict[str, Any]) -> list[tuple[tuple[str, int], list[dict[str, A
     return point['curve'], point['dim']
 
   return [(k, list(some)) for k, some in itertools.groupby(sorted(c['points'], key=of), of)]
-
-
-# Ratios, a strip for each curve on one scale.
-
-
-def ratio_scale(intervals: list[dict[str, Any]]) -> svg.Scale:
-  """Holds 1 and what the intervals span, but for ends that would squash the others."""
-  ends = [x[k] for x in intervals for k in ('estimate', 'low', 'high')]
-  ends = [min(max(x, 1 / _WIDEST_RATIO), _WIDEST_RATIO) for x in ends if x is not None]
-  low, high = min([0.8, *ends]), max([1.25, *ends])
-  return svg.Scale(low / 1.06, high * 1.06, 6, STRIP - 6, log=True)
-
-
-def strip(x: svg.Scale, rows: list[tuple[dict[str, Any], str]], look: Look, said: str) -> str:
-  """Intervals of one ratio, one below the other, about the line at 1; beyond the scale: arrows."""
-  parts = [svg.line(x(1), 0, x(1), STRIP_HEIGHT, 'one')]
-  for k, (interval, kind) in enumerate(rows):
-    middle = STRIP_HEIGHT * (k + 0.5) / len(rows)
-    ends = []
-    for end, sign, name in ((interval['low'], -1, 'low'), (interval['high'], 1, 'high')):
-      beyond = end is None or not x.low <= max(end, 1e-300) <= x.high
-      place = (x.start if sign < 0 else x.end) if beyond else x(end)
-      ends.append(place)
-      if beyond or interval[f'{name}_open']:
-        tip = [(place - 5 * sign, middle - 4), (place, middle), (place - 5 * sign, middle + 4)]
-        parts.append(svg.polyline(tip, f'whisker {kind} {look.colour}'))
-    parts.append(svg.line(ends[0], middle, ends[1], middle, f'whisker {kind} {look.colour}'))
-    estimate = interval['estimate']
-    if estimate is not None and x.low <= estimate <= x.high:
-      shape = f'{kind} {look.colour}'
-      parts.append(svg.marker(look.shape, x(estimate), middle, 4.4, shape))
-  return svg.picture(parts, said, STRIP, STRIP_HEIGHT, 'strip')
-
-
-def strip_axis(x: svg.Scale) -> str:
-  """Ticks below the strips."""
-  ticks = [t for t in (0.2, 0.5, 1, 1.5, 2, 3, 5) if x.low <= t <= x.high]
-  if len(ticks) < 3:
-    ticks = [t for t in (0.8, 0.9, 1, 1.1, 1.2, 1.3, 1.4, 1.5) if x.low <= t <= x.high]
-  kept = [1.0]
-  for tick in sorted(ticks, key=lambda t: abs(math.log(t))):
-    if all(abs(x(tick) - x(other)) > 26 for other in kept):
-      kept.append(tick)
-  parts = [svg.line(x.start, 1, x.end, 1, 'rule')]
-  for tick in sorted(kept):
-    parts.append(svg.line(x(tick), 1, x(tick), 6, 'rule'))
-    parts.append(svg.text(x(tick), 18, f'{tick:g}', kind='x'))
-  return svg.picture(parts, 'scale of the ratios', STRIP, 22, 'strip')

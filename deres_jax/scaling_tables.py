@@ -17,6 +17,7 @@ LAWS = {
   'power_gain': 'power of the gain',
   'log_linear': 'straight line in ln C',
 }
+_LONG = 18  # characters of a name
 
 
 class Html(str):
@@ -59,15 +60,20 @@ def table(
 
 
 def named(name: str, all_looks: dict[str, Look]) -> Html:
-  """A curve's name with its mark."""
+  """A curve's name with its mark; a long one may take several lines."""
+  long = ' long' if len(name) > _LONG else ''
   return Html(
-    f'<span class="named">{scaling_svg.mark(all_looks[name])}'
+    f'<span class="named{long}">{scaling_svg.mark(all_looks[name])}'
     f'<span>{html.escape(name)}</span></span>'
   )
 
 
-def _interval(x: dict[str, Any] | None, form: str = '.4g') -> str:
-  return '' if x is None else wording.interval(x, form)
+def _interval(x: dict[str, Any] | None, form: str = '.4g') -> Html:
+  """An interval whose ends may stand below the estimate."""
+  if x is None:
+    return Html('')
+  estimate, _, ends = wording.interval(x, form).partition(' ')
+  return Html(f'{estimate} <span class="ends">{ends}</span>')
 
 
 def exponents(c: dict[str, Any], all_looks: dict[str, Look]) -> str:
@@ -87,8 +93,8 @@ def exponents(c: dict[str, Any], all_looks: dict[str, Look]) -> str:
   return table(head, rows, 'Exponents', above, 'grouped')
 
 
-def _ratios(law: dict[str, Any]) -> dict[str, str]:
-  return {x['curve']: wording.interval(x['ratio']) for x in law['against_reference']}
+def _ratios(law: dict[str, Any]) -> dict[str, Html]:
+  return {x['curve']: _interval(x['ratio']) for x in law['against_reference']}
 
 
 def other_laws(c: dict[str, Any], all_looks: dict[str, Look]) -> str:
@@ -107,7 +113,13 @@ def other_laws(c: dict[str, Any], all_looks: dict[str, Look]) -> str:
       ]
       for curve in law['curves']
     ]
-  return table(['', 'law', 'γ', 'ratio', 'gain of a doubling'], rows, 'Other laws')
+  head = ['', 'law', 'γ', 'ratio', 'gain of a doubling']
+  if 'power_gain' not in c['laws']:  # a line has no exponent: its ratio is of slopes
+    head, rows = [
+      ['', 'law', 'ratio of slopes', 'gain of a doubling'],
+      [row[:2] + row[3:] for row in rows],
+    ]
+  return table(head, rows, 'Other laws', kind='text')
 
 
 def bootstraps(c: dict[str, Any], all_looks: dict[str, Look]) -> str:
@@ -120,7 +132,7 @@ def bootstraps(c: dict[str, Any], all_looks: dict[str, Look]) -> str:
         ends = [_ends(x[k]) if k in x else '' for k in ('bootstrap_residual', 'bootstrap_seeds')]
         rows.append([named(curve['curve'], all_looks), LAWS[key], _interval(x), *ends])
   head = ['', 'law', 'γ, F-profile', 'residuals drawn anew', 'runs of a size drawn anew']
-  return table(head, rows, 'Bootstraps') if rows else ''
+  return table(head, rows, 'Bootstraps', kind='text') if rows else ''
 
 
 def _ends(ends: list[float | None]) -> str:
@@ -136,16 +148,16 @@ def match(c: dict[str, Any], all_looks: dict[str, Look]) -> str:
       named(one['curve'], all_looks),
       one['goal'],
       f'{one["goal_auc"]:.5f}',
-      wording.interval({**one['compute'], **one['share']}),
+      _interval({**one['compute'], **one['share']}),
       'inside' if one['within_budgets'] else 'extrapolated',
-      wording.interval({**own['compute'], **own['share']}),
+      _interval({**own['compute'], **own['share']}),
       'inside' if own['within_budgets'] else 'extrapolated',
     ]
     for one, own in zip(*lines, strict=True)
   ]
   head = ['', 'goal', 'AUC there', 'share of its compute', 'budgets', 'share', 'budgets']
   above = (('', 3), ('one α for all', 2), ('an α of its own for each', 2))
-  return table(head, rows, 'Compute to match', above, 'grouped') if rows else ''
+  return table(head, rows, 'Compute to match', above, 'grouped text') if rows else ''
 
 
 def _difference(x: dict[str, Any]) -> Html:
@@ -179,7 +191,7 @@ def equal_size(c: dict[str, Any], all_looks: dict[str, Look]) -> str:
     ]
     for x in c['comparisons']
   ]
-  return table(['', 'size', 'compute', *_TESTS], rows, 'Equal size') if rows else ''
+  return table(['', 'size', 'compute', *_TESTS], rows, 'Equal size', kind='text') if rows else ''
 
 
 def shallower(c: dict[str, Any], all_looks: dict[str, Look]) -> str:
@@ -197,7 +209,7 @@ def shallower(c: dict[str, Any], all_looks: dict[str, Look]) -> str:
     for x in c['shallower']
   ]
   head = ['', 'size', 'less the reference at', 'compute', *_TESTS]
-  return table(head, rows, 'Shallower against the goal') if rows else ''
+  return table(head, rows, 'Shallower against the goal', kind='text text-too') if rows else ''
 
 
 def quality(c: dict[str, Any]) -> str:
@@ -209,7 +221,7 @@ def quality(c: dict[str, Any]) -> str:
     alpha = _interval(x['alpha'])
     rows.append([LAWS[key], x['formula'], alpha, f'{x["parameters"]}', *shown])
   head = ['', 'formula', 'α', 'parameters', 'AICc', 'lack of fit, p', 'residual sd']
-  return table(head, rows, 'How well the laws fit')
+  return table(head, rows, 'How well the laws fit', kind='text')
 
 
 def extrapolation(c: dict[str, Any], all_looks: dict[str, Look]) -> str:
@@ -239,4 +251,4 @@ def delong(c: dict[str, Any], all_looks: dict[str, Look]) -> str:
     for x in c['delong'] or []
   ]
   head = ['', 'size', 'seed', 'difference of AUC', 'p', 'Holm']
-  return table(head, rows, 'DeLong', kind='tall') if rows else ''
+  return table(head, rows, 'DeLong', kind='tall text') if rows else ''
