@@ -186,6 +186,16 @@ def test_what_is_printed_holds_the_figures_and_the_warnings(done):
   assert '1.5' in fit['warnings'][0] and all(f'- {x}' in out for x in fit['warnings'])
 
 
+def test_the_page_stands_beside_the_figures(done):
+  out, fit, rows, _ = done
+  file = pathlib.Path(out.splitlines()[-1])
+  assert sorted(x.name for x in file.parent.iterdir()) == ['fit.json', 'report.html', 'runs.csv']
+  page = file.read_text()
+  [line] = fit['laws']['saturating']['against_reference']
+  assert wording.interval(line['ratio']) in page and 'power of the gain' in page
+  assert all(f'<code>{r["id"]}</code>' in page for r in rows)
+
+
 def test_bands_hold_the_fitted_curve(done):
   _, fit, _, _ = done
   for law in fit['laws'].values():
