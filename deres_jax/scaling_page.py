@@ -15,6 +15,7 @@ from deres_jax.scaling_style import STYLE
 from deres_jax.scaling_svg import Look
 
 _OWN = 'saturating_free'
+_MOST_NAMES = 5  # in a sentence
 
 
 def bayes_auc(finished: list[compare.Run]) -> float | None:
@@ -29,17 +30,22 @@ def bayes_auc(finished: list[compare.Run]) -> float | None:
 def _said_of(c: dict[str, Any], law: str) -> str:
   """Whose exponents are told from the reference's, as a clause."""
   by: dict[str, list[str]] = {}
-  for x in c['laws'][law]['against_reference']:
+  others = c['laws'][law]['against_reference']
+  for x in others:
     by.setdefault(wording.against(x['ratio'], 1), []).append(x['curve'])
+
+  def who(some: list[str]) -> str:
+    if len(some) <= _MOST_NAMES:
+      return wording.names(some)
+    return 'all others' if len(some) == len(others) else f'{len(some)} of the {len(others)} others'
+
   out = [
-    f'{wording.names(by[k])} {"have" if len(by[k]) > 1 else "has"} a {k} exponent than '
-    f'{c["reference"]}'
+    f'{who(by[k])} {"have" if len(by[k]) > 1 else "has"} a {k} exponent than {c["reference"]}'
     for k in ('larger', 'smaller')
     if k in by
   ]
   if 'open' in by:
-    them = wording.names(by['open']) if out or len(by['open']) < 4 else 'any of the others'
-    out.append(f'these runs cannot tell {them} from {c["reference"]}')
+    out.append(f'these runs cannot tell {who(by["open"])} from {c["reference"]}')
   return '; '.join(out)
 
 
@@ -71,7 +77,7 @@ def _answers(c: dict[str, Any], looks: dict[str, Look]) -> str:
   if not ratios:
     return f'<div class="answers">{parts[0]}<div></div></div>'
   x = ratio_svg.scale([*ratios.values(), *free.values()])
-  parts.append('<p class="note wide-only">ratio of exponents, 95 % intervals</p>')
+  parts.append(f'<p class="note wide-only">times {reference}’s, 95 % intervals</p>')
   matched = {line['curve']: line for line in law['match']}  # the largest goal comes last
   for name in [name for name in looks if name in ratios]:
     one, two = ratios[name], free[name]
@@ -87,8 +93,8 @@ def _answers(c: dict[str, Any], looks: dict[str, Look]) -> str:
     said = f'ratio of {name}: {wording.interval(one)}, with an alpha of its own '
     said += wording.interval(two)
     parts.append(ratio_svg.strip(x, [(one, 'shared'), (two, 'free')], looks[name], said))
-  parts.append('<p class="note">Filled: one α for all. Hollow: an α of its own. Arrow: open or '
-               'beyond the scale.</p>')  # fmt: skip
+  said = 'Ratios of γ. Filled: one α for all; hollow: an α of its own; arrow: open or cut off.'
+  parts.append(f'<p class="note">{said}</p>')
   return f'<div class="answers">{"".join(parts)}{ratio_svg.axis(x)}</div>'
 
 
@@ -185,8 +191,11 @@ def _noise(c: dict[str, Any]) -> str:
                 f'({x["df_residual"]} degrees of freedom).')  # fmt: skip
   if c['shared_alpha_p'] is not None:
     said.append(f'One α for all: F test, p = {c["shared_alpha_p"]:.2g}.')
-  notes = [f'{tables.LAWS[k]}: {note}' for k, law in c['laws'].items() for note in law['boundary']]
-  said += [html.escape(note[0].upper() + note[1:] + '.') for note in notes]
+  said += [
+    html.escape(f'At a bound, {tables.LAWS[k]}: {note}.')
+    for k, law in c['laws'].items()
+    for note in law['boundary']
+  ]
   return ' '.join(said)
 
 

@@ -95,7 +95,9 @@ code,pre{font:.8rem/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace}
 pre{background:var(--panel);border-radius:6px;padding:.7rem .9rem;margin:.4rem 0;
 white-space:pre-wrap;overflow-wrap:anywhere;text-align:left;user-select:all;
 -webkit-user-select:all}
-td pre{width:34rem;max-width:78vw}
+.tall table{position:relative;min-width:100%}
+td details[open]{padding-bottom:8.2rem}
+td pre{position:absolute;right:0;width:min(58rem,86vw);max-width:100%;height:7.2rem;overflow:auto}
 summary{cursor:pointer;color:var(--link)}
 details>.note:first-of-type{margin-top:.6rem}
 dl{display:grid;grid-template-columns:max-content minmax(0,1fr);gap:.3rem 1.2rem;

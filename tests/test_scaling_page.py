@@ -20,6 +20,7 @@ from deres_jax import analysis, config, rerun, runs, scaling, scaling_page, svg,
 from deres_jax.errors import UserError
 
 VOID = {'meta', 'br'}
+FOLDER = 'a #sweep, 100%20'
 UNITS = {'k': 1e3, 'M': 1e6, 'G': 1e9, 'T': 1e12}
 
 
@@ -67,12 +68,12 @@ class Node(html.parser.HTMLParser):
 
 def laid(path, some, configs=True, only=(), baseline=None, data='toy', **more):
   """A sweep with its configs: content of fit.json, runs and the folder of the page."""
-  sweep = made.folder(path / 'a sweep', some, dataset=data, **more)
-  for x in json.loads((path / 'a sweep' / 'sweep.json').read_text()) if configs else []:
+  sweep = made.folder(path / FOLDER, some, dataset=data, **more)
+  for x in json.loads((path / FOLDER / 'sweep.json').read_text()) if configs else []:
     c = config.base('data.path=/data/x4 train')
     c.update_from_flattened_dict(x['overrides'])
     whole = {'config': c.to_dict(), 'data_content': {'test': 'abc'}}
-    (path / 'a sweep' / 'runs' / x['id'] / 'config.json').write_text(json.dumps(whole))
+    (path / FOLDER / 'runs' / x['id'] / 'config.json').write_text(json.dumps(whole))
   options = analysis.Options(bootstraps=0)
   content, _, finished = scaling.fit(
     [sweep], 'forward', list(only), baseline, False, None, options
@@ -292,7 +293,7 @@ def headings(tree):
   return out
 
 
-HOSTILE = '<script>alert("1")</script>&\'x'
+HOSTILE = '<script>&"x'
 
 
 def test_what_comes_from_files_is_escaped(tmp_path):
@@ -305,6 +306,7 @@ def test_what_comes_from_files_is_escaped(tmp_path):
   page = scaling_page.page(content, finished, out)
   tree = Node(page)
   assert '<script' not in page and '<b hidden' not in page
+  assert {x.text for x in tree.all('text', 'name')} == set(truth)
   assert tree.all('script') == [] and not any('hidden' in n.attrs for n in tree.all('b'))
   [h1] = tree.all('h1')
   assert h1.text == f'AUC against compute on {HOSTILE}'
@@ -357,7 +359,7 @@ def test_a_command_repeats_its_run(good, tmp_path):
 
 
 def test_without_its_config_a_run_has_the_sweep_s_fields(tmp_path):
-  content, finished, out = laid(tmp_path, made.points(dims=(64,), seeds=1), configs=False)
+  content, finished, out = laid(tmp_path, made.points(dims=(64,), seeds=2), configs=False)
   tree = Node(scaling_page.page(content, finished, out))
   assert tree.all('div', 'tall')[0].all('a') == [] and finished[0].id in tree.text
   assert rerun.UNKNOWN in tree.text and rerun.MAKE_FILE not in tree.text
@@ -456,6 +458,7 @@ def test_many_curves_and_long_names(good):
   looks = {(x.attrs['class'].split()[-1], x.attrs['d']) for x in picture.all('path', 'run')}
   assert len(looks) == 10
   assert len(tree.all('svg', 'strip')) == 9 + 1
+  assert 'With one α for all, all others have a larger exponent than OneTrans.' in tree.text
 
 
 @pytest.mark.parametrize(('step', 'fits'), [(3e-3, True), (2e-4, True), (0.0, False)])
