@@ -15,7 +15,7 @@ from typing import Any
 
 from absl import app, flags
 
-from deres_jax import cli
+from deres_jax import cli, svg
 from deres_jax.errors import UserError
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the finished run.')
@@ -82,10 +82,14 @@ table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
 td,th{padding:.3rem .6rem;border-bottom:1px solid #d8dee4;text-align:right}
 td:first-child,th:first-child{text-align:left}
 pre{background:#f6f8fa;padding:.8rem;overflow-x:auto;font-size:.85rem}
+svg text{font-size:12px;fill:#57606a}
+.grid{stroke:#eaeef2}.level{stroke:currentColor;stroke-dasharray:6 4}
+.orange{color:#bc4c00}.green{color:#1a7f37}svg .orange,svg .green{fill:currentColor}
+.train,.validation{fill:none;stroke:#8c959f;stroke-width:1.5}
+.validation{stroke:#0969da;stroke-width:2.5}.dot{fill:#0969da}
 """
 
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 700, 320, 52, 16, 12, 40
-_BLUE, _GREY, _GREEN, _ORANGE = '#0969da', '#8c959f', '#1a7f37', '#bc4c00'
 
 
 def _chart(run: Finished, baseline: Finished) -> str:
@@ -94,57 +98,31 @@ def _chart(run: Finished, baseline: Finished) -> str:
     split: [(x['step'], x['auc']) for x in run.lines if x['split'] == split and x['auc']]
     for split in ('train', 'validation')
   }
-  levels = [(baseline.name, baseline.result['auc'], _ORANGE)]
+  levels = [(baseline.name, baseline.result['auc'], 'orange')]
   if run.bayes_auc is not None:
-    levels.append(('best possible', run.bayes_auc, _GREEN))
+    levels.append(('best possible', run.bayes_auc, 'green'))
   values = [auc for points in series.values() for _, auc in points] + [v for _, v, _ in levels]
   low, high = min(values), max(values)
   pad = 0.08 * (high - low) or 0.01
-  low, high = low - pad, high + pad
-  last = run.result['steps']
-
-  def x(step):
-    return _LEFT + (_WIDTH - _LEFT - _RIGHT) * step / last
-
-  def y(auc):
-    return _TOP + (_HEIGHT - _TOP - _BOTTOM) * (high - auc) / (high - low)
-
-  parts = [f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="AUC by step">']
-  for i in range(5):
-    auc = low + (high - low) * i / 4
-    parts.append(_line(_LEFT, y(auc), _WIDTH - _RIGHT, y(auc), '#eaeef2'))
-    parts.append(_text(_LEFT - 6, y(auc) + 4, f'{auc:.3f}', 'end'))
+  last, right, floor = run.result['steps'], _WIDTH - _RIGHT, _HEIGHT - _BOTTOM
+  x = svg.Scale(0, last, _LEFT, right)
+  y = svg.Scale(low - pad, high + pad, floor, _TOP)
+  parts = []
+  ticks, decimals = svg.round_ticks(y.low, y.high)
+  for auc in ticks:
+    parts.append(svg.line(_LEFT, y(auc), right, y(auc), 'grid'))
+    parts.append(svg.text(_LEFT - 6, y(auc) + 4, f'{auc:.{decimals}f}', 'end'))
   for i in range(5):
     step = last * i // 4
-    parts.append(_text(x(step), _HEIGHT - _BOTTOM + 18, f'{step}', 'middle'))
-  parts.append(_text((_LEFT + _WIDTH) / 2, _HEIGHT - 6, 'step', 'middle'))
-  for name, value, colour in levels:
-    parts.append(_line(_LEFT, y(value), _WIDTH - _RIGHT, y(value), colour, dash='6 4'))
-    parts.append(_text(_WIDTH - _RIGHT, y(value) - 5, f'{name} {value:.4f}', 'end', colour))
-  for split, colour, width in (('train', _GREY, 1.5), ('validation', _BLUE, 2.5)):
-    path = ' '.join(f'{x(s):.1f},{y(a):.1f}' for s, a in series[split])
-    parts.append(
-      f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="{width}"/>'
-    )
-    if split == 'validation':
-      parts += [
-        f'<circle cx="{x(s):.1f}" cy="{y(a):.1f}" r="4" fill="{colour}"/>' for s, a in series[split]
-      ]
-  return '\n'.join([*parts, '</svg>'])
-
-
-def _line(x1, y1, x2, y2, colour, dash='') -> str:
-  return (
-    f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{colour}" '
-    f'stroke-dasharray="{dash}"/>'
-  )
-
-
-def _text(x, y, text, anchor, colour='#57606a') -> str:
-  return (
-    f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{colour}" font-size="12">'
-    f'{html.escape(text)}</text>'
-  )
+    parts.append(svg.text(x(step), floor + 18, f'{step}'))
+  parts.append(svg.text((_LEFT + _WIDTH) / 2, _HEIGHT - 6, 'step'))
+  for name, value, kind in levels:
+    parts.append(svg.line(_LEFT, y(value), right, y(value), f'level {kind}'))
+    parts.append(svg.text(right, y(value) - 5, f'{name} {value:.4f}', 'end', kind))
+  for split, points in series.items():
+    parts.append(svg.polyline([(x(s), y(a)) for s, a in points], split))
+  parts += [svg.marker('circle', x(s), y(a), 4, 'dot') for s, a in series['validation']]
+  return svg.picture(parts, 'AUC by step', _WIDTH, _HEIGHT)
 
 
 def page(run: Finished, baseline: Finished) -> str:

@@ -4,10 +4,10 @@
   python -m deres_jax.scaling --sweep=DIR1,DIR2 --out=DIR
   python -m deres_jax.scaling --power [--sweep=DIR] --out=DIR
 
-The first writes DIR/fit.json (laws, intervals, compute to match, warnings: docs/scaling_laws.md)
-and DIR/runs.csv, and prints the exponents. The second simulates how many seeds, budgets and decades
-of compute tell two exponents apart, at the noise of the sweep or at --noise_sd, and writes
-DIR/power.json.
+The first writes DIR/fit.json (laws, intervals, compute to match, warnings: docs/scaling_laws.md),
+DIR/runs.csv and DIR/report.html, a page of both, and prints the exponents. The second simulates
+how many seeds, budgets and decades of compute tell two exponents apart, at the noise of the sweep
+or at --noise_sd, and writes DIR/power.json.
 """
 
 import dataclasses
@@ -20,7 +20,18 @@ from typing import Any
 import numpy as np
 from absl import app, flags
 
-from deres_jax import analysis, cli, fits, laws, power, runs, stored, writer
+from deres_jax import (
+  analysis,
+  cli,
+  fits,
+  laws,
+  power,
+  runs,
+  scaling_page,
+  stored,
+  wording,
+  writer,
+)
 from deres_jax.errors import UserError
 
 _PACKAGES = ('deres_jax', 'numpy', 'scipy')
@@ -100,22 +111,21 @@ def text(c: dict[str, Any]) -> str:
   """The exponents, ratios and compute to match of the shared-alpha law, and the warnings."""
   law = c['laws']['saturating']
   lines = [f'AUC = alpha - beta C^-gamma, one alpha; C: {c["compute_unit"]}; 95 % F-profiles', '']
-  lines.append(
-    f'alpha {_interval(law["alpha"])}; gain of a doubling at C = {c["compute_reference"]:.3g}'
-  )
+  at = f'gain of a doubling at C = {c["compute_reference"]:.3g}'
+  lines.append(f'alpha {wording.interval(law["alpha"])}; {at}')
   width = max(len(curve['curve']) for curve in law['curves'])
   ratios = {x['curve']: x['ratio'] for x in law['against_reference']}
   for curve in law['curves']:
     name = curve['curve']
-    ratio = f'ratio {_interval(ratios[name])}' if name in ratios else 'reference'
+    ratio = f'ratio {wording.interval(ratios[name])}' if name in ratios else 'reference'
     lines.append(
-      f'{name:<{width}}  gamma {_interval(curve["gamma"]):<28}  '
-      f'a doubling {_interval(curve["slope_per_doubling"], ".3g"):<32}  {ratio}'
+      f'{name:<{width}}  gamma {wording.interval(curve["gamma"]):<28}  '
+      f'a doubling {wording.interval(curve["slope_per_doubling"], ".3g"):<32}  {ratio}'
     )
   if law['match']:
     lines += ['', f'Compute to match {c["reference"]}, over its compute there:']
   for line in law['match']:
-    share = _interval({**line['compute'], **line['share']})
+    share = wording.interval({**line['compute'], **line['share']})
     outside = '' if line['within_budgets'] else '  (outside the budgets that were run)'
     lines.append(f'{line["curve"]:<{width}}  {share:<28}  {line["goal"]}{outside}')
   lines += ['', 'law               AICc       lack of fit p   residual sd   largest left out']
@@ -129,17 +139,6 @@ def text(c: dict[str, Any]) -> str:
   if c['warnings']:
     lines += ['', 'Before you quote a figure:', *(f'- {x}' for x in c['warnings'])]
   return '\n'.join(lines)
-
-
-def _interval(x: dict[str, Any], form: str = '.4g') -> str:
-  """'0.071 [0.066, 0.077]'; an open end is in round brackets."""
-
-  def end(value, infinite):
-    return infinite if value is None else f'{value:{form}}'
-
-  left, right = '(['[not x['low_open']], ')]'[not x['high_open']]
-  low, high = end(x['low'], '-inf'), end(x['high'], 'inf')
-  return f'{end(x["estimate"], "none")} {left}{low}, {high}{right}'
 
 
 def power_text(c: dict[str, Any]) -> str:
@@ -172,7 +171,7 @@ def power_text(c: dict[str, Any]) -> str:
 
 def _define_flags():
   flags.DEFINE_list('sweep', [], 'Folders that deres_jax.sweep wrote, separated by commas.')
-  flags.DEFINE_string('out', None, 'Folder for fit.json and runs.csv, or power.json.')
+  flags.DEFINE_string('out', None, 'Folder for fit.json, runs.csv and report.html, or power.json.')
   flags.DEFINE_enum('compute', 'forward', list(runs.COMPUTE), 'C: forward, a row | train, a run.')
   flags.DEFINE_string('reference', None, 'Curve to compare with; default: the first pre-norm one.')
   flags.DEFINE_list('curves', [], 'Only these curves, by name; default: all.')
@@ -265,10 +264,12 @@ def main(argv: list[str]):
   content, curves, finished = fit(
     f.sweep, f.compute, f.curves, f.baseline, f.partial, f.data, options
   )
+  page = scaling_page.page(content, finished, out)
   out.mkdir(parents=True, exist_ok=True)
   writer.write_json(out / 'fit.json', content)
   runs.write_csv(out / 'runs.csv', curves, finished)
-  print(f'{text(content)}\n{out / "fit.json"}')
+  (out / 'report.html').write_text(page)
+  print(f'{text(content)}\n{out / "report.html"}')
 
 
 if __name__ == '__main__':

@@ -5,9 +5,10 @@
   python -m deres_jax.sweep --config=experiments/scaling_depth_sample.py --out=DIR \
     --config.data.path=DATA
 
-The same points, three seeds each, with the settings of `baselines.py` at its scale 1, which validation chose there
-for OneTrans, AttnRes and DeRes on the same rows, but for the width of 16. A sample of 0.3 % holds
-too few rows for depth to pay: it shows whether the commands carry over, not who wins.
+The same points, three seeds each, with the settings of `baselines.py` at its scale 1, which
+validation chose there for OneTrans, AttnRes and DeRes on the same rows, but for the width of 16. A
+sample of 0.3 % holds too few rows for depth to pay: it shows whether the commands carry over, not
+who wins.
 """
 
 from deres_jax import config

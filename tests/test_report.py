@@ -51,7 +51,7 @@ def test_the_page_is_one_file_and_escapes_what_it_shows(tmp_path):
   page = report.page(run, write(tmp_path / 'lr', 'lr', 0.7, PLANTED))
   assert '<script' not in page and '&lt;script&gt;' in page
   assert not re.search(r'(src|href)=|https?://', page)
-  assert '<svg' in page and page.count('<circle') == 2 and '75%' in page
+  assert '<svg' in page and page.count('class="dot"') == 2 and '75%' in page
 
 
 def test_an_unfinished_run_is_named(tmp_path):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from swept import ALPHA, DEPTHS, DIMS, folder, forward, points
 
-from deres_jax import analysis, caveats, metrics, runs, scaling
+from deres_jax import analysis, caveats, metrics, runs, scaling, wording
 from deres_jax.errors import UserError
 
 REPO = pathlib.Path(__file__).resolve().parents[1]
@@ -118,6 +118,16 @@ def test_what_is_printed_holds_the_figures_and_the_warnings(done):
   figures = r'DeRes +gamma 0\.1\d+ \[0\.\d+, 0\.1\d+\].*ratio 1\.6\d+ \[1\.\d+, 1\.\d+\]'
   assert re.search(figures, out)
   assert '1.5' in fit['warnings'][0] and all(f'- {x}' in out for x in fit['warnings'])
+
+
+def test_the_page_stands_beside_the_figures(done):
+  out, fit, rows, _ = done
+  file = pathlib.Path(out.splitlines()[-1])
+  assert sorted(x.name for x in file.parent.iterdir()) == ['fit.json', 'report.html', 'runs.csv']
+  page = file.read_text()
+  [line] = fit['laws']['saturating']['against_reference']
+  assert wording.interval(line['ratio']) in page and 'power of the gain' in page
+  assert all(f'<code>{r["id"]}</code>' in page for r in rows)
 
 
 def test_bands_hold_the_fitted_curve(done):
@@ -240,9 +250,9 @@ def test_a_line_is_at_the_boundary_and_said_so(tmp_path):
 
 def test_an_open_interval_is_shown_as_open():
   x = {'estimate': 0.1, 'low': 0.0, 'high': None, 'low_open': True, 'high_open': True}
-  assert scaling._interval(x) == '0.1 (0, inf)'
+  assert wording.interval(x) == '0.1 (0, inf)'
   assert 'not bounded' in caveats._wide_text(x)
-  assert scaling._interval({**x, 'low_open': False, 'high': 0.2, 'high_open': False}) == (
+  assert wording.interval({**x, 'low_open': False, 'high': 0.2, 'high_open': False}) == (
     '0.1 [0, 0.2]'
   )
 
