@@ -7,7 +7,7 @@
   python -m deres_jax.sweep --config=experiments/scaling_depth_cpu.py --out=DIR \
     --config.data.path=DATA
 
-130 runs of one pass over 400,000 rows: width 16, 8 tokens, 0.12 to 1.1 MFLOP a row forward. The
+78 runs of one pass over 400,000 rows: width 16, 8 tokens, 0.12 to 1.1 MFLOP a row forward. The
 planted logit holds interactions of order 1 to 4, higher ones composed of lower ones.
 
 What was chosen, on validation, with seeds 100 and 101, which the sweep does not use: the rate of
@@ -23,7 +23,7 @@ ABLATIONS = [
   {'name': 'recall path alone, SiLU', 'model.connector': 'attnres_pointwise'},
   {'name': 'DeRes-P, matrix residual', 'model.connector': 'deres', 'deres.identity_kind': 'matrix'},
 ]
-SEEDS = (0, 1, 2, 3, 4)
+SEEDS = (0, 1, 2)
 
 
 def get_config(overrides: str = ''):

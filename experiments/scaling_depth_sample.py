@@ -5,10 +5,9 @@
   python -m deres_jax.sweep --config=experiments/scaling_depth_sample.py --out=DIR \
     --config.data.path=DATA
 
-The same points, three seeds each, with the settings of `baselines.py` at its scale 1, which
-validation chose there for OneTrans, AttnRes and DeRes on the same rows, but for the width of 16. A
-sample of 0.3 % holds too few rows for depth to pay: it shows whether the commands carry over, not
-who wins.
+The same 78 points with the settings of `baselines.py` at its scale 1, which validation chose there
+for OneTrans, AttnRes and DeRes on the same rows, but for the width of 16. A sample of 0.3 % holds
+too few rows for depth to pay: it shows whether the commands carry over, not who wins.
 """
 
 from deres_jax import config
@@ -26,5 +25,4 @@ def get_config(overrides: str = ''):
 
 
 def sweep():
-  points = config.load(__file__, 'scaling_depth_cpu.py').sweep()
-  return [point for point in points if point['seed'] < 3]
+  return config.load(__file__, 'scaling_depth_cpu.py').sweep()

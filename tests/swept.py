@@ -18,7 +18,7 @@ def forward(depth, dim, connector):
 
 def result(run, auc, rng):
   """The config of a run, and result.json as it would write it."""
-  c = config.base()
+  c = config.base('data.path=/data/x4 train')
   c.update_from_flattened_dict({k: v for k, v in run.items() if k != 'name'})
   frozen = config.resolve(c)
   flops = forward(frozen.model.depth, frozen.model.dim, frozen.model.connector)
@@ -75,7 +75,8 @@ def folder(path, some, unfinished=0, **more):
     listed.append({'id': id, 'name': name, 'seed': fields['seed'], 'overrides': overrides})
     workdir = path / 'runs' / id
     workdir.mkdir(parents=True)
-    (workdir / 'config.json').write_text(json.dumps({'identity': config.identity(frozen)}))
+    whole = {'config': config.as_dict(frozen), 'identity': config.identity(frozen)}
+    (workdir / 'config.json').write_text(json.dumps(whole))
     if i < len(some) - unfinished:
       (workdir / 'result.json').write_text(json.dumps(content | more))
   (path / 'sweep.json').write_text(json.dumps(listed))
