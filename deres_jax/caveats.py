@@ -38,21 +38,20 @@ def sentences(out: dict[str, Any]) -> list[str]:
 
 def _wide(law: dict[str, Any]) -> list[str]:
   """Intervals that are wider than the paper's claim."""
-  said, claim = [], CLAIM_GAMMAS[0] - CLAIM_GAMMAS[1]
-  for curve in law['curves']:
-    if _width(curve['gamma']) > claim:
-      said.append(
-        f'The interval of gamma of {curve["curve"]} is {_wide_text(curve["gamma"])}, wider than '
-        f'the difference that the paper claims ({CLAIM_GAMMAS[0]} against {CLAIM_GAMMAS[1]}).'
-      )
-  for line in law['against_reference']:
-    if _width(line['ratio']) > CLAIM_RATIO - 1:
-      said.append(
-        f'The interval of the ratio of {line["curve"]} to the reference is '
-        f'{_wide_text(line["ratio"])}, wider than the step from 1 to the {CLAIM_RATIO:.2f} that '
-        'the paper claims.'
-      )
-  return said
+  gammas = [(x['curve'], x['gamma']) for x in law['curves']]
+  ratios = [(x['curve'], x['ratio']) for x in law['against_reference']]
+  difference = f'difference that the paper claims ({CLAIM_GAMMAS[0]} against {CLAIM_GAMMAS[1]})'
+  step = f'step from 1 to the {CLAIM_RATIO:.2f} that the paper claims'
+  return _wider('gamma', gammas, CLAIM_GAMMAS[0] - CLAIM_GAMMAS[1], difference) + _wider(
+    'the ratio to the reference', ratios, CLAIM_RATIO - 1, step
+  )
+
+
+def _wider(
+  what: str, intervals: list[tuple[str, dict[str, Any]]], claim: float, claimed: str
+) -> list[str]:
+  wide = [f'{name} {_wide_text(x)}' for name, x in intervals if _width(x) > claim]
+  return [f'Intervals of {what} that are wider than the {claimed}: {"; ".join(wide)}.'] * bool(wide)
 
 
 def _width(interval: dict[str, Any]) -> float:

@@ -9,6 +9,7 @@ reported alike, without verdicts.
 """
 
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from deres_jax import (
   runs,
   stored,
   verdicts,
+  wider,
   writer,
 )
 from deres_jax import study as study_lib
@@ -75,11 +77,17 @@ DIFFERENCES = (
 )
 
 
-def claims(study: Study, labels_N: np.ndarray | None = None) -> list[dict[str, Any]]:
+def claims(
+  study: Study,
+  labels_N: np.ndarray | None = None,
+  data: str | None = None,
+  widths: Sequence[int] = (),
+) -> list[dict[str, Any]]:
   """Every claim with its figures and verdict, in the order of the abstract.
 
   Args:
     labels_N: of the test split, for its sampling error from stored logits; None leaves it out.
+    data, widths: prepared folder, and widths to count FLOPs at that were not run.
 
   Returns:
     dicts of key, title, paper, verdict, remark, p (of the paired test; of parts the largest),
@@ -87,7 +95,7 @@ def claims(study: Study, labels_N: np.ndarray | None = None) -> list[dict[str, A
     add.
   """
   found = {key: _differences(study, key, *rows, labels_N) for key, *rows in DIFFERENCES}
-  found |= {'flops': _flops(study), 'gamma': _gamma(study), 'depth': _depth(study)}
+  found |= {'flops': _flops(study, data, widths), 'gamma': _gamma(study), 'depth': _depth(study)}
   out = [
     {'key': key, 'title': TITLES[key], 'paper': PAPER[key], 'p': None, **found[key]}
     for key in PAPER
@@ -163,8 +171,11 @@ def _differences(study: Study, key: str, parts, further, labels_N) -> dict[str, 
   }
 
 
-def _flops(study: Study) -> dict[str, Any]:
-  """Exact: FLOPs and parameters at each size; and how fast the rows went by, which is not."""
+def _flops(study: Study, data: str | None, widths: Sequence[int]) -> dict[str, Any]:
+  """Exact: FLOPs and parameters at each size; and how fast the rows went by, which is not.
+
+  The verdict is on the sizes that were run; what is counted at other widths stands beside it.
+  """
   if absent := _absent(study, _MINE, _BASE):
     return absent
   sizes = []
@@ -186,8 +197,21 @@ def _flops(study: Study) -> dict[str, Any]:
     })  # fmt: skip
   if not sizes:
     return {'verdict': verdicts.UNTOLD, 'remark': 'no size that both have'}
-  verdict = verdicts.below([x['extra_flops'] for x in sizes], PAPER['flops']['value'])
-  return {'verdict': verdict.word, 'remark': verdict.remark, 'sizes': sizes}
+  limit = PAPER['flops']['value']
+  verdict, remark, more = verdicts.below([x['extra_flops'] for x in sizes], limit), '', []
+  if widths:
+    cells = study.roles[_MINE].cells
+    depths = sorted({cell.depth for cell in cells})
+    more = wider.counted(next(iter(cells[0].runs.values())), data, depths, widths)
+    held = sum(x['extra_flops'] < limit for x in more)
+    where = ' and '.join(map(str, widths))
+    remark = f'counted at width {where}, nothing trained: at {held} of {len(more)}'
+  return {
+    'verdict': verdict.word,
+    'remark': '; '.join(filter(None, [verdict.remark, remark])),
+    'sizes': sizes,
+    'wider': more,
+  }
 
 
 def _gamma(study: Study) -> dict[str, Any]:
@@ -241,6 +265,7 @@ def _define_flags():
   flags.DEFINE_string('command', '', 'What made the runs, to be shown on the page.')
   flags.DEFINE_string('note', '', 'How settings were chosen, to be shown on the page.')
   flags.DEFINE_string('data', None, 'Prepared folder of --sweep: sampling error of its test split.')
+  flags.DEFINE_list('widths', [], 'Also count FLOPs at these widths; needs --data.')
   flags.DEFINE_list('curves', [], 'Only these curves of --sweep, by name; default: all.')
   flags.DEFINE_bool('partial', False, 'Allow unfinished runs.')
 
@@ -259,6 +284,11 @@ def main(argv: list[str]):
     if study.splits > 1:
       raise UserError(f'--data={f.data}: the sweeps are on {study.splits} splits, leave it out')
     labels_N = stored.labels(f.data, study.finished[0].result['data_content'])
+  if f.widths and not f.data:
+    raise UserError(f'--widths={",".join(f.widths)}: needs --data, the prepared folder of the runs')
+  if not all(x.isdecimal() for x in f.widths):
+    raise UserError(f'--widths={",".join(f.widths)}: expected whole numbers, such as 64,128')
+  widths = [int(x) for x in f.widths]
   more = study_lib.load(f.exploratory, (), f.partial) if f.exploratory else None
   content = {
     'kind': 'deres_jax claims',
@@ -267,7 +297,7 @@ def main(argv: list[str]):
     'note': f.note,
     'matters': verdicts.MATTERS,
     'partial': f.partial,
-    'study': {**study_lib.described(study), 'claims': claims(study, labels_N)},
+    'study': {**study_lib.described(study), 'claims': claims(study, labels_N, f.data, widths)},
     'exploratory': more and {**study_lib.described(more), 'claims': unjudged(claims(more))},
   }
   writer.write_json(out.with_suffix('.json'), content)

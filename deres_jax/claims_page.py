@@ -122,8 +122,9 @@ def _here(claim: dict[str, Any]) -> str:
     )
   if claim.get('parts'):
     parts = claim['rows'][: claim['parts']]
-    row = min(parts, key=lambda x: -math.inf if x['low'] is None else x['low'])
-    name = f' (- {row["base"]}, the weaker part)' if len(parts) > 1 else ''
+    deciding = [x for x in parts if x['verdict'] == claim['verdict']]
+    row = min(deciding, key=lambda x: -math.inf if x['low'] is None else x['low'])
+    name = f' (less {row["base"]}, the part that decides)' if len(parts) > 1 else ''
     share = row['share_of_claim']
     of = '' if share is None or row['verdict'] != 'shown' else f', {share:.2g} of the claimed'
     return markdown.interval(row) + of + name

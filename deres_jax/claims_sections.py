@@ -135,9 +135,15 @@ def _flops(claim: dict[str, Any]) -> list[str]:
     ]
     for x in claim['sizes']
   ]  # fmt: skip
+  more = [
+    [f'depth {x["depth"]}', x['dim'], f'{x["flops"] / 1e6:.4g}', f'{100 * x["extra_flops"]:.2f}']
+    for x in claim['wider']
+  ]
+  counted = ['counted, not trained', 'width', 'MFLOP a row, OneTrans', 'extra FLOPs %']
   return [
     *markdown.table(head, lines),
     '',
+    *([*markdown.table(counted, more), ''] if more else []),
     'FLOPs of a forward pass are counted from the program and exact; the share falls as models get '
     'wider. Rows/s are what the clock said of training, on a machine that other work may have '
     'shared: a hint, not a measurement.',

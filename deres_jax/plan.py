@@ -48,11 +48,7 @@ class Plan:
 def make(c: config_lib.Config, setup: Setup) -> Plan:
   """The plan of a config whose parts are `setup`."""
   state = step.abstract_state(setup)
-  forward = _forward(setup.model, setup)
-  plain = dataclasses.replace(c, model=dataclasses.replace(c.model, connector='prenorm'))
-  plain_forward = _forward(
-    make_model(plain, setup.layout, 0.0, setup.tables, setup.slot_tables), setup
-  )
+  forward, plain_forward = forward_flops(c, setup)
   return Plan(
     devices=setup.mesh.size,
     params_dense=sum(math.prod(x.shape) for x in jax.tree.leaves(state.params)),
@@ -64,6 +60,13 @@ def make(c: config_lib.Config, setup: Setup) -> Plan:
     bytes_table=_bytes(state.rows) // setup.mesh.size,
     bytes_table_slots=_bytes(state.slots) // setup.mesh.size,
   )
+
+
+def forward_flops(c: config_lib.Config, setup: Setup) -> tuple[float, float]:
+  """FLOP of a forward pass a row, and of the same network under the plain pre-norm residual."""
+  plain = dataclasses.replace(c, model=dataclasses.replace(c.model, connector='prenorm'))
+  model = make_model(plain, setup.layout, 0.0, setup.tables, setup.slot_tables)
+  return _forward(setup.model, setup), _forward(model, setup)
 
 
 def _bytes(tree) -> int:

@@ -132,12 +132,12 @@ def _warnings(c: dict[str, Any]) -> str:
   )  # fmt: skip
 
 
-def _head(c: dict[str, Any], finished: list[compare.Run]) -> str:
+def _head(c: dict[str, Any]) -> str:
+  runs = sum(len(point['runs']) for point in c['points'])
   count = len(c['laws']['saturating']['curves'])
   what = 'curve' if count == 1 else 'curves'
   over = (
-    f'{count} {what}, {len(finished)} runs, {c["decades"]:.2f} decades of compute; '
-    f'C: {c["compute_unit"]}'
+    f'{count} {what}, {runs} runs, {c["decades"]:.2f} decades of compute; C: {c["compute_unit"]}'
   )
   return (
     f'<p class="over">Scaling laws</p><h1>AUC against compute on {html.escape(c["dataset"])}</h1>'
@@ -273,7 +273,7 @@ def page(c: dict[str, Any], finished: list[compare.Run], out: pathlib.Path) -> s
     '<!doctype html><html lang="en"><head><meta charset="utf-8">'
     '<meta name="viewport" content="width=device-width,initial-scale=1">'
     f'<title>Scaling laws, {html.escape(c["dataset"])}</title><style>{STYLE}</style></head><body>'
-    f'<header>{_head(c, finished)}</header><main>'
+    f'<header>{_head(c)}</header><main>'
     f'<p class="lead">{html.escape(lead(c))}</p>{_answers(c, looks)}{_warnings(c)}'
     f'{_figures(c, looks, bayes_auc(finished))}{_all_tables(c, looks)}'
     f'{scaling_runs.table(c, looks, finished, out)}{_made(c)}</main></body></html>\n'

@@ -11,9 +11,23 @@ import numpy as np
 import pytest
 from swept import ALPHA, folder, forward
 
-from deres_jax import claims, claims_page, contrasts, markdown, metrics, stored, study, verdicts
+from deres_jax import (
+  claims,
+  claims_page,
+  config,
+  contrasts,
+  markdown,
+  metrics,
+  parallel,
+  plan,
+  stored,
+  study,
+  verdicts,
+)
 from deres_jax.errors import UserError
 from deres_jax.runs import Cell
+from deres_jax.schema import load_schema
+from deres_jax.setup import make_setup
 
 REPO = pathlib.Path(__file__).resolve().parents[1]
 FIELDS = {
@@ -491,3 +505,19 @@ def test_a_mistake_costs_one_line_and_code_2(name, tmp_path):
   error = ended.stderr.strip()
   assert ended.returncode == 2 and error.startswith('error: ') and '\n' not in error, error
   assert said in error and not pathlib.Path(out).exists()
+
+
+def test_flops_at_other_widths_are_those_of_the_plan(tmp_path, planted):
+  """Counted, and beside the verdict, which is on the sizes that were run."""
+  some = study.load([made(tmp_path / 's', dict.fromkeys(('plain', 'deres_p'), 0.0), depths=(1, 2))])
+  found = {x['key']: x for x in claims.claims(some, None, str(planted), [32, 128])}['flops']
+  c = config.resolve(config.base('model.depth=2,model.dim=128'))
+  setup = make_setup(c, load_schema(str(planted)), parallel.make_mesh(1), 1)
+  wanted = plan.make(c, setup)
+  assert [(x['depth'], x['dim']) for x in found['wider']] == [(1, 32), (2, 32), (1, 128), (2, 128)]
+  assert found['wider'][-1]['extra_flops'] == pytest.approx(wanted.flops_connector_extra)
+  assert found['wider'][-1]['flops'] * (1 + wanted.flops_connector_extra) == pytest.approx(
+    wanted.flops_forward_per_row
+  )
+  assert found['wider'][1]['extra_flops'] > 2 * found['wider'][3]['extra_flops'] > 0
+  assert found['remark'].startswith('counted at width 32 and 128') and found['verdict'] == 'shown'
