@@ -58,7 +58,7 @@ def make(c: config_lib.Config, setup: Setup) -> Plan:
     params_dense=sum(math.prod(x.shape) for x in jax.tree.leaves(state.params)),
     params_embedding=setup.tables.parameters,
     flops_forward_per_row=forward,
-    flops_train_per_row=count_train(setup, state.params, _ROWS).total / _ROWS,
+    flops_train_per_row=train_flops_per_row(setup, state.params),
     flops_connector_extra=forward / plain_forward - 1,
     bytes_dense_state=_bytes((state.params, state.opt)),
     bytes_table=_bytes(state.rows) // setup.mesh.size,
@@ -78,6 +78,11 @@ def _forward(model, setup: Setup) -> float:
   variables = jax.eval_shape(model.init, jax.random.key(0), _rows(setup), Context())
   counted = flops.count(lambda v, rows: model.apply(v, rows, Context()), variables, _rows(setup))
   return counted.total / _ROWS
+
+
+def train_flops_per_row(setup: Setup, params) -> float:
+  """FLOPs of a forward and backward pass, a row; `params` may be shapes."""
+  return count_train(setup, params, _ROWS).total / _ROWS
 
 
 def count_train(setup: Setup, params, rows: int) -> flops.Flops:

@@ -16,7 +16,8 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from deres_jax import config, sweep
+from deres_jax import budget, config, costs, ledger, live, machine, runner, sweep
+from deres_jax import points as points_lib
 from deres_jax.errors import UserError
 
 REPO = pathlib.Path(__file__).resolve().parents[1]
@@ -82,7 +83,7 @@ def times_finished(folder):
 def killed(data, tmp_path_factory):
   """A sweep killed twice, then finished: the command, its folder, what calls 2 and 3 printed."""
   args, out = arguments(tmp_path_factory.mktemp('killed'))
-  args.append(f'--config.data.path={data}')
+  args += [f'--config.data.path={data}', '--jobs=1']
   # First the sweep alone: its run lives on. Then, in the second run, the sweep and that run.
   alone = subprocess.Popen(args, cwd=REPO, stdout=subprocess.DEVNULL)
   wait_for(lambda: list(out.glob('runs/*/log.txt')))
@@ -312,7 +313,7 @@ def test_zipped_and_chain_keep_order_and_change_nothing():
 
 
 def points(*items, given=(), raw=None):
-  return sweep.resolve(raw or config.base().to_dict(), items, set(given), 'file')
+  return points_lib.resolve(raw or config.base().to_dict(), items, set(given), 'file')
 
 
 def test_a_name_is_the_fields_without_the_seed():
@@ -351,7 +352,7 @@ def test_flags_of_a_run_carry_every_field_exactly(tmp_path):
   whole = config.Config()
   whole = dataclasses.replace(whole, seed=7, **{k: changed(getattr(whole, k)) for k in sections})
   whole = dataclasses.replace(whole, optim=dataclasses.replace(whole.optim, dense_lr=0.1 + 0.2))
-  point = sweep.Point(1, 'id', 'name', {}, whole)
+  point = points_lib.Point(1, 'id', 'name', {}, whole)
   argv = sweep.command(str(tmp_path / 'plain.py'), tmp_path, point)[2:]
   holder = flags.FlagValues()
   read = config_flags.DEFINE_config_file('config', flag_values=holder, sys_argv=argv)
@@ -363,8 +364,8 @@ def test_flags_of_a_run_carry_every_field_exactly(tmp_path):
 
 def test_an_extended_sweep_keeps_what_was_listed(tmp_path):
   one, two, three = points({'seed': 1}, {'seed': 2}, {'seed': 3})
-  sweep.record(tmp_path, [two, one])
-  sweep.record(tmp_path, [one, three])
+  ledger.record(tmp_path, [two, one])
+  ledger.record(tmp_path, [one, three])
   listed = json.loads((tmp_path / 'sweep.json').read_text())
   assert listed == [two.listed(), one.listed(), three.listed()]
   assert [x.name for x in tmp_path.iterdir()] == ['sweep.json']
@@ -373,12 +374,12 @@ def test_an_extended_sweep_keeps_what_was_listed(tmp_path):
 @pytest.mark.parametrize('text', ['', '1', '1/', '-1/2', '2/2', '0/0', 'a/b', '0/2/3'])
 def test_a_shard_is_an_index_below_a_number(text):
   with pytest.raises(UserError, match='0 <= i < n'):
-    sweep.shard(points({'seed': 1}), text)
+    points_lib.shard(points({'seed': 1}), text)
 
 
 def test_shards_are_a_partition():
   whole = points(*({'seed': i} for i in range(7)))
-  parts = [sweep.shard(whole, f'{i}/3') for i in range(3)]
+  parts = [points_lib.shard(whole, f'{i}/3') for i in range(3)]
   assert sorted((p for part in parts for p in part), key=lambda p: p.number) == whole
   assert [[p.number - 1 for p in part] for part in parts] == [[0, 3, 6], [1, 4], [2, 5]]
 
@@ -400,14 +401,15 @@ def run(tmp_path, script, count=1, jobs=1):
 
   def program(point):
     code = textwrap.dedent(head) + script
-    return [sys.executable, '-c', code, str(sweep.workdir(tmp_path, point))]
+    return [sys.executable, '-c', code, str(ledger.workdir(tmp_path, point))]
 
   some = points(*({'seed': i} for i in range(count)))
-  runner = sweep.Runner(tmp_path, some, count, program, jobs)
-  signal.signal(signal.SIGALRM, runner.interrupt)
+  limits, screen = runner.Limits(jobs), live.Screen(sys.stdout)
+  work = runner.Runner(tmp_path, some, count, program, limits, {}, screen)
+  signal.signal(signal.SIGALRM, work.interrupt)
   signal.alarm(30)
   try:
-    return runner.run()
+    return work.run()
   except KeyboardInterrupt:
     pytest.fail('ran for 30 s')
   finally:
@@ -450,13 +452,13 @@ def test_jobs_run_at_once_on_cores_of_their_own(tmp_path):
   assert a and len(a) == len(b) and a.isdisjoint(b) and a | b <= mine
   assert os.sched_getaffinity(0) == mine
   with pytest.raises(UserError, match=rf'--jobs=99.*{len(mine)} cores'):
-    sweep.cores(99)
+    machine.cores(99)
 
 
 def test_a_run_in_other_hands_is_waited_for(tmp_path, capfd):
   """A process that holds the lock finishes the run; the sweep does the other one meanwhile."""
   first, second = points({'seed': 0}, {'seed': 1})
-  folder = sweep.workdir(tmp_path, first)
+  folder = ledger.workdir(tmp_path, first)
   folder.mkdir(parents=True)
   code = f"""
 import fcntl, time, pathlib

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What runs will take, for `deres_jax.sweep`: reads a request as JSON and prints the answers.
+
+The request: {"configs": [...], "budget": FLOPs or null, "solve": "steps" or "width"}. An answer
+for each config: {"cost": {"train_flops", "steps", "memory"}, "solved": {field: value}, "error"}.
+Nothing is compiled. Configs that differ in seed, rates or length only are traced once.
+"""
+
+import dataclasses
+import functools
+import json
+import sys
+from typing import Any
+
+import jax
+
+from deres_jax import budget as budget_lib
+from deres_jax import config as config_lib
+from deres_jax import data, parallel, plan, step, train
+from deres_jax.costs import Cost
+from deres_jax.errors import UserError
+from deres_jax.schema import Schema, load_schema
+from deres_jax.setup import make_setup
+
+# Peak memory of a run's process on CPU: Python, JAX, readers and the compiler, and then so many
+# times its state (parameters, tables, optimizers): the state, its gradient, the copy that a
+# checkpoint writes. Measured: see `deres_jax.sweep`.
+_BASE_BYTES = 700 * 2**20
+_STATES = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class _Traced:
+  flops_per_row: float
+  memory: int
+
+
+class Forecaster:
+  """Costs of configs; remembers what it has traced."""
+
+  def __init__(self):
+    # FLOPs do not depend on the mesh: one device will do.
+    self._mesh = parallel.mesh_of(jax.devices()[:1])
+    self._schema = functools.cache(load_schema)
+    self._traced: dict[config_lib.Config, _Traced] = {}
+    self._solved: dict[tuple, int] = {}
+
+  def cost(self, c: config_lib.Config) -> Cost:
+    """Raises UserError, or what building or tracing the model raises."""
+    schema, traced = self._schema(c.data.path), self._trace(c)
+    steps = train.steps_of(c, schema)
+    rows = data.rows_until(steps, schema.splits['train'].rows, c.data.batch_size)
+    return Cost(traced.flops_per_row * rows, steps, traced.memory)
+
+  def _trace(self, c: config_lib.Config) -> _Traced:
+    """Of a config without what does not change FLOPs or memory."""
+    optim = config_lib.Optim(table=c.optim.table, table_slots=c.optim.table_slots)
+    kept = config_lib.Data(path=c.data.path)
+    key = dataclasses.replace(c, seed=0, optim=optim, train=config_lib.Train(), data=kept)
+    if key not in self._traced:
+      setup = make_setup(key, self._schema(c.data.path), self._mesh, 1)
+      state = step.abstract_state(setup)
+      size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+      flops = plan.train_flops_per_row(setup, state.params)
+      self._traced[key] = _Traced(flops, _BASE_BYTES + _STATES * size)
+    return self._traced[key]
+
+  def solve(self, c: config_lib.Config, budget: float, what: str) -> dict[str, Any]:
+    """The fields to set so that a run trains for `budget` FLOPs; raises UserError."""
+    key = (dataclasses.replace(c, seed=0, optim=config_lib.Optim()), what)
+    if key not in self._solved:
+      find = self._steps if what == 'steps' else self._width
+      self._solved[key] = find(c, budget, self._schema(c.data.path))
+    if what == 'steps':
+      return {'train.steps': self._solved[key], 'train.epochs': 0.0}
+    return {'model.dim': self._solved[key]}
+
+  def _steps(self, c: config_lib.Config, budget: float, schema: Schema) -> int:
+    rows = schema.splits['train'].rows
+    return budget_lib.steps(
+      budget,
+      self._trace(c).flops_per_row,
+      lambda n: data.rows_until(n, rows, c.data.batch_size),
+    )
+
+  def _width(self, c: config_lib.Config, budget: float, schema: Schema) -> int:
+    def flops_of(dim: int) -> float | None:
+      model = dataclasses.replace(c.model, dim=dim)
+      wide = dataclasses.replace(c, model=model)
+      try:
+        # Checks of a config are in `resolve`.
+        wide = config_lib.resolve(config_lib.as_dict(wide))
+        return self.cost(wide).train_flops
+      except UserError:
+        return None
+
+    self.cost(c)  # what is wrong at the width that is given is wrong for another reason
+    return budget_lib.width(budget, c.model.heads, flops_of)
+
+
+def answer(request: dict[str, Any]) -> list[dict[str, Any]]:
+  """The answers to a request: see the head of this file."""
+  forecaster, out = Forecaster(), []
+  for fields in request['configs']:
+    found = {'cost': None, 'solved': {}, 'error': None}
+    try:
+      c = config_lib.resolve(fields)
+      if request['budget'] is None:
+        found['cost'] = dataclasses.asdict(forecaster.cost(c))
+      else:
+        found['solved'] = forecaster.solve(c, request['budget'], request['solve'])
+    except UserError as e:
+      found['error'] = str(e)
+    except Exception as e:  # of a model that cannot be traced: one must not take the others along
+      found['error'] = f'cannot be traced: {type(e).__name__}: {(str(e).splitlines() or [""])[0]}'
+    out.append(found)
+  return out
+
+
+if __name__ == '__main__':
+  print(json.dumps(answer(json.load(sys.stdin))))
