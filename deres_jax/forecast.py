@@ -16,23 +16,34 @@ import jax
 
 from deres_jax import budget as budget_lib
 from deres_jax import config as config_lib
-from deres_jax import data, parallel, plan, step, train
+from deres_jax import data, flops, parallel, peak, plan, step, train
 from deres_jax.costs import Cost
 from deres_jax.errors import UserError
+from deres_jax.models.layers import Context
 from deres_jax.schema import Schema, load_schema
-from deres_jax.setup import make_setup
+from deres_jax.setup import abstract_rows, make_setup, micro_rows
 
-# Peak memory of a run's process on CPU: Python, JAX, readers and the compiler, and then so many
-# times its state (parameters, tables, optimizers): the state, its gradient, the copy that a
-# checkpoint writes. Measured: see `deres_jax.sweep`.
-_BASE_BYTES = 700 * 2**20
+# Peak memory of a run's process on CPU is about the sum of
+#   Python, JAX and the readers;
+#   so many times its state (parameters, tables, optimizers): itself, its gradient, the copy that a
+#   checkpoint writes;
+#   what a micro-batch of training and a batch of evaluation make, and the rows of the latter;
+#   a window of rows of the data, twice;
+#   the compiler, by the equations of the programs.
+# Against the peak of processes that had to compile: MEASURED_MEMORY
+_BASE_BYTES = 450 * 2**20
 _STATES = 3
+_BYTES_AN_EQUATION = 60 * 2**10
 
 
 @dataclasses.dataclass(frozen=True)
 class _Traced:
+  """Of a model: FLOPs a row of training; bytes that do and do not grow with a batch."""
+
   flops_per_row: float
-  memory: int
+  fixed: int
+  training_row: float
+  evaluation_row: float
 
 
 class Forecaster:
@@ -48,9 +59,12 @@ class Forecaster:
   def cost(self, c: config_lib.Config) -> Cost:
     """Raises UserError, or what building or tracing the model raises."""
     schema, traced = self._schema(c.data.path), self._trace(c)
-    steps = train.steps_of(c, schema)
-    rows = data.rows_until(steps, schema.splits['train'].rows, c.data.batch_size)
-    return Cost(traced.flops_per_row * rows, steps, traced.memory)
+    steps, rows = train.steps_of(c, schema), schema.splits['train'].rows
+    seen = data.rows_until(steps, rows, c.data.batch_size)
+    micro = micro_rows(c.train.micro_batch, c.data.batch_size, self._mesh)
+    window = min(rows, c.data.window_blocks * schema.block_rows) * len(schema.columns) * 4
+    batches = micro * traced.training_row + c.data.eval_batch_size * traced.evaluation_row
+    return Cost(traced.flops_per_row * seen, steps, round(traced.fixed + batches + 2 * window))
 
   def _trace(self, c: config_lib.Config) -> _Traced:
     """Of a config without what does not change FLOPs or memory."""
@@ -60,9 +74,20 @@ class Forecaster:
     if key not in self._traced:
       setup = make_setup(key, self._schema(c.data.path), self._mesh, 1)
       state = step.abstract_state(setup)
-      size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
-      flops = plan.train_flops_per_row(setup, state.params)
-      self._traced[key] = _Traced(flops, _BASE_BYTES + _STATES * size)
+      rows = abstract_rows(setup.tables, setup.slot_tables, plan.ROWS)
+      training = plan.train_jaxpr(setup, state.params, plan.ROWS)
+      evaluation = jax.make_jaxpr(lambda p, r: setup.model.apply({'params': p}, r, Context()))(
+        state.params, rows
+      )
+      jaxprs = training.jaxpr, evaluation.jaxpr
+      compiler = _BYTES_AN_EQUATION * sum(map(peak.equations, jaxprs))
+      made = [peak.nbytes(jaxpr) / plan.ROWS for jaxpr in jaxprs]
+      self._traced[key] = _Traced(
+        flops.count_jaxpr(training).total / plan.ROWS,
+        _BASE_BYTES + _STATES * _bytes(state) + compiler,
+        made[0],
+        made[1] + _bytes(rows) / plan.ROWS,
+      )
     return self._traced[key]
 
   def solve(self, c: config_lib.Config, budget: float, what: str) -> dict[str, Any]:
@@ -96,6 +121,10 @@ class Forecaster:
 
     self.cost(c)  # what is wrong at the width that is given is wrong for another reason
     return budget_lib.width(budget, c.model.heads, flops_of)
+
+
+def _bytes(tree) -> int:
+  return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 def answer(request: dict[str, Any]) -> list[dict[str, Any]]:

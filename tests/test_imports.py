@@ -43,6 +43,7 @@ LEVEL = {
   'deres_jax.machine': 1,
   'deres_jax.live': 1,
   'deres_jax.budget': 1,
+  'deres_jax.peak': 1,
   'deres_jax.points': 3,
   'deres_jax.ledger': 4,
   'deres_jax.costs': 5,
