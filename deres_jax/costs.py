@@ -34,7 +34,8 @@ def predict(out: pathlib.Path, points: list[Point]) -> dict[str, Cost]:
 
   A point whose model cannot be built has none: its own run will say why.
   """
-  known = {k: Cost(**v) for k, v in ledger.costs(out).items()}
+  names = {f.name for f in dataclasses.fields(Cost)}
+  known = {k: Cost(**v) for k, v in ledger.costs(out).items() if v.keys() == names}
   unknown = [p for p in points if p.id not in known]
   if unknown:
     answers = _ask({'configs': _configs(unknown), 'budget': None})
@@ -42,6 +43,17 @@ def predict(out: pathlib.Path, points: list[Point]) -> dict[str, Cost]:
     known |= {p.id: Cost(**a['cost']) for p, a in found if not a['error']}
     ledger.record_costs(out, {k: dataclasses.asdict(v) for k, v in known.items()})
   return {p.id: known[p.id] for p in points if p.id in known}
+
+
+def differ(points: list[Point]) -> bool:
+  """Whether some of the points may take more than others: they differ in more than seed, rates."""
+  return len({without_rates(p.config) for p in points}) > 1
+
+
+def without_rates(c: config_lib.Config) -> config_lib.Config:
+  """A config without seed and rates, which cost nothing: of optim the kinds of table state stay."""
+  optim = config_lib.Optim(table=c.optim.table, table_slots=c.optim.table_slots)
+  return dataclasses.replace(c, seed=0, optim=optim)
 
 
 _SOLVED = {'steps': ('train.steps', 'train.epochs'), 'width': ('model.dim',)}
@@ -81,7 +93,7 @@ def _ask(request: dict[str, Any]) -> list[dict[str, Any]]:
     check=False,
   )
   if child.returncode:
-    raise RuntimeError(f'deres_jax.forecast ended with {child.returncode}: {child.stderr}')
+    raise RuntimeError(f'python -m deres_jax.forecast: exit {child.returncode}\n{child.stderr}')
   return json.loads(child.stdout.splitlines()[-1])
 
 

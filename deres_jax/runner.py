@@ -85,7 +85,8 @@ class Runner:
     todo.sort(key=lambda p: -predicted[p.id].train_flops if p.id in predicted else -math.inf)
     self._todo = [(p, 1) for p in todo]
     self._running: dict[int, _Job] = {}
-    self._spent: list[tuple[float, float]] = []  # weight and seconds of runs that are done
+    # Weight and seconds of finished runs, by earlier commands and by this one.
+    self._before, self._spent = self._earlier(), []
     self._stops: Counter[str] = Counter()
     self._failed: dict[str, Point] = {}
     self._interrupted = False
@@ -98,7 +99,6 @@ class Runner:
     """True if all points are done at the end."""
     count, todo = len(self._points), len(self._todo)
     self._screen.line(f'{count} points: {count - todo} done before, {todo} to run')
-    self._learn_from_the_past()
     waited = False
     try:
       while (self._todo or self._running) and not self._interrupted:
@@ -238,13 +238,10 @@ class Runner:
 
   # Telling.
 
-  def _learn_from_the_past(self):
-    """How long finished runs took, until one of this command has ended."""
-    self._before = []
-    for point in self._points:
-      found = ledger.result(self._out, point)
-      if found and found.get('wall_seconds'):
-        self._before.append((self._weight[point.id], found['wall_seconds']))
+  def _earlier(self) -> list[tuple[float, float]]:
+    """Weights and seconds of the runs that earlier commands finished."""
+    found = ((p, ledger.result(self._out, p)) for p in self._points)
+    return [(self._weight[p.id], r['wall_seconds']) for p, r in found if r and 'wall_seconds' in r]
 
   def _steps(self, point: Point) -> int:
     """Length of a run; 0: not known."""

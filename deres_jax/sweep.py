@@ -25,8 +25,10 @@ last one. A run starts only if its memory, estimated, fits beside that of the ru
 --memory_gib; one alone always starts. Two commands on one machine know nothing of each other.
 
 **Runs at once.** On CPU, --jobs=auto is a run a core, as far as memory allows and there are points;
-each has an equal share of the cores, so that speeds compare. Small models do not fill the cores:
-MEASURED
+each has an equal share of the cores, so that speeds compare. Small models do not fill the cores: on
+2 cores, two runs one after the other took 1.5 and 1.7 times as long as side by side at depth 1 and
+1.2 times at depth 8 (experiments/quickstart.py, half a pass, in turns on a machine with other work;
+a third pair at depth 8, while that work took nearly all of it, 0.8). --jobs=1: all cores a run.
 On accelerators auto is one run at a time: a run takes all devices. More, by number, share a GPU's
 memory in equal parts (XLA_CLIENT_MEM_FRACTION, unless the environment sets it); a TPU belongs to
 one process. To give each run a GPU of its own, start a shard a GPU under CUDA_VISIBLE_DEVICES.
@@ -225,9 +227,11 @@ def main(argv: list[str]):
     return
   ledger.check_data(out, mine)
   ledger.record(out, points)
+  screen = live.Screen(sys.stdout)
   todo = [p for p in mine if not ledger.result(out, p)]
-  # One run needs no order and no bound.
-  predicted = costs.predict(out, mine) if len(todo) > 1 else {}
+  # For the table, for a bound of memory, for an order; else there is nothing to ask.
+  needed = screen.live or (len(todo) > 1 and (jobs != 1 or costs.differ(todo)))
+  predicted = costs.predict(out, mine) if todo and needed else {}
   largest = max((cost.memory for cost in predicted.values()), default=0)
   file = config_flags.get_config_filename(flags.FLAGS['config']).partition(':')[0]
   work = runner.Runner(
@@ -237,7 +241,7 @@ def main(argv: list[str]):
     lambda p: command(file, out, p),
     limits(jobs, memory, largest, len(mine)),
     predicted,
-    live.Screen(sys.stdout),
+    screen,
   )
   for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, work.interrupt)

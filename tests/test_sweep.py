@@ -65,7 +65,7 @@ def call(args):
   return subprocess.run(args, capture_output=True, text=True, cwd=REPO, check=False)
 
 
-def wait_for(condition, seconds=60):
+def wait_for(condition, seconds=120):
   deadline = time.monotonic() + seconds
   while not condition():
     assert time.monotonic() < deadline, 'waited in vain'
@@ -103,7 +103,7 @@ def killed(data, tmp_path_factory):
   last = subprocess.Popen(args, cwd=REPO, text=True, stdout=subprocess.PIPE)
   wait_for(lambda: processes(runs['high']))
   os.kill(processes(runs['high'])[0], signal.SIGKILL)
-  third, _ = last.communicate(timeout=120)
+  third, _ = last.communicate(timeout=300)
   assert last.returncode == 0, third
   return args, out, said.read_text(), third
 
@@ -187,7 +187,7 @@ def sweep():
     )
     for i in range(2)
   ]
-  (said, _), (other, _) = (process.communicate(timeout=120) for process in both)
+  (said, _), (other, _) = (process.communicate(timeout=300) for process in both)
   assert [process.returncode for process in both] == [1, 0], said + other
   runs = workdirs(out)
   assert list(runs) == ['bad', 'a', 'b']
@@ -212,11 +212,11 @@ def test_sigterm_stops_the_runs(data, tmp_path):
   args, out = arguments(tmp_path)
   args.append(f'--config.data.path={data}')
   process = subprocess.Popen(
-    args, cwd=REPO, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    [*args, '--jobs=1'], cwd=REPO, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
   )
   wait_for(lambda: list(out.glob('runs/*/log.txt')))
   process.terminate()
-  said, error = process.communicate(timeout=60)
+  said, error = process.communicate(timeout=120)
   assert process.returncode == 130 and error.startswith('interrupted')
   assert said.endswith('2 points: 0 done, 0 failed, 2 left\n')
   with next(out.glob('runs/*/lock')).open() as lock:  # free: its process has ended
