@@ -800,7 +800,7 @@ def answers(data, text, what, budget_flops):
 
 
 def test_a_width_on_a_budget(data):
-  raw, found = answers(data, 'train.steps=3,train.epochs=0.0,model.heads=4', 'width', 5e9)
+  raw, found = answers(data, 'train.steps=3,train.epochs=0.0,model.heads=4', 'width', 1e9)
   dim = found['solved']['model.dim']
   assert found['error'] is None and dim % 4 == 0
 
@@ -808,8 +808,8 @@ def test_a_width_on_a_budget(data):
     raw['model']['dim'] = dim
     return forecast.Forecaster().cost(config.resolve(raw)).train_flops
 
-  distance = [abs(flops(x) - 5e9) for x in (dim - 4, dim, dim + 4)]
-  assert distance[1] == min(distance) and distance[1] < 0.1 * 5e9
+  distance = [abs(flops(x) - 1e9) for x in (dim - 4, dim, dim + 4)]
+  assert distance[1] == min(distance) and distance[1] < 0.1 * 1e9
 
 
 def test_steps_are_exact_to_a_step_over_short_last_batches():
@@ -848,7 +848,7 @@ def test_an_impossible_point_is_named_and_takes_no_other_along(data, tmp_path, m
   path = {'data.path': str(data), 'data.batch_size': 500, 'model.depth': 1}
   [bad, good] = points({'name': 'x', **path, 'model.backbone': 'nope'}, {'name': 'y', **path})
   assert costs.predict(tmp_path, [bad, good]).keys() == {good.id}
-  with pytest.raises(UserError, match=r"point 1 \(x; .*unknown backbone 'nope'"):
+  with pytest.raises(UserError, match=r"point 1 \(x; .*unknown backbone .*'nope'"):
     costs.with_budget([good, bad][::-1], 1e12, 'steps')
   with pytest.raises(UserError, match=r'point 2 \(y; .*one step takes .* --flops_budget=10:'):
     costs.with_budget([good], 10, 'steps')
