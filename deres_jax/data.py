@@ -70,6 +70,12 @@ class Draft(NamedTuple):
   need: np.ndarray
 
 
+def rows_until(index: int, rows: int, batch_size: int) -> int:
+  """Number of real rows in batches 0 .. index - 1 of a split of so many rows."""
+  epochs, k = divmod(index, -(-rows // batch_size))
+  return epochs * rows + min(k * batch_size, rows)
+
+
 class Batches:
   """Batches of one split by number. Every row stands in exactly one batch of an epoch.
 
@@ -113,8 +119,7 @@ class Batches:
 
   def rows_until(self, index: int) -> int:
     """Number of real rows in batches 0 .. index - 1."""
-    epochs, k = divmod(index, self.per_epoch)
-    return epochs * self._rows + min(k * self.batch_size, self._rows)
+    return rows_until(index, self._rows, self.batch_size)
 
   def __getitem__(self, index: int) -> Batch:
     """Batch `index` of a single host."""

@@ -119,10 +119,11 @@ def count(fn: Callable, *abstract_args) -> Flops:
   Raises:
     Whatever tracing `fn` raises on these shapes.
   """
-  return _count_jaxpr(jax.make_jaxpr(fn)(*abstract_args))
+  return count_jaxpr(jax.make_jaxpr(fn)(*abstract_args))
 
 
-def _count_jaxpr(jaxpr) -> Flops:
+def count_jaxpr(jaxpr: core.ClosedJaxpr) -> Flops:
+  """FLOP of one run of what is traced already."""
   tally = _Tally(Counter(), set(), Counter())
   _walk(jaxpr, 1, tally)
   by_primitive = {name: flop for name, flop in sorted(tally.flop.items()) if flop}
@@ -176,7 +177,7 @@ def _walk(jaxpr, times: int, tally: _Tally) -> None:
 
 
 def _add_dearest(branches, times: int, tally: _Tally) -> None:
-  counts = [_count_jaxpr(branch) for branch in branches]
+  counts = [count_jaxpr(branch) for branch in branches]
   dearest = max(counts, key=lambda flops: flops.total)
   for name, flop in dearest.by_primitive.items():
     tally.flop[name] += times * flop

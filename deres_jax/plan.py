@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.extend import core
 
 from deres_jax import config as config_lib
 from deres_jax import flops, losses, step
@@ -19,7 +20,7 @@ from deres_jax.models.layers import Context
 from deres_jax.setup import Setup, abstract_rows, make_model
 
 # Rows of the traced batch: what is computed once a batch (a gate's sigmoid) is shared out.
-_ROWS = 128
+ROWS = 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +55,7 @@ def make(c: config_lib.Config, setup: Setup) -> Plan:
     params_dense=sum(math.prod(x.shape) for x in jax.tree.leaves(state.params)),
     params_embedding=setup.tables.parameters,
     flops_forward_per_row=forward,
-    flops_train_per_row=count_train(setup, state.params, _ROWS).total / _ROWS,
+    flops_train_per_row=count_train(setup, state.params, ROWS).total / ROWS,
     flops_connector_extra=forward / plain_forward - 1,
     bytes_dense_state=_bytes((state.params, state.opt)),
     bytes_table=_bytes(state.rows) // setup.mesh.size,
@@ -74,17 +75,22 @@ def _bytes(tree) -> int:
 
 
 def _rows(setup: Setup):
-  return abstract_rows(setup.tables, setup.slot_tables, _ROWS)
+  return abstract_rows(setup.tables, setup.slot_tables, ROWS)
 
 
 def _forward(model, setup: Setup) -> float:
   variables = jax.eval_shape(model.init, jax.random.key(0), _rows(setup), Context())
   counted = flops.count(lambda v, rows: model.apply(v, rows, Context()), variables, _rows(setup))
-  return counted.total / _ROWS
+  return counted.total / ROWS
 
 
 def count_train(setup: Setup, params, rows: int) -> flops.Flops:
   """FLOP of a forward and backward pass of so many rows; `params` may be shapes."""
+  return flops.count_jaxpr(train_jaxpr(setup, params, rows))
+
+
+def train_jaxpr(setup: Setup, params, rows: int) -> core.ClosedJaxpr:
+  """A forward and backward pass of so many rows; `params` may be shapes."""
 
   def loss(params, rows_BFE, labels_B):
     logits_B = setup.model.apply({'params': params}, rows_BFE, Context())
@@ -92,7 +98,7 @@ def count_train(setup: Setup, params, rows: int) -> flops.Flops:
 
   labels = jax.ShapeDtypeStruct((rows,), jnp.float32)
   inputs = abstract_rows(setup.tables, setup.slot_tables, rows)
-  return flops.count(jax.grad(loss, argnums=(0, 1)), params, inputs, labels)
+  return jax.make_jaxpr(jax.grad(loss, argnums=(0, 1)))(params, inputs, labels)
 
 
 def table(plan: Plan) -> str:

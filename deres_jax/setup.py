@@ -92,7 +92,7 @@ def make_setup(c: config_lib.Config, schema: Schema, mesh: Mesh, steps: int) -> 
     factor=factor,
     table_lr=o.table_lr,
     table_init_std=o.table_init_std,
-    micro_batch=_micro_batch(c.train.micro_batch, c.data.batch_size // mesh.size, mesh),
+    micro_batch=micro_rows(c.train.micro_batch, c.data.batch_size // mesh.size, mesh),
     noise=c.model.dropout > 0 or c.model.embed_dropout > 0 or c.mlp.dropout > 0,
     aux_weight=c.model.aux_weight,
     steps=steps,
@@ -114,7 +114,7 @@ def make_model(
   return models.OneWidth(model, slot_tables, tables.dim, tables.linear)
 
 
-def _micro_batch(wanted: int, rows: int, mesh: Mesh) -> int:
+def micro_rows(wanted: int, rows: int, mesh: Mesh) -> int:
   """Rows at a time of a device's `rows`: what is wanted, or what is fast on this platform."""
   if wanted == -1:
     on_cpu = mesh.devices.flat[0].platform == 'cpu'

@@ -64,13 +64,18 @@ def assemble(c: config_lib.Config, mesh: jax.sharding.Mesh | None = None) -> Run
   """
   schema = load_schema(c.data.path)
   mesh = mesh or parallel.make_mesh(c.mesh.devices)
-  rows = schema.splits['train'].rows
-  per_epoch = -(-rows // c.data.batch_size)
-  steps = c.train.steps or math.ceil(c.train.epochs * per_epoch)
+  steps = steps_of(c, schema)
+  per_epoch = -(-schema.splits['train'].rows // c.data.batch_size)
   eval_every = c.train.eval_steps or max(1, round(c.train.eval_epochs * per_epoch))
   setup = make_setup(c, schema, mesh, steps)
   train = _batches(c, schema, setup, 'train', c.data.batch_size, shuffle_seed=c.seed)
   return Run(c, schema, setup, train, step.make_eval_step(setup), steps, eval_every)
+
+
+def steps_of(c: config_lib.Config, schema: Schema) -> int:
+  """Length of a run in steps."""
+  per_epoch = -(-schema.splits['train'].rows // c.data.batch_size)
+  return c.train.steps or math.ceil(c.train.epochs * per_epoch)
 
 
 def _batches(c, schema, setup, split, batch_size, shuffle_seed=None) -> data.Batches:

@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the folder of a sweep holds: the list of points, finished runs, failures by name.
+
+DIR/sweep.json            all points: id, name, seed, overrides
+DIR/costs.json            what their training will take, as predicted
+DIR/runs/ID/result.json   of a finished run
+DIR/runs/ID/failed.json   of one whose last attempt failed; gone once it finishes
+DIR/runs/ID/lock          held by the process of the run
+"""
+
+import fcntl
+import json
+import os
+import pathlib
+import uuid
+from typing import IO, Any
+
+from deres_jax import writer
+from deres_jax.errors import UserError
+from deres_jax.points import Point, written
+
+
+def workdir(out: pathlib.Path, point: Point) -> pathlib.Path:
+  return out / 'runs' / point.id
+
+
+def result(out: pathlib.Path, point: Point) -> dict[str, Any] | None:
+  """result.json of a finished run."""
+  file = workdir(out, point) / 'result.json'
+  return json.loads(file.read_text()) if file.is_file() else None
+
+
+def record(out: pathlib.Path, points: list[Point]):
+  """Writes sweep.json. Points of an earlier list stay; shards write the same content."""
+  out.mkdir(parents=True, exist_ok=True)
+  file = out / 'sweep.json'
+  old = json.loads(file.read_text()) if file.is_file() else []
+  union = {x['id']: x for x in [*old, *(p.listed() for p in points)]}
+  _replace(file, list(union.values()))
+
+
+def costs(out: pathlib.Path) -> dict[str, dict[str, Any]]:
+  """costs.json: what runs take, by id, as far as it was predicted."""
+  file = out / 'costs.json'
+  return json.loads(file.read_text()) if file.is_file() else {}
+
+
+def record_costs(out: pathlib.Path, known: dict[str, dict[str, Any]]):
+  """Writes costs.json. What another shard adds at this moment is lost, and predicted again."""
+  _replace(out / 'costs.json', {**costs(out), **known})
+
+
+def _replace(file: pathlib.Path, value: Any):
+  """Writes a file in one piece, under a name of its own first: another shard may write it too."""
+  mine = file.with_name(f'{file.stem}-{uuid.uuid4().hex}.json')
+  writer.write_json(mine, value)
+  os.replace(mine, file)
+
+
+def check_data(out: pathlib.Path, points: list[Point]):
+  """Raises UserError where there is no prepared data, or a run began on other data."""
+  contents = {path: _content(path) for path in {p.config.data.path for p in points}}
+  for point in points:
+    file = workdir(out, point) / 'config.json'
+    path = point.config.data.path
+    if file.is_file() and json.loads(file.read_text())['data_content'] != contents[path]:
+      raise UserError(
+        f'{file.parent} ({point.name}) was run on other data than data.path={path}: '
+        'take another --out or the old data'
+      )
+
+
+def _content(path: str) -> dict[str, str]:
+  """Checksums of the splits of a prepared folder, as config.json of a run holds them."""
+  file = pathlib.Path(path) / 'schema.json'
+  if not path or not file.is_file():
+    raise UserError(
+      f'data.path={path!r}: holds no schema.json; give a prepared folder, '
+      '--config.data.path=DIR (python -m data_pipelines.build makes one)'
+    )
+  try:
+    splits = json.loads(file.read_text())['splits']
+    return {name: split['content_sha256'] for name, split in splits.items()}
+  except (ValueError, KeyError, TypeError, AttributeError) as e:
+    raise UserError(f'{file}: damaged ({e}): build the folder again') from e
+
+
+# Failures: a file in the run's folder, so that shards that share DIR never write one file.
+
+
+def record_failure(out: pathlib.Path, point: Point, how: str, last: str, attempts: int):
+  """Writes failed.json of a run: how its process ended and the last line that it printed."""
+  folder = workdir(out, point)
+  content = {
+    'id': point.id,
+    'name': point.name,
+    'seed': point.config.seed,
+    'how': how,
+    'last_line': last,
+    'log': str(folder / 'log.txt'),
+    'attempts': attempts,
+  }
+  _replace(folder / 'failed.json', content)
+
+
+def failure(out: pathlib.Path, point: Point) -> dict[str, Any] | None:
+  """failed.json of a run whose last attempt failed and that has not finished since."""
+  file = workdir(out, point) / 'failed.json'
+  return json.loads(file.read_text()) if file.is_file() and not result(out, point) else None
+
+
+def forgive(out: pathlib.Path, point: Point):
+  """A run has finished: how it failed before is of no interest."""
+  (workdir(out, point) / 'failed.json').unlink(missing_ok=True)
+
+
+# A run is locked by its process for as long as that lives, whoever started it.
+
+
+def take(lock: IO, flag: int = fcntl.LOCK_EX) -> bool:
+  """Takes the lock, or says that another process has it."""
+  try:
+    fcntl.flock(lock, flag | fcntl.LOCK_NB)
+  except BlockingIOError:
+    return False
+  except OSError as e:
+    raise UserError(f'{lock.name}: {e.strerror}; put --out on a file system with locks') from e
+  return True
+
+
+def _in_hand(out: pathlib.Path, point: Point) -> bool:
+  """Whether a process has the run in hand now."""
+  file = workdir(out, point) / 'lock'
+  if not file.is_file():
+    return False
+  with file.open() as lock:
+    return not take(lock, fcntl.LOCK_SH)
+
+
+def state(out: pathlib.Path, point: Point) -> str:
+  """'done', 'running', 'failed' or 'to do'."""
+  if result(out, point):
+    return 'done'
+  if _in_hand(out, point):
+    return 'running'
+  return 'failed' if failure(out, point) else 'to do'
+
+
+def listing(out: pathlib.Path, points: list[Point]) -> str:
+  """A line for every point; of a failed one how it failed."""
+  width, lines = max(len(p.name) for p in points), []
+  for p in points:
+    now = state(out, p)
+    lines.append(f'{p.id}  {p.name:<{width}}  {now:<7}  {written(p.overrides)}')
+    if now == 'failed':
+      said = failure(out, p)
+      lines[-1] += f'  ({said["how"]}: {said["last_line"]}, log at {said["log"]})'
+  return '\n'.join(lines)
+
+
+def progress(out: pathlib.Path, point: Point) -> tuple[int, float | None]:
+  """Steps done and the last validation AUC by metrics.jsonl; 0 and None before there are any."""
+  step, auc = 0, None
+  for line in _tail(workdir(out, point) / 'metrics.jsonl').splitlines():
+    try:
+      entry = json.loads(line)
+      step = max(step, entry['step'])
+      auc = entry['auc'] if entry['split'] == 'validation' else auc
+    except (ValueError, KeyError, TypeError):  # cut at the front, or being written
+      continue
+  return step, auc
+
+
+def _tail(file: pathlib.Path) -> str:
+  """The end of a file that may be long."""
+  try:
+    with file.open('rb') as f:
+      f.seek(max(0, f.seek(0, os.SEEK_END) - 2**16))
+      return f.read().decode(errors='replace')
+  except OSError:
+    return ''
