@@ -6,7 +6,7 @@ RUN ?= runs/quickstart
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: run pod-local pod-tpu pod-gke pod-slurm criteo-sample test test-slow bench-data bench-scale lint format clean help
+.PHONY: run claims pod-local pod-tpu pod-gke pod-slurm criteo-sample test test-slow bench-data bench-scale lint format clean help
 
 help:
 	@sed -n 's/^# //p' $(MAKEFILE_LIST)
@@ -64,6 +64,39 @@ criteo-sample: $(INSTALLED)
 	$(BIN)/python -m deres_jax.compare --sweeps=$(OUT)/1,$(OUT)/2,$(OUT)/3 --reference=OneTrans \
 	  --title='Thirteen models on the Criteo sample' \
 	  --command='make criteo-sample RAW=train.txt' --out=$(OUT)/criteo_sample.md
+
+# make claims RAW=train.txt RESULTS=DIR   docs/results/claims.md: what is shown of the paper's claims
+CLAIMS ?= runs/claims
+RESULTS ?= $(CLAIMS)/results
+CHOSEN := Settings were chosen on validation, with seeds that the sweep does not use: see the head \
+  of experiments/scaling_depth_cpu.py.
+CLAIMED := OneTrans,AttnRes,DeRes-P,DeRes-S
+claims: $(INSTALLED)
+	test -n '$(RAW)' || { echo 'give the raw file of Criteo: make claims RAW=train.txt' >&2; exit 2; }
+	$(BIN)/python -m data_pipelines.build --dataset=synthetic --out=$(CLAIMS)/data --fields=8 \
+	  --cardinality_max=16 --order_shares=0.2,0.3,0.3,0.2 --rows_train=400000 \
+	  --rows_validation=50000 --rows_test=100000
+	$(BIN)/python -m data_pipelines.build --dataset=criteo --raw='$(RAW)' --out=$(CLAIMS)/criteo \
+	  --seed=1
+	$(BIN)/python -m deres_jax.sweep --config=experiments/scaling_depth_cpu.py \
+	  --out=$(CLAIMS)/planted --config.data.path=$(CLAIMS)/data
+	$(BIN)/python -m deres_jax.sweep --config=experiments/scaling_depth_sample.py \
+	  --out=$(CLAIMS)/sample --config.data.path=$(CLAIMS)/criteo
+	# What the page of laws links to, without checkpoints and logits.
+	for run in $$(cd $(CLAIMS) && ls -d planted/runs/* sample/runs/*); do \
+	  mkdir -p $(RESULTS)/claims/$$run && \
+	  cp $(CLAIMS)/$$run/config.json $(RESULTS)/claims/$$run/ && \
+	  sed 's#"test_logits": ".*/#"test_logits": "#' $(CLAIMS)/$$run/result.json \
+	    > $(RESULTS)/claims/$$run/result.json || exit 1; \
+	done
+	cp $(CLAIMS)/planted/sweep.json $(RESULTS)/claims/planted/
+	cp $(CLAIMS)/sample/sweep.json $(RESULTS)/claims/sample/
+	$(BIN)/python -m deres_jax.scaling --sweep=$(RESULTS)/claims/planted --curves=$(CLAIMED) \
+	  --match=depth=16 --out=$(RESULTS)/claims/scaling
+	$(BIN)/python -m deres_jax.claims --sweep=$(CLAIMS)/planted --data=$(CLAIMS)/data \
+	  --widths=64,128 --exploratory=$(CLAIMS)/sample --title="The paper's claims, put to the test" \
+	  --command='make claims RAW=train.txt' --note='$(CHOSEN)' \
+	  --out=$(RESULTS)/claims.md
 
 # make test-slow   what is too long for the suite
 test: $(INSTALLED)
