@@ -278,17 +278,16 @@ class Runner:
     done = sum(1 for p in self._points if ledger.result(self._out, p))
     left = len(self._points) - done - len(self._running) - len(self._failed)
     seconds = self._seconds_left(progress)
-    when = (
-      f'about {live.duration(seconds)} left' if seconds is not None else 'time left unknown yet'
-    )
+    when = f'about {live.duration(seconds)} left' if seconds is not None else 'time left unknown'
     lines = [
       f'{done} done, {len(self._running)} running, {len(self._failed)} failed, {left} left; {when}'
     ]
     for job, step, steps, auc in progress:
-      text = f'  {job.point.name}  {live.duration(job.seconds())}'
+      text = f'  {live.duration(job.seconds()):>6}'
       if step:
         text += f'  step {step:,} of {steps:,}' if steps else f'  step {step:,}'
       if auc is not None:
         text += f'  validation auc {auc:.4f}'
-      lines.append(text)
+      # Last: a long name is cut.
+      lines.append(f'{text}  {job.point.name} ({job.point.id})')
     return lines

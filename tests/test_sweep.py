@@ -662,7 +662,7 @@ class Terminal(io.StringIO):
 
 
 def test_a_terminal_shows_runs_in_place_and_lines_that_stay(tmp_path, monkeypatch):
-  monkeypatch.setenv('COLUMNS', '60')
+  monkeypatch.setenv('COLUMNS', '80')
   script = """
 lines = [(3, 'train', 0.1), (4, 'validation', 0.61), (5, 'train', 0.2)]
 with open('metrics.jsonl', 'w') as f:
@@ -677,7 +677,7 @@ time.sleep(1.5)
   assert len(drawings) <= 3 + time.monotonic() - began  # the first, the last and one a second
   assert '\x1b[1m0 done, 1 running, 0 failed, 0 left; about ' in stream.getvalue()
   [row] = {x.split('  step ')[1] for x in stream.getvalue().splitlines() if '  step ' in x}
-  assert row == '5 of 10  validation auc 0.6100'
+  assert row == f'5 of 10  validation auc 0.6100  file ({points({"seed": 0})[0].id})'
   assert drawings[-1].splitlines()[-1] == '1 points: 1 done, 0 failed, 0 left'
   assert '\x1b[2A' in stream.getvalue()  # back to the head of two lines
 
