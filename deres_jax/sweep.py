@@ -26,10 +26,10 @@ last one. A run starts only if its memory, estimated, fits beside that of the ru
 
 **Runs at once.** On CPU, --jobs=auto is a run a core, as far as memory allows and there are points;
 each has an equal share of the cores, so that speeds compare. Small models do not fill the cores: on
-2 cores, two runs one after the other took 1.5 and 1.7 times as long as side by side at depth 1, 1.2
-and 1.3 times at depth 8 (sizes of experiments/quickstart.py, up to half a pass, in turns, on a
-machine with other work; a third pair at depth 8, when that work grew meanwhile, 0.8). More cores
-were not measured. --jobs=1 gives a run all cores.
+2 cores, two runs one after the other took 1.5 and 1.7 times as long as side by side at depth 1, and
+1.2, 1.3 and 1.3 times at depth 8 (sizes of experiments/quickstart.py, up to half a pass, in turns,
+on a machine with other work; a fourth pair at depth 8, when that work grew meanwhile, 0.8). More
+cores were not measured. --jobs=1 gives a run all cores.
 On accelerators auto is one run at a time: a run takes all devices. More, by number, share a GPU's
 memory in equal parts (XLA_CLIENT_MEM_FRACTION, unless the environment sets it); a TPU belongs to
 one process. To give each run a GPU of its own, start a shard a GPU under CUDA_VISIBLE_DEVICES.

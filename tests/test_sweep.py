@@ -801,12 +801,15 @@ def answers(data, text, what, budget_flops):
 
 def test_a_width_on_a_budget(data):
   raw, found = answers(data, 'train.steps=3,train.epochs=0.0,model.heads=4', 'width', 1e9)
+  assert found['error'] is None, found
   dim = found['solved']['model.dim']
-  assert found['error'] is None and dim % 4 == 0
+  assert dim % 4 == 0
+
+  forecaster = forecast.Forecaster()
 
   def flops(dim):
     raw['model']['dim'] = dim
-    return forecast.Forecaster().cost(config.resolve(raw)).train_flops
+    return forecaster.cost(config.resolve(raw)).train_flops
 
   distance = [abs(flops(x) - 1e9) for x in (dim - 4, dim, dim + 4)]
   assert distance[1] == min(distance) and distance[1] < 0.1 * 1e9
