@@ -7,8 +7,8 @@
   python -m deres_jax.scaling --sweep=DIR --out=DIR/scaling
 
 The grid of DeRes's law (arXiv 2606.07980: 2, 4, 8, 12 and 16 layers; its widths are not known,
-64 and 128 are ours), with the connectors that it is compared with, under OneTrans: 300 runs, 1.0 to
-55 MFLOP a row forward. `--shard=i/n` spreads them; `--mode=plan` of deres_jax.main says what one
+64 and 128 are ours), with the connectors that it is compared with, under OneTrans: 300 runs, 4.7 to
+125 MFLOP a row forward. `--shard=i/n` spreads them; `--mode=plan` of deres_jax.main says what one
 costs. Whether seeds and budgets suffice: `python -m deres_jax.scaling --power`.
 
 Nothing was measured with this file. Before a sweep choose the rates on validation, at one size and

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`scaling_depth.py` for two cores, on planted data: the sweep behind docs/results/claims.md.
 
+`make claims RAW=train.txt` runs it, its twin on a sample of Criteo and the report. Alone:
+
   python -m data_pipelines.build --dataset=synthetic --out=DATA --fields=8 \
     --cardinality_max=16 --order_shares=0.2,0.3,0.3,0.2 --rows_train=400000 \
     --rows_validation=50000 --rows_test=100000
