@@ -15,7 +15,7 @@ from typing import Any
 
 from absl import app, flags
 
-from deres_jax import cli, paired, sweep, writer
+from deres_jax import cli, markdown, paired, sweep, writer
 from deres_jax import config as config_lib
 from deres_jax.errors import UserError, choose
 
@@ -270,7 +270,7 @@ def page(c: dict[str, Any]) -> str:
   head += ['dense parameters', 'MFLOP a row', 'rows/s']
   out += [
     '',
-    *_table(head, [_cells(x) for x in c['table']]),
+    *markdown.table(head, [_cells(x) for x in c['table']], left=2),
     '',
     'AUC and LogLoss: means over the runs on the test split; sd: of the AUC over runs. ± is the '
     '95 % t interval of the differences paired by (sweep, seed). It is over splits and seeds only: '
@@ -278,12 +278,13 @@ def page(c: dict[str, Any]) -> str:
     '',
     'Validation AUC of every setting tried (means over runs):',
     '',
-    *_table(
+    *markdown.table(
       ['name', 'setting', 'runs', 'validation AUC', 'chosen'],
       [
         [x['name'], x['setting'], x['runs'], _optional(x['auc_validation']), 'yes' * x['chosen']]
         for x in c['settings']
       ],
+      left=2,
     ),
   ]
   return '\n'.join(out) + '\n'
@@ -316,12 +317,6 @@ def _gap(x: dict[str, Any]) -> str:
   interval = '' if x['interval'] is None else f' ± {x["interval"]:.5f}'
   pairs = '' if x['pairs'] == x['runs'] else f' ({x["pairs"]} pairs)'
   return f'{x["difference"]:+.5f}{interval}{pairs}'
-
-
-def _table(head: list[str], rows: list[list[Any]]) -> list[str]:
-  """Markdown: the first two columns to the left, figures to the right."""
-  lines = [head, ['---', '---', *(['---:'] * (len(head) - 2))], *rows]
-  return ['| ' + ' | '.join(str(c).replace('|', '\\|') for c in x) + ' |' for x in lines]
 
 
 def _define_flags():

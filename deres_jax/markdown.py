@@ -3,6 +3,8 @@
 
 from typing import Any
 
+from deres_jax import wording
+
 UNIT = 1e-4
 
 
@@ -31,15 +33,11 @@ def half(half_width: float | None) -> str:
 
 
 def profile(x: dict[str, Any], scale: float = 1.0) -> str:
-  """'1.66 [1.5, 1.8]' of an interval of fit.json; an open end is in a round bracket."""
-
-  def end(value, infinite):
-    return infinite if value is None else f'{scale * value:.3g}'
-
+  """'1.66 [1.5, 1.8]' of an interval of fit.json, times `scale`."""
   if x['estimate'] is None and x['low_open'] and x['high_open']:
     return 'not bounded'
-  left, right = '(['[not x['low_open']], ')]'[not x['high_open']]
-  return f'{end(x["estimate"], "none")} {left}{end(x["low"], "-∞")}, {end(x["high"], "∞")}{right}'
+  ends = {k: x[k] and scale * x[k] for k in ('estimate', 'low', 'high')}
+  return wording.interval({**x, **ends}, '.3g')
 
 
 def cell(text: Any) -> str:
