@@ -40,6 +40,7 @@ def check(c: Any):
     raise UserError(f'config hyper.streams={c.hyper.streams}: expected 2 to 5')
   _check_optim(c.optim)
   _check_durations(c.train)
+  _one_of(c.train, 'train', 'kernels', 'auto', 'on', 'off')
   _at_least(c.mesh, 'mesh', 0, 'devices', 'stall_seconds')
   if c.mesh.topology and c.mesh.devices:
     raise UserError(

@@ -39,6 +39,7 @@ class Setup:
   factor: Callable[[Array], Array]  # schedule of both learning rates
   table_lr: float
   table_init_std: float
+  kernels: str  # auto | on | off: of `train.kernels`
   micro_batch: int  # rows that a device works on at a time; divides its part of a batch
   noise: bool  # whether the model draws dropout
   aux_weight: float  # of the auxiliary losses' mean
@@ -92,6 +93,7 @@ def make_setup(c: config_lib.Config, schema: Schema, mesh: Mesh, steps: int) -> 
     factor=factor,
     table_lr=o.table_lr,
     table_init_std=o.table_init_std,
+    kernels=c.train.kernels,
     micro_batch=micro_rows(c.train.micro_batch, c.data.batch_size // mesh.size, mesh),
     noise=c.model.dropout > 0 or c.model.embed_dropout > 0 or c.mlp.dropout > 0,
     aux_weight=c.model.aux_weight,

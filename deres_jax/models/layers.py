@@ -15,6 +15,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from deres_jax.kernels import library, ops
+
 Array = jax.Array
 
 
@@ -111,12 +113,28 @@ class SiteNorms(nn.Module):
 
   def __call__(self, x: Array, site: int | slice) -> Array:
     """A slice of sites norms [..., those sites, D], each with its own gain."""
+    if isinstance(site, int) and self.fuses(x):
+      return ops.norm(x, self.scale[site])
     if self.kind == 'layer':
       x = x.astype(jnp.float32)
       x = rms(x - jnp.mean(x, axis=-1, keepdims=True)) * self.scale[site] + self.bias[site]
     elif self.kind == 'rms':
       x = rms(x) * self.scale[site]
     return x.astype(self.dtype)
+
+  def fuses(self, *arrays: Array) -> bool:
+    """Whether `of_mix` takes such arrays, here and now."""
+    return library.on() and self.kind == 'rms' and self.dtype == jnp.float32 and ops.fits(*arrays)
+
+  def of_mix(
+    self, x: Array, sources: tuple[Array, ...], a: Array, gx: Array, gr: Array, site: int
+  ) -> Array:
+    """The norm of gx x + gr sum_i a_i b_i, in one walk over memory: see `ops.read`."""
+    return ops.read(x, sources, a, gx, gr, self.scale[site])
+
+
+def _xavier(scale: float, batch_axis: tuple[int, ...]) -> Callable:
+  return nn.initializers.variance_scaling(scale, 'fan_avg', 'uniform', batch_axis=batch_axis)
 
 
 class TokenDense(nn.Module):
@@ -148,22 +166,42 @@ class TokenDense(nn.Module):
     return jnp.concatenate([shared, self._own(x[:, T - self.own :])], axis=1)
 
   def _init(self, batch_axis: tuple[int, ...]) -> Callable:
-    return nn.initializers.variance_scaling(self.scale, 'fan_avg', 'uniform', batch_axis=batch_axis)
+    return _xavier(self.scale, batch_axis)
 
   def _shared(self, x: Array, kernel: str, bias: str) -> Array:
     w = self.param(kernel, self._init(()), (x.shape[-1], self.features))
-    y = jnp.einsum('btd,do->bto', x, w.astype(self.dtype))
+    if library.on() and ops.maps(x, w):
+      y = ops.dense(x, w[None])
+    else:
+      y = jnp.einsum('btd,do->bto', x, w.astype(self.dtype))
     if self.use_bias:
       y = y + self.param(bias, self.bias_init, (self.features,)).astype(self.dtype)
     return y
 
   def _own(self, x: Array) -> Array:
     w = self.param('kernel', self._init((0,)), (self.own, x.shape[-1], self.features))
-    # Tokens first: a batched product whose batch axis leads is 2-3 times faster on XLA's CPU.
-    y = jnp.einsum('tbd,tdo->tbo', x.swapaxes(0, 1), w.astype(self.dtype)).swapaxes(0, 1)
+    if library.on() and ops.maps(x, w):
+      y = ops.dense(x, w)
+    else:
+      # Tokens first: a batched product whose batch axis leads is 2-3 times faster on XLA's CPU.
+      y = jnp.einsum('tbd,tdo->tbo', x.swapaxes(0, 1), w.astype(self.dtype)).swapaxes(0, 1)
     if self.use_bias:
       y = y + self.param('bias', self.bias_init, (self.own, self.features)).astype(self.dtype)
     return y
+
+
+class TokenKernel(nn.Module):
+  """The parameter of a `TokenDense` of the same name. D -> [T or 1, D, features], own=T or 0."""
+
+  features: int
+  own: int
+  scale: float = 1.0
+
+  @nn.compact
+  def __call__(self, dim: int) -> Array:
+    if self.own:
+      return self.param('kernel', _xavier(self.scale, (0,)), (self.own, dim, self.features))
+    return self.param('kernel', _xavier(self.scale, ()), (dim, self.features))[None]
 
 
 def split_heads(x_BTM: Array, parts: int, heads: int) -> Array:
@@ -222,9 +260,12 @@ class Attention(nn.Module):
   @nn.compact
   def __call__(self, x_BTD: Array, ctx: Context) -> Array:
     T, D = x_BTD.shape[1:]
+    scale = (D // self.heads) ** -0.5
     # The scales let maps that share a kernel start with the variance of one of [D, D].
     if self.queries == T:
       qkv = TokenDense(3 * D, self.own, self.dtype, scale=2.0, name='qkv')(x_BTD)
+      if library.on() and self.dtype == jnp.float32 and T <= ops.MOST_TOKENS:
+        return self._out(ops.attend(qkv, ctx.mask_BT, self.heads, scale, self.causal))
       q, k, v = split_heads(qkv, 3, self.heads)
     else:
       last = x_BTD[:, T - self.queries :]
@@ -232,8 +273,10 @@ class Attention(nn.Module):
       kv = TokenDense(2 * D, self.own, self.dtype, scale=1.5, name='kv')(x_BTD)
       (q,), (k, v) = split_heads(q, 1, self.heads), split_heads(kv, 2, self.heads)
     see = visible(self.queries, T, self.causal, ctx)
-    y = attend(q, k, v, see, (D // self.heads) ** -0.5)
-    return TokenDense(D, 0, self.dtype, scale=self.out_scale, name='out')(join_heads(y))
+    return self._out(join_heads(attend(q, k, v, see, scale)))
+
+  def _out(self, y_BQD: Array) -> Array:
+    return TokenDense(y_BQD.shape[-1], 0, self.dtype, scale=self.out_scale, name='out')(y_BQD)
 
 
 class FeedForward(nn.Module):
@@ -248,7 +291,11 @@ class FeedForward(nn.Module):
   @nn.compact
   def __call__(self, x_BTD: Array, ctx: Context) -> Array:
     del ctx
-    D = x_BTD.shape[-1]
+    T, D = x_BTD.shape[1:]
+    if not self.use_bias and self.own in (0, T) and library.on() and ops.fits(x_BTD):
+      w1 = TokenKernel(self.ratio * D, self.own, name='up')(D)
+      w2 = TokenKernel(D, self.own, scale=self.out_scale, name='down')(self.ratio * D)
+      return ops.feed(x_BTD, w1, w2)
     up = TokenDense(self.ratio * D, self.own, self.dtype, use_bias=self.use_bias, name='up')
     down = TokenDense(
       D, self.own, self.dtype, use_bias=self.use_bias, scale=self.out_scale, name='down'

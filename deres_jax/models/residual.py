@@ -165,10 +165,10 @@ class DeRes(nn.Module):
     return self._append(Recall(x, (), (), None), x, reader=0)
 
   def read(self, h: Recall, site: int) -> tuple[Array, Recall]:
-    u_BTD = self._mix(h, site)
     if self.mix_site == 'stream':
-      h = h._replace(x=u_BTD)
-    return self.norms(u_BTD, site), h
+      h = h._replace(x=self._mix(h, site))
+      return self.norms(h.x, site), h
+    return self._read(h, site), h
 
   def write(self, h: Recall, y_BTD: Array, site: int) -> Recall:
     y = y_BTD.astype(jnp.float32)
@@ -180,7 +180,15 @@ class DeRes(nn.Module):
     site = self.shape.sites
     if h.partial is not None:
       h = self._close(h, site)
-    return self.norms(self._mix(h, site), site)
+    return self._read(h, site)
+
+  def _read(self, h: Recall, site: int) -> Array:
+    """The norm of what `_mix` gives, as one kernel where there is one."""
+    factors = self._factors(site) if self.norms.fuses(h.x, *h.sources) else None
+    if factors is None:
+      return self.norms(self._mix(h, site), site)
+    sources, a_BTN = self._weights(h, site, self.reads.index(site))
+    return self.norms.of_mix(h.x, sources, a_BTN, *factors, site)
 
   # The two paths.
 
@@ -205,6 +213,20 @@ class DeRes(nn.Module):
       return h.x + 2 * g * r
     return r + g * (h.x - r)
 
+  def _factors(self, site: int) -> tuple[Array, Array] | None:
+    """gx and gr [D] of u = gx x + gr r, or None where u is not of this form."""
+    if self.path == 'identity' or site not in self.reads or self.silu_norm == 'rms':
+      return None
+    one = jnp.ones(self.shape.dim)
+    if self.path == 'attn':
+      return 0 * one, one
+    if self.gate_form == 'additive':
+      return one, one
+    if self.gate not in ('vector', 'scalar'):
+      return None
+    g = jax.nn.sigmoid(self.beta[self.reads.index(site)]) * one
+    return (g, 1 - g) if self.gate_form == 'convex' else (one, 2 * g)
+
   def _gate(self, x: Array, reader: int) -> Array:
     z = self.beta[reader]
     if self.gate == 'lowrank_dynamic':
@@ -213,8 +235,8 @@ class DeRes(nn.Module):
       z = z + layers.rms(x) @ self.gate_map[reader]
     return jax.nn.sigmoid(z)
 
-  def _recall(self, h: Recall, site: int, reader: int) -> Array:
-    """r = sum_i a_i b_i at `site`, which is read number `reader`. [B, T, D]."""
+  def _weights(self, h: Recall, site: int, reader: int) -> tuple[tuple[Array, ...], Array]:
+    """Sources b_i at `site`, which is read number `reader`, and their weights a [B, T, sources]."""
     sources, scores = h.sources, [s[..., reader - len(self.reads)] for s in h.scores]
     if self.include_partial and h.partial is not None:
       summary = self._summary(h, site, closed=False)
@@ -226,7 +248,11 @@ class DeRes(nn.Module):
         z + self.score_scale * jnp.sum(q_BTR * self._key(b), axis=-1)
         for z, b in zip(scores, sources, strict=True)
       ]
-    a_BTN = self._weigh(jnp.stack(scores, axis=-1))
+    return sources, self._weigh(jnp.stack(scores, axis=-1))
+
+  def _recall(self, h: Recall, site: int, reader: int) -> Array:
+    """r = sum_i a_i b_i. [B, T, D]."""
+    sources, a_BTN = self._weights(h, site, reader)
     # A sum of fused terms: stacking the sources would copy all of them at every read.
     r = sum(a_BTN[..., i : i + 1] * b for i, b in enumerate(sources))
     if self.silu_norm == 'rms':

@@ -1,0 +1,514 @@
+// SPDX-License-Identifier: Apache-2.0
+// XLA custom calls for CPUs: attention over few tokens, and the read of a connector.
+//
+// Both walk memory once where XLA's own programs walk it many times. `ops.py` says what they
+// compute and names the plain forms that they are tested against. Work is cut into pieces whose
+// number depends on shapes alone and whose sums are added in order: results do not depend on the
+// number of threads.
+//
+// Letters: B rows, T tokens, H heads, K head width, N tokens of all rows, D width, M sources.
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <mutex>
+#include <condition_variable>
+#include <vector>
+
+#include "xla/ffi/api/ffi.h"
+
+namespace ffi = xla::ffi;
+using F32 = ffi::Buffer<ffi::F32>;
+using F32Out = ffi::ResultBuffer<ffi::F32>;
+
+namespace {
+
+constexpr int W = 16;  // floats in a vector: one register of AVX-512, two of AVX2, four of NEON
+typedef float Vec __attribute__((vector_size(4 * W)));
+typedef int32_t IntVec __attribute__((vector_size(4 * W)));
+
+inline Vec load(const float* p) {
+  Vec v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+inline void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
+inline Vec all(float x) { return Vec{} + x; }
+inline float sum(Vec v) {
+  float s[W];
+  store(s, v);
+  for (int n = W / 2; n; n /= 2)
+    for (int i = 0; i < n; ++i) s[i] += s[i + n];
+  return s[0];
+}
+inline int rounded(int n, int to) { return (n + to - 1) / to * to; }
+
+// e^x for x <= 0, to 2 units in the last place; 0 below -87.
+inline Vec exp_negative(Vec x) {
+  const IntVec tiny = x < -87;
+  x = tiny ? all(-87) : x;
+  // n = round(x / ln 2) by the shift trick; r = x - n ln 2 in two parts (Cody and Waite).
+  const Vec shift = all(12582912.0f);
+  const Vec n = (x * 1.44269504f + shift) - shift;
+  const Vec r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  Vec p = all(1.9875691500e-4f);
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  const Vec e = (p * r) * r + r + 1.0f;
+  const IntVec power = (__builtin_convertvector(n, IntVec) + 127) << 23;
+  Vec scale;
+  std::memcpy(&scale, &power, sizeof scale);
+  return tiny ? Vec{} : e * scale;
+}
+
+// Runs work(0) .. work(pieces - 1), here and on the pool. A helper that starts when all pieces are
+// taken does nothing, so that this never waits for a thread that waits for us.
+template <typename Work>
+void parallel(ffi::ThreadPool& pool, int64_t pieces, const Work& work) {
+  struct Shared {
+    std::atomic<int64_t> next{0}, done{0};
+    std::mutex mutex;
+    std::condition_variable finished;
+  };
+  auto shared = std::make_shared<Shared>();
+  auto run = [shared, pieces, &work] {
+    for (int64_t i; (i = shared->next++) < pieces;) {
+      work(i);
+      if (++shared->done == pieces) {
+        std::lock_guard<std::mutex> lock(shared->mutex);
+        shared->finished.notify_all();
+      }
+    }
+  };
+  const int64_t helpers = std::min<int64_t>(pool.num_threads(), pieces) - 1;
+  for (int64_t i = 0; i < helpers; ++i) pool.Schedule(decltype(run)(run));
+  run();
+  std::unique_lock<std::mutex> lock(shared->mutex);
+  shared->finished.wait(lock, [&] { return shared->done == pieces; });
+}
+
+// Memory of this thread that outlives a call.
+float* scratch(size_t floats) {
+  thread_local std::vector<float> memory;
+  if (memory.size() < floats) memory.resize(floats);
+  return memory.data();
+}
+
+// ---- products of matrices that fit a cache
+
+// R rows and V vectors of columns of c = a b or, adding, c += a b, where a[m, i] is
+// a[m * am + i * ai]. c's tile stays in registers.
+template <int R, int V, bool Add>
+inline void tile(int I, const float* a, int am, int ai, const float* b, int ldb, float* c,
+                 int ldc) {
+  Vec acc[R][V];
+  for (int r = 0; r < R; ++r)
+    for (int v = 0; v < V; ++v) acc[r][v] = Add ? load(c + r * ldc + v * W) : Vec{};
+  for (int i = 0; i < I; ++i) {
+    Vec row[V];
+    for (int v = 0; v < V; ++v) row[v] = load(b + i * ldb + v * W);
+    for (int r = 0; r < R; ++r) {
+      const float x = a[r * am + i * ai];
+      for (int v = 0; v < V; ++v) acc[r][v] += x * row[v];
+    }
+  }
+  for (int r = 0; r < R; ++r)
+    for (int v = 0; v < V; ++v) store(c + r * ldc + v * W, acc[r][v]);
+}
+
+// c [rows, columns] of a [rows, I] and b [I, columns]; columns a multiple of W. Tiles of 8 x 3 or
+// 6 x 4 vectors fill 24 of the 32 registers of AVX-512.
+template <bool Add = false>
+void product(int rows, int columns, int I, const float* a, int am, int ai, const float* b, int ldb,
+             float* c, int ldc) {
+  const auto run = [&](auto height, int m, int n, int wide) {
+    constexpr int R = decltype(height)::value;
+    const float *from = a + m * am, *right = b + n;
+    float* to = c + m * ldc + n;
+    if (wide == 4) tile<R, 4, Add>(I, from, am, ai, right, ldb, to, ldc);
+    else if (wide == 3) tile<R, 3, Add>(I, from, am, ai, right, ldb, to, ldc);
+    else tile<R, 1, Add>(I, from, am, ai, right, ldb, to, ldc);
+  };
+  for (int n = 0; n < columns;) {
+    const int left = (columns - n) / W, wide = left >= 4 && left != 3 ? 4 : left == 3 ? 3 : 1;
+    int m = 0;
+    if (wide == 4) for (; m + 6 <= rows; m += 6) run(std::integral_constant<int, 6>(), m, n, wide);
+    else for (; m + 8 <= rows; m += 8) run(std::integral_constant<int, 8>(), m, n, wide);
+    for (; m + 4 <= rows; m += 4) run(std::integral_constant<int, 4>(), m, n, wide);
+    for (; m < rows; ++m) run(std::integral_constant<int, 1>(), m, n, wide);
+    n += wide * W;
+  }
+}
+
+// to [columns, rows] = from [rows, columns] turned.
+void turn(const float* from, int rows, int columns, float* to) {
+  for (int c = 0; c < columns; ++c)
+    for (int r = 0; r < rows; ++r) to[c * rows + r] = from[r * columns + c];
+}
+
+// ---- attention
+
+// One head of a row. Scores and weights are kept turned, a row a key: what softmax takes over keys
+// is then elementwise over rows of `lanes` queries. K takes `width` columns.
+struct Head {
+  int T, K, H, D, lanes, width;
+  float scale;
+  bool causal;
+  Head(const F32& qkv, int64_t heads, float scale, bool causal)
+      : T(qkv.dimensions()[1]), K(qkv.dimensions()[2] / (3 * heads)), H(heads), D(H * K),
+        lanes(rounded(T, W)), width(rounded(K, W)), scale(scale), causal(causal) {}
+
+  size_t tokens() const { return size_t(T) * width; }
+  size_t turned() const { return size_t(K) * lanes; }
+  size_t square() const { return size_t(T) * lanes; }
+
+  // Scores, then weights, of keys k for queries q, both [T, K] in qkv. `there`: keys, or null.
+  void weigh(const float* q, const float* k, const bool* there, float* q_turned, float* p) const {
+    turned_from(q, 3 * D, q_turned, scale);
+    product(T, lanes, K, k, 3 * D, 1, q_turned, lanes, p, lanes);
+    hide(p, there, -1e30f);
+    for (int t = 0; t < lanes; t += W) {
+      Vec top = load(p + t), total = {};
+      for (int u = 1; u < T; ++u) {
+        const Vec z = load(p + u * lanes + t);
+        top = z > top ? z : top;
+      }
+      for (int u = 0; u < T; ++u) {
+        const Vec e = exp_negative(load(p + u * lanes + t) - top);
+        total += e;
+        store(p + u * lanes + t, e);
+      }
+      const Vec inverse = 1 / total;
+      for (int u = 0; u < T; ++u) store(p + u * lanes + t, load(p + u * lanes + t) * inverse);
+    }
+  }
+  // Sets p [T keys, lanes] to `value` where a query must not see a key.
+  void hide(float* p, const bool* there, float value) const {
+    for (int u = 0; u < T; ++u) {
+      if (there && !there[u]) std::fill(p + u * lanes, p + (u + 1) * lanes, value);
+      if (causal) std::fill(p + u * lanes, p + u * lanes + u, value);
+    }
+  }
+  // [T, K] with `stride` floats from token to token -> [K, lanes], zeros beyond T.
+  void turned_from(const float* from, int stride, float* to, float times) const {
+    for (int k = 0; k < K; ++k) {
+      for (int t = 0; t < T; ++t) to[k * lanes + t] = times * from[t * stride + k];
+      std::fill(to + k * lanes + T, to + (k + 1) * lanes, 0.0f);
+    }
+  }
+  // sum over keys of p [T keys, lanes] and rows of b, or over queries: to [T, K], `stride` apart.
+  // b [T, K] with `from` floats from row to row. `room` is for K that is no multiple of W.
+  void sums(const float* p, bool over_keys, const float* b, int from, float* to, int stride,
+            float* room) const {
+    const int am = over_keys ? 1 : lanes, ai = over_keys ? lanes : 1;
+    if (width == K) {
+      product(T, K, T, p, am, ai, b, from, to, stride);
+      return;
+    }
+    float* out = room + tokens();
+    for (int t = 0; t < T; ++t) {
+      std::copy(b + t * from, b + t * from + K, room + t * width);
+      std::fill(room + t * width + K, room + (t + 1) * width, 0.0f);
+    }
+    product(T, width, T, p, am, ai, room, width, out, width);
+    for (int t = 0; t < T; ++t) std::copy(out + t * width, out + t * width + K, to + t * stride);
+  }
+};
+
+ffi::Error AttendForward(ffi::ThreadPool pool, F32 qkv, ffi::Buffer<ffi::PRED> there, F32Out y,
+                         int64_t heads, float scale, bool causal, bool masked) {
+  const Head s(qkv, heads, scale, causal);
+  parallel(pool, qkv.dimensions()[0], [&](int64_t b) {
+    const bool* seen = masked ? there.typed_data() + b * s.T : nullptr;
+    float* q_turned = scratch(s.turned() + s.square() + 2 * s.tokens());
+    float *p = q_turned + s.turned(), *room = p + s.square();
+    for (int h = 0; h < s.H; ++h) {
+      const float* q = qkv.typed_data() + b * s.T * 3 * s.D + h * s.K;
+      const float *k = q + s.D, *v = k + s.D;
+      s.weigh(q, k, seen, q_turned, p);
+      s.sums(p, true, v, 3 * s.D, y->typed_data() + b * s.T * s.D + h * s.K, s.D, room);
+    }
+  });
+  return ffi::Error::Success();
+}
+
+ffi::Error AttendBackward(ffi::ThreadPool pool, F32 qkv, ffi::Buffer<ffi::PRED> there, F32 dy,
+                          F32Out out, int64_t heads, float scale, bool causal, bool masked) {
+  const Head s(qkv, heads, scale, causal);
+  parallel(pool, qkv.dimensions()[0], [&](int64_t b) {
+    const bool* seen = masked ? there.typed_data() + b * s.T : nullptr;
+    float* turned = scratch(s.turned() + 2 * s.square() + 2 * s.tokens());
+    float *p = turned + s.turned(), *d = p + s.square(), *room = d + s.square();
+    for (int h = 0; h < s.H; ++h) {
+      const int64_t at = b * s.T * 3 * s.D + h * s.K;
+      const float *q = qkv.typed_data() + at, *k = q + s.D, *v = k + s.D;
+      const float* g = dy.typed_data() + b * s.T * s.D + h * s.K;
+      float *dq = out->typed_data() + at, *dk = dq + s.D, *dv = dk + s.D;
+      s.weigh(q, k, seen, turned, p);
+      s.sums(p, false, g, s.D, dv, 3 * s.D, room);
+      // By the weights, then by the scores.
+      s.turned_from(g, s.D, turned, s.scale);
+      product(s.T, s.lanes, s.K, v, 3 * s.D, 1, turned, s.lanes, d, s.lanes);
+      for (int t = 0; t < s.lanes; t += W) {
+        Vec mean = {};
+        for (int i = t; i < t + s.T * s.lanes; i += s.lanes) mean += load(d + i) * load(p + i);
+        for (int i = t; i < t + s.T * s.lanes; i += s.lanes)
+          store(d + i, load(p + i) * (load(d + i) - mean));
+      }
+      s.hide(d, seen, 0);  // a query that sees nothing weighs all alike
+      s.sums(d, true, k, 3 * s.D, dq, 3 * s.D, room);
+      s.sums(d, false, q, 3 * s.D, dk, 3 * s.D, room);
+    }
+  });
+  return ffi::Error::Success();
+}
+
+// ---- maps of tokens
+
+constexpr int BLOCK = 48;     // tokens that are worked on at a time
+constexpr int64_t SHARE = 512;  // tokens of a piece, where all share a matrix
+
+// Tokens [B, T, ...] in pieces: with a matrix a token (G = T) a piece has one token of all rows,
+// with one matrix (G = 1) it has SHARE tokens in the order of memory.
+struct Pieces {
+  int64_t count, tokens, stride;  // stride: from token to token of a piece, in tokens
+  int64_t B, T;
+  Pieces(const F32& x, int64_t groups) : B(x.dimensions()[0]), T(x.dimensions()[1]) {
+    if (groups == 1) {
+      count = (B * T + SHARE - 1) / SHARE, tokens = SHARE, stride = 1;
+    } else {
+      count = T, tokens = B, stride = T;
+    }
+  }
+  int64_t first(int64_t piece) const { return stride == 1 ? piece * SHARE : piece; }
+  int64_t size(int64_t piece) const {
+    return stride == 1 ? std::min(SHARE, B * T - piece * SHARE) : B;
+  }
+  // Matrix of a piece.
+  int64_t group(int64_t piece) const { return stride == 1 ? 0 : piece; }
+  // Calls work(first token, tokens of the block) for all blocks of a piece.
+  template <typename Work>
+  void blocks(int64_t piece, const Work& work) const {
+    for (int64_t n = 0; n < size(piece); n += BLOCK)
+      work(first(piece) + n * stride, int(std::min<int64_t>(BLOCK, size(piece) - n)));
+  }
+};
+
+// y = x W, W [G, D, O].
+ffi::Error DenseForward(ffi::ThreadPool pool, F32 x, F32 w, F32Out y) {
+  const Pieces pieces(x, w.dimensions()[0]);
+  const int D = w.dimensions()[1], O = w.dimensions()[2];
+  parallel(pool, pieces.count, [&](int64_t piece) {
+    const float* matrix = w.typed_data() + pieces.group(piece) * D * O;
+    pieces.blocks(piece, [&](int64_t at, int n) {
+      product(n, O, D, x.typed_data() + at * D, pieces.stride * D, 1, matrix, O,
+              y->typed_data() + at * O, pieces.stride * O);
+    });
+  });
+  return ffi::Error::Success();
+}
+
+// dx, and dW a piece.
+ffi::Error DenseBackward(ffi::ThreadPool pool, F32 x, F32 w, F32 dy, F32Out dx, F32Out dw) {
+  const Pieces pieces(x, w.dimensions()[0]);
+  const int D = w.dimensions()[1], O = w.dimensions()[2];
+  parallel(pool, pieces.count, [&](int64_t piece) {
+    float* turned = scratch(D * O);
+    turn(w.typed_data() + pieces.group(piece) * D * O, D, O, turned);
+    float* sum = dw->typed_data() + piece * D * O;
+    std::fill(sum, sum + D * O, 0.0f);
+    pieces.blocks(piece, [&](int64_t at, int n) {
+      const float *in = x.typed_data() + at * D, *g = dy.typed_data() + at * O;
+      product(n, D, O, g, pieces.stride * O, 1, turned, D, dx->typed_data() + at * D,
+              pieces.stride * D);
+      product<true>(D, O, n, in, 1, pieces.stride * D, g, pieces.stride * O, sum, O);
+    });
+  });
+  return ffi::Error::Success();
+}
+
+// sigmoid(2 sqrt(2 / pi) (h + 0.044715 h^3)): h times it is GELU in its tanh form.
+inline Vec gelu_share(Vec h) {
+  const Vec z = h * (1.59576912f + 0.0713548163f * h * h);
+  const Vec e = exp_negative(z < 0 ? z : -z);
+  return (z < 0 ? e : all(1)) / (1 + e);
+}
+
+// y = GELU(x W1) W2, W1 [G, D, M], W2 [G, M, O].
+ffi::Error FeedForward(ffi::ThreadPool pool, F32 x, F32 w1, F32 w2, F32Out y) {
+  const Pieces pieces(x, w1.dimensions()[0]);
+  const int D = w1.dimensions()[1], M = w1.dimensions()[2], O = w2.dimensions()[2];
+  parallel(pool, pieces.count, [&](int64_t piece) {
+    float* h = scratch(BLOCK * M);
+    const int64_t group = pieces.group(piece);
+    pieces.blocks(piece, [&](int64_t at, int n) {
+      product(n, M, D, x.typed_data() + at * D, pieces.stride * D, 1,
+              w1.typed_data() + group * D * M, M, h, M);
+      for (int i = 0; i < n * M; i += W) store(h + i, load(h + i) * gelu_share(load(h + i)));
+      product(n, O, M, h, M, 1, w2.typed_data() + group * M * O, O, y->typed_data() + at * O,
+              pieces.stride * O);
+    });
+  });
+  return ffi::Error::Success();
+}
+
+// dx, and dW1 and dW2 a piece. The hidden layer is computed again, a block at a time.
+ffi::Error FeedBackward(ffi::ThreadPool pool, F32 x, F32 w1, F32 w2, F32 dy, F32Out dx, F32Out dw1,
+                        F32Out dw2) {
+  const Pieces pieces(x, w1.dimensions()[0]);
+  const int D = w1.dimensions()[1], M = w1.dimensions()[2], O = w2.dimensions()[2];
+  parallel(pool, pieces.count, [&](int64_t piece) {
+    float* h = scratch(2 * BLOCK * M + M * (D + O));
+    float *d = h + BLOCK * M, *turned1 = d + BLOCK * M, *turned2 = turned1 + M * D;
+    const float* first = w1.typed_data() + pieces.group(piece) * D * M;
+    turn(first, D, M, turned1);
+    turn(w2.typed_data() + pieces.group(piece) * M * O, M, O, turned2);
+    float *sum1 = dw1->typed_data() + piece * D * M, *sum2 = dw2->typed_data() + piece * M * O;
+    std::fill(sum1, sum1 + D * M, 0.0f);
+    std::fill(sum2, sum2 + M * O, 0.0f);
+    pieces.blocks(piece, [&](int64_t at, int n) {
+      const float *in = x.typed_data() + at * D, *g = dy.typed_data() + at * O;
+      product(n, M, D, in, pieces.stride * D, 1, first, M, h, M);
+      product(n, M, O, g, pieces.stride * O, 1, turned2, M, d, M);
+      for (int i = 0; i < n * M; i += W) {
+        const Vec x = load(h + i), s = gelu_share(x);
+        const Vec slope = s + x * s * (1 - s) * (1.59576912f + 0.214064449f * x * x);
+        store(d + i, load(d + i) * slope);
+        store(h + i, x * s);
+      }
+      product<true>(M, O, n, h, 1, M, g, pieces.stride * O, sum2, O);
+      product<true>(D, M, n, in, 1, pieces.stride * D, d, M, sum1, M);
+      product(n, D, M, d, M, 1, turned1, D, dx->typed_data() + at * D, pieces.stride * D);
+    });
+  });
+  return ffi::Error::Success();
+}
+
+// ---- the read of a connector
+
+constexpr int64_t PIECE = 64;  // tokens
+
+struct Read {
+  int64_t N, D, M;
+  const float *x, *a, *gx, *gr, *scale;
+  std::vector<const float*> sources;
+  bool norm;
+
+  Read(const F32& x, const F32& a, const F32& gx, const F32& gr, const F32& scale, bool norm,
+       ffi::RemainingArgs& rest)
+      : D(x.dimensions().back()), M(rest.size()), x(x.typed_data()), a(a.typed_data()),
+        gx(gx.typed_data()), gr(gr.typed_data()), scale(scale.typed_data()), norm(norm) {
+    N = x.element_count() / D;
+    for (int64_t i = 0; i < M; ++i) sources.push_back(rest.get<F32>(i)->typed_data());
+  }
+
+  int64_t pieces() const { return (N + PIECE - 1) / PIECE; }
+
+  // r [D] and u [D] of token n; returns 1 / RMS(u), or 1 without a norm.
+  float mix(int64_t n, float* r, float* u) const {
+    Vec squares = {};
+    for (int64_t d = 0; d < D; d += W) {
+      Vec recalled = {};
+      for (int64_t i = 0; i < M; ++i) recalled += a[n * M + i] * load(sources[i] + n * D + d);
+      const Vec mixed = load(gx + d) * load(x + n * D + d) + load(gr + d) * recalled;
+      squares += mixed * mixed;
+      store(r + d, recalled);
+      store(u + d, mixed);
+    }
+    return norm ? 1 / std::sqrt(sum(squares) / D + 1e-6f) : 1;
+  }
+};
+
+ffi::Error ReadForward(ffi::ThreadPool pool, F32 x, F32 a, F32 gx, F32 gr, F32 scale,
+                       ffi::RemainingArgs sources, F32Out y, bool norm) {
+  const Read read(x, a, gx, gr, scale, norm, sources);
+  const int64_t D = read.D;
+  parallel(pool, read.pieces(), [&](int64_t piece) {
+    float *r = scratch(2 * D), *u = r + D;
+    for (int64_t n = piece * PIECE; n < std::min((piece + 1) * PIECE, read.N); ++n) {
+      const float inverse = read.mix(n, r, u);
+      for (int64_t d = 0; d < D; d += W)
+        store(y->typed_data() + n * D + d, inverse * load(u + d) * load(read.scale + d));
+    }
+  });
+  return ffi::Error::Success();
+}
+
+// Gradients by x, r, a; by gx, gr and scale a row for each piece, [pieces, 3, D].
+ffi::Error ReadBackward(ffi::ThreadPool pool, F32 x, F32 a, F32 gx, F32 gr, F32 scale, F32 dy,
+                        ffi::RemainingArgs sources, F32Out dx, F32Out dr, F32Out da, F32Out sums,
+                        bool norm) {
+  const Read read(x, a, gx, gr, scale, norm, sources);
+  const int64_t D = read.D, M = read.M;
+  parallel(pool, read.pieces(), [&](int64_t piece) {
+    float *r = scratch(2 * D), *u = r + D;
+    float* by_gx = sums->typed_data() + piece * 3 * D;
+    float *by_gr = by_gx + D, *by_scale = by_gr + D;
+    std::fill(by_gx, by_gx + 3 * D, 0.0f);
+    for (int64_t n = piece * PIECE; n < std::min((piece + 1) * PIECE, read.N); ++n) {
+      const float inverse = read.mix(n, r, u);
+      const float* g = dy.typed_data() + n * D;
+      float shared = 0;
+      if (norm) {
+        Vec total = {};
+        for (int64_t d = 0; d < D; d += W)
+          total += load(g + d) * load(read.scale + d) * load(u + d);
+        shared = inverse * inverse * sum(total) / D;
+      }
+      float* dr_n = dr->typed_data() + n * D;
+      for (int64_t d = 0; d < D; d += W) {
+        const Vec mixed = load(u + d), of_y = load(g + d);
+        const Vec du = inverse * (of_y * load(read.scale + d) - mixed * shared);
+        store(by_scale + d, load(by_scale + d) + inverse * of_y * mixed);
+        store(by_gx + d, load(by_gx + d) + du * load(read.x + n * D + d));
+        store(by_gr + d, load(by_gr + d) + du * load(r + d));
+        store(dx->typed_data() + n * D + d, du * load(read.gx + d));
+        store(dr_n + d, du * load(read.gr + d));
+      }
+      for (int64_t i = 0; i < M; ++i) {
+        Vec total = {};
+        for (int64_t d = 0; d < D; d += W)
+          total += load(dr_n + d) * load(read.sources[i] + n * D + d);
+        da->typed_data()[n * M + i] = sum(total);
+      }
+    }
+  });
+  return ffi::Error::Success();
+}
+
+}  // namespace
+
+static auto Bind() { return ffi::Ffi::Bind().Ctx<ffi::ThreadPool>(); }
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(attend_forward, AttendForward,
+                              Bind().Arg<F32>().Arg<ffi::Buffer<ffi::PRED>>().Ret<F32>()
+                                  .Attr<int64_t>("heads").Attr<float>("scale")
+                                  .Attr<bool>("causal").Attr<bool>("masked"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(attend_backward, AttendBackward,
+                              Bind().Arg<F32>().Arg<ffi::Buffer<ffi::PRED>>().Arg<F32>()
+                                  .Ret<F32>()
+                                  .Attr<int64_t>("heads").Attr<float>("scale")
+                                  .Attr<bool>("causal").Attr<bool>("masked"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(dense_forward, DenseForward,
+                              Bind().Arg<F32>().Arg<F32>().Ret<F32>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(dense_backward, DenseBackward,
+                              Bind().Arg<F32>().Arg<F32>().Arg<F32>().Ret<F32>().Ret<F32>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(feed_forward, FeedForward,
+                              Bind().Arg<F32>().Arg<F32>().Arg<F32>().Ret<F32>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(feed_backward, FeedBackward,
+                              Bind().Arg<F32>().Arg<F32>().Arg<F32>().Arg<F32>()
+                                  .Ret<F32>().Ret<F32>().Ret<F32>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(read_forward, ReadForward,
+                              Bind().Arg<F32>().Arg<F32>().Arg<F32>().Arg<F32>().Arg<F32>()
+                                  .RemainingArgs().Ret<F32>().Attr<bool>("norm"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(read_backward, ReadBackward,
+                              Bind().Arg<F32>().Arg<F32>().Arg<F32>().Arg<F32>().Arg<F32>()
+                                  .Arg<F32>().RemainingArgs()
+                                  .Ret<F32>().Ret<F32>().Ret<F32>().Ret<F32>()
+                                  .Attr<bool>("norm"));

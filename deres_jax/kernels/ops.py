@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kernels as JAX functions with gradients. float32, on CPUs only.
+
+Each stands beside a plain form that defines it: `layers.attend` for `attend`, `residual.mixed` and
+`layers.rms` for `read`. Whoever calls has asked `library.on()` and `fits`.
+
+Shapes: B rows, T tokens, H heads, K head width, D width, M sources.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Array = jax.Array
+
+_LANES = 16  # floats that a kernel takes at a time: D is a multiple
+MOST_TOKENS = 256  # beyond, attention's scores leave the cache
+
+
+def fits(*arrays: Array) -> bool:
+  """Whether `read` takes such arrays: all [B, T, D] float32 of one shape, and D suits vectors."""
+  first = arrays[0].shape
+  return (
+    len(first) == 3
+    and first[-1] % _LANES == 0
+    and all(x.shape == first and x.dtype == jnp.float32 for x in arrays)
+  )
+
+
+def maps(x: Array, w: Array) -> bool:
+  """Whether `dense` takes x [B, T, D] with w [..., D, O]."""
+  return fits(x) and w.shape[-1] % _LANES == 0
+
+
+def _like(x: Array) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(x.shape, x.dtype)
+
+
+# Attention.
+
+
+def attend(qkv_BTM: Array, there_BT: Array | None, heads: int, scale: float, causal: bool) -> Array:
+  """softmax(scale q k^T) v of queries, keys and values side by side. [B, T, 3 H K] -> [B, T, H K].
+
+  A head's numbers stand together: q is [H, K], then k, then v.
+  """
+  masked = there_BT is not None
+  if not masked:
+    there_BT = jnp.ones((1, 1), bool)
+  return _attend(heads, scale, causal, masked, qkv_BTM, there_BT)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
+def _attend(heads: int, scale: float, causal: bool, masked: bool, qkv: Array, there: Array):
+  B, T, M = qkv.shape
+  out = jax.ShapeDtypeStruct((B, T, M // 3), qkv.dtype)
+  call = jax.ffi.ffi_call('deres_attend_forward', out)
+  return call(qkv, there, **_attributes(heads, scale, causal, masked))
+
+
+def _attributes(heads: int, scale: float, causal: bool, masked: bool) -> dict:
+  return dict(heads=np.int64(heads), scale=np.float32(scale), causal=causal, masked=masked)
+
+
+def _attend_forward(heads, scale, causal, masked, qkv, there):
+  return _attend(heads, scale, causal, masked, qkv, there), (qkv, there)
+
+
+def _attend_backward(heads, scale, causal, masked, kept, dy):
+  qkv, there = kept
+  call = jax.ffi.ffi_call('deres_attend_backward', _like(qkv))
+  return call(qkv, there, dy, **_attributes(heads, scale, causal, masked)), None
+
+
+_attend.defvjp(_attend_forward, _attend_backward)
+
+
+# Maps of tokens.
+
+_SHARE = 512  # SHARE of kernels.cc
+
+
+def _pieces(x: Array, w: Array) -> int:
+  """Into how many pieces the tokens of x [B, T, D] are cut; w [T or 1, D, O]."""
+  return x.shape[1] if len(w) > 1 else -(-x.shape[0] * x.shape[1] // _SHARE)
+
+
+def _parts(x: Array, w: Array) -> jax.ShapeDtypeStruct:
+  """A gradient of w for each piece."""
+  return jax.ShapeDtypeStruct((_pieces(x, w), *w.shape[1:]), w.dtype)
+
+
+def _whole(parts: Array, w: Array) -> Array:
+  return parts if len(w) > 1 else jnp.sum(parts, axis=0, keepdims=True)
+
+
+@jax.custom_vjp
+def dense(x: Array, w: Array) -> Array:
+  """x W. [B, T, D], [G, D, O] -> [B, T, O], G = T for a matrix a token, 1 for one of all."""
+  out = jax.ShapeDtypeStruct((*x.shape[:2], w.shape[-1]), x.dtype)
+  return jax.ffi.ffi_call('deres_dense_forward', out)(x, w)
+
+
+def _dense_backward(kept, dy):
+  x, w = kept
+  dx, parts = jax.ffi.ffi_call('deres_dense_backward', (_like(x), _parts(x, w)))(x, w, dy)
+  return dx, _whole(parts, w)
+
+
+dense.defvjp(lambda x, w: (dense(x, w), (x, w)), _dense_backward)
+
+
+@jax.custom_vjp
+def feed(x: Array, w1: Array, w2: Array) -> Array:
+  """GELU(x W1) W2, without a hidden layer in memory. W1 [G, D, M], W2 [G, M, O]: see `dense`."""
+  out = jax.ShapeDtypeStruct((*x.shape[:2], w2.shape[-1]), x.dtype)
+  return jax.ffi.ffi_call('deres_feed_forward', out)(x, w1, w2)
+
+
+def _feed_backward(kept, dy):
+  x, w1, w2 = kept
+  out = (_like(x), _parts(x, w1), _parts(x, w2))
+  dx, parts1, parts2 = jax.ffi.ffi_call('deres_feed_backward', out)(x, w1, w2, dy)
+  return dx, _whole(parts1, w1), _whole(parts2, w2)
+
+
+feed.defvjp(lambda x, w1, w2: (feed(x, w1, w2), (x, w1, w2)), _feed_backward)
+
+
+# The read of a connector.
+
+
+def read(
+  x: Array, sources: tuple[Array, ...], a: Array, gx: Array, gr: Array, scale: Array | None
+) -> Array:
+  """u = gx x + gr sum_i a_i b_i, and where there is a scale u / RMS(u) * scale. [B, T, D].
+
+  Args:
+    x: [B, T, D]; sources: M arrays b_i, as large; a: [B, T, M]; gx, gr, scale: [D].
+  """
+  norm = scale is not None
+  return _read(norm, x, sources, a, gx, gr, scale if norm else jnp.ones_like(gx))
+
+
+def norm(x: Array, scale: Array) -> Array:
+  """x / RMS(x) * scale. [B, T, D]."""
+  one = jnp.ones(x.shape[-1])
+  return read(x, (), jnp.zeros((*x.shape[:-1], 0)), one, 0 * one, scale)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _read(norm: bool, x, sources, a, gx, gr, scale):
+  return jax.ffi.ffi_call('deres_read_forward', _like(x))(x, a, gx, gr, scale, *sources, norm=norm)
+
+
+def _read_forward(norm, x, sources, a, gx, gr, scale):
+  return _read(norm, x, sources, a, gx, gr, scale), (x, sources, a, gx, gr, scale)
+
+
+def _read_backward(norm, kept, dy):
+  x, sources, a, gx, gr, scale = kept
+  pieces = -(-x.size // x.shape[-1] // 64)
+  sums = jax.ShapeDtypeStruct((pieces, 3, x.shape[-1]), x.dtype)
+  call = jax.ffi.ffi_call('deres_read_backward', (_like(x), _like(x), _like(a), sums))
+  dx, dr, da, sums = call(x, a, gx, gr, scale, dy, *sources, norm=norm)
+  dgx, dgr, dscale = jnp.sum(sums, axis=0)
+  # Not in the kernel: XLA adds up what all reads say of a source in one walk.
+  db = tuple(a[..., i : i + 1] * dr for i in range(len(sources)))
+  return dx, db, da, dgx, dgr, dscale
+
+
+_read.defvjp(_read_forward, _read_backward)
