@@ -112,16 +112,46 @@ def test_the_read_is_its_equation(M, D, T, normed):
     return layers.rms(u) * scale if normed else u
 
   def kernel(x, sources, a, gx, gr, scale):
-    return ops.read(x, sources, a, gx, gr, scale if normed else None)
+    columns = tuple(range(M))
+    return ops.read(x, sources, (a,) if M else (), columns, gx, gr, scale if normed else None)
 
   if normed and M:  # a plain loop over tokens
-    got = ops.read(x, sources, a, gx, gr, scale)
+    got = kernel(x, sources, a, gx, gr, scale)
     for b, t in np.ndindex(2, T):
       r = sum(a[b, t, i].astype(float) * sources[i][b, t] for i in range(M))
       u = gx * x[b, t] + gr * r
       want = u / np.sqrt(np.mean(u**2) + 1e-6) * scale
       np.testing.assert_allclose(got[b, t], want, rtol=1e-4, atol=1e-5)
   assert_same(kernel, plain, (x, sources, a, gx, gr, scale), normal(2, T, D, seed=9))
+
+
+def test_the_read_takes_weights_out_of_wider_arrays():
+  x, sources = normal(2, 5, 16), tuple(normal(2, 5, 16, seed=i) for i in (1, 2))
+  weights, columns = (normal(2, 5, 7), normal(2, 5, 4)), (6, 1)
+  vectors = tuple(normal(16, seed=i) for i in (3, 4, 5))
+
+  def kernel(x, sources, weights, *vectors):
+    return ops.read(x, sources, weights, columns, *vectors)
+
+  def plain(x, sources, weights, gx, gr, scale):
+    a = [w[..., c : c + 1] for w, c in zip(weights, columns, strict=True)]
+    return layers.rms(gx * x + gr * (a[0] * sources[0] + a[1] * sources[1])) * scale
+
+  assert_same(kernel, plain, (x, sources, weights, *vectors), normal(2, 5, 16, seed=9))
+
+
+@pytest.mark.parametrize(('B', 'T', 'S', 'D'), [(3, 7, 1, 16), (40, 39, 17, 64), (2, 5, 40, 48)])
+def test_scores_are_their_equation(B, T, S, D):
+  b, w = normal(B, T, D), normal(S, D)
+  z = ops.score(0.7, jnp.asarray(b), w)
+  for n in np.ndindex(B, T):
+    key = b[n].astype(float) / np.sqrt(np.mean(b[n].astype(float) ** 2) + 1e-6)
+    np.testing.assert_allclose(z[n], 0.7 * w @ key, rtol=0, atol=2e-5)
+
+  def plain(b, w):
+    return 0.7 * jnp.einsum('btd,sd->bts', layers.rms(b), w, precision='highest')
+
+  assert_same(lambda b, w: ops.score(0.7, b, w), plain, (b, w), normal(B, T, S, seed=1))
 
 
 @pytest.mark.parametrize('bad', [np.nan, np.inf])
@@ -154,7 +184,11 @@ for f, args in (
   (lambda x: ops.attend(x, None, 2, 0.5, False), (n(9, 20, 96),)),
   (ops.dense, (n(60, 20, 32), n(1, 32, 48))),
   (ops.feed, (n(60, 20, 32), n(20, 32, 48), n(20, 48, 32))),
-  (ops.read, (n(60, 20, 32), (n(60, 20, 32),), n(60, 20, 1), n(32), n(32), n(32))),
+  (
+    lambda x, *rest: ops.read(x, (x,), (rest[0],), (1,), *rest[1:]),
+    (n(60, 20, 32), n(60, 20, 3), n(32), n(32), n(32)),
+  ),
+  (lambda b, w: ops.score(0.5, b, w), (n(60, 20, 32), n(5, 32))),
 ):
   y, back = jax.vjp(f, *args)
   out += jax.tree.leaves((y, back(y)))

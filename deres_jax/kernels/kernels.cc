@@ -392,42 +392,133 @@ ffi::Error FeedBackward(ffi::ThreadPool pool, F32 x, F32 w1, F32 w2, F32 dy, F32
 
 // ---- the read of a connector
 
+// 1 / RMS of x [D].
+inline float inverse_rms(const float* x, int D) {
+  Vec squares = {};
+  for (int d = 0; d < D; d += W) squares += load(x + d) * load(x + d);
+  return 1 / std::sqrt(sum(squares) / D + 1e-6f);
+}
+
+// Scores z = times <w_s, b / RMS(b)> of a source b [B, T, D] for the queries w [S, D] of all reads.
+struct Score {
+  int D, S, lanes;
+  float times;
+  const float *b, *w;
+  Score(const F32& b, const F32& w, float times)
+      : D(w.dimensions()[1]), S(w.dimensions()[0]), lanes(rounded(S, W)), times(times),
+        b(b.typed_data()), w(w.typed_data()) {}
+
+  size_t room() const { return size_t(D + BLOCK) * lanes; }
+  // The queries turned [D, lanes], zeros beyond S.
+  void queries(float* turned) const {
+    std::fill(turned, turned + D * lanes, 0.0f);
+    for (int s = 0; s < S; ++s)
+      for (int d = 0; d < D; ++d) turned[d * lanes + s] = w[s * D + d];
+  }
+  // times <w_s, b_n> / RMS(b_n) of n tokens [n, lanes].
+  void of(int64_t at, int n, const float* turned, float* z) const {
+    product(n, lanes, D, b + at * D, D, 1, turned, lanes, z, lanes);
+    for (int t = 0; t < n; ++t) {
+      const float inverse = times * inverse_rms(b + (at + t) * D, D);
+      for (int s = 0; s < lanes; s += W) store(z + t * lanes + s, inverse * load(z + t * lanes + s));
+    }
+  }
+};
+
+ffi::Error ScoreForward(ffi::ThreadPool pool, F32 b, F32 w, F32Out z, float times) {
+  const Score score(b, w, times);
+  const Pieces pieces(b, 1);
+  parallel(pool, pieces.count, [&](int64_t piece) {
+    float *turned = scratch(score.room()), *out = turned + score.D * score.lanes;
+    score.queries(turned);
+    pieces.blocks(piece, [&](int64_t at, int n) {
+      score.of(at, n, turned, out);
+      for (int t = 0; t < n; ++t)
+        std::copy_n(out + t * score.lanes, score.S, z->typed_data() + (at + t) * score.S);
+    });
+  });
+  return ffi::Error::Success();
+}
+
+// db, and dW a piece.
+ffi::Error ScoreBackward(ffi::ThreadPool pool, F32 b, F32 w, F32 dz, F32Out db, F32Out dw,
+                         float times) {
+  const Score score(b, w, times);
+  const Pieces pieces(b, 1);
+  const int D = score.D, S = score.S, lanes = score.lanes;
+  parallel(pool, pieces.count, [&](int64_t piece) {
+    float *turned = scratch(score.room() + BLOCK * lanes), *z = turned + D * lanes;
+    float *g = z + BLOCK * lanes, *sum_w = dw->typed_data() + piece * S * D;
+    score.queries(turned);
+    std::fill(sum_w, sum_w + S * D, 0.0f);
+    pieces.blocks(piece, [&](int64_t at, int n) {
+      const float* x = score.b + at * D;
+      float* dx = db->typed_data() + at * D;
+      score.of(at, n, turned, z);
+      std::fill(g, g + n * lanes, 0.0f);
+      for (int t = 0; t < n; ++t) {
+        const float inverse = inverse_rms(x + t * D, D);
+        // g: by <w, b>. What the norm passes back is along b.
+        const float* from = dz.typed_data() + (at + t) * S;
+        for (int s = 0; s < S; ++s) g[t * lanes + s] = times * inverse * from[s];
+        float along = 0;
+        for (int s = 0; s < S; ++s) along += from[s] * z[t * lanes + s];
+        z[t * lanes] = along * inverse * inverse / D;  // the scores are done with
+      }
+      product(n, D, S, g, lanes, 1, score.w, D, dx, D);
+      for (int t = 0; t < n; ++t)
+        for (int d = t * D; d < (t + 1) * D; d += W)
+          store(dx + d, load(dx + d) - z[t * lanes] * load(x + d));
+      product<true>(S, D, n, g, 1, lanes, x, D, sum_w, D);
+    });
+  });
+  return ffi::Error::Success();
+}
+
 constexpr int64_t PIECE = 64;  // tokens
 
+// u = gx x + gr sum_i a_i b_i. Weight a_i is column `columns[i]` of the i-th array of weights
+// [N, any], or of the only one; arrays of weights stand before the sources.
 struct Read {
   int64_t N, D, M;
-  const float *x, *a, *gx, *gr, *scale;
-  std::vector<const float*> sources;
+  const float *x, *gx, *gr, *scale;
+  struct Source {
+    const float *b, *a;
+    int64_t stride;  // from token to token of a
+  };
+  std::vector<Source> sources;
   bool norm;
 
-  Read(const F32& x, const F32& a, const F32& gx, const F32& gr, const F32& scale, bool norm,
-       ffi::RemainingArgs& rest)
-      : D(x.dimensions().back()), M(rest.size()), x(x.typed_data()), a(a.typed_data()),
-        gx(gx.typed_data()), gr(gr.typed_data()), scale(scale.typed_data()), norm(norm) {
+  Read(const F32& x, const F32& gx, const F32& gr, const F32& scale, bool norm,
+       ffi::Span<const int64_t> columns, ffi::RemainingArgs& rest)
+      : D(x.dimensions().back()), M(columns.size()), x(x.typed_data()), gx(gx.typed_data()),
+        gr(gr.typed_data()), scale(scale.typed_data()), norm(norm) {
     N = x.element_count() / D;
-    for (int64_t i = 0; i < M; ++i) sources.push_back(rest.get<F32>(i)->typed_data());
+    const int64_t arrays = rest.size() - M;
+    for (int64_t i = 0; i < M; ++i) {
+      const F32 a = *rest.get<F32>(arrays == 1 ? 0 : i), b = *rest.get<F32>(arrays + i);
+      sources.push_back({b.typed_data(), a.typed_data() + columns[i], a.dimensions().back()});
+    }
   }
 
   int64_t pieces() const { return (N + PIECE - 1) / PIECE; }
 
   // r [D] and u [D] of token n; returns 1 / RMS(u), or 1 without a norm.
   float mix(int64_t n, float* r, float* u) const {
-    Vec squares = {};
     for (int64_t d = 0; d < D; d += W) {
       Vec recalled = {};
-      for (int64_t i = 0; i < M; ++i) recalled += a[n * M + i] * load(sources[i] + n * D + d);
-      const Vec mixed = load(gx + d) * load(x + n * D + d) + load(gr + d) * recalled;
-      squares += mixed * mixed;
+      for (const Source& s : sources) recalled += s.a[n * s.stride] * load(s.b + n * D + d);
       store(r + d, recalled);
-      store(u + d, mixed);
+      store(u + d, load(gx + d) * load(x + n * D + d) + load(gr + d) * recalled);
     }
-    return norm ? 1 / std::sqrt(sum(squares) / D + 1e-6f) : 1;
+    return norm ? inverse_rms(u, D) : 1;
   }
 };
 
-ffi::Error ReadForward(ffi::ThreadPool pool, F32 x, F32 a, F32 gx, F32 gr, F32 scale,
-                       ffi::RemainingArgs sources, F32Out y, bool norm) {
-  const Read read(x, a, gx, gr, scale, norm, sources);
+ffi::Error ReadForward(ffi::ThreadPool pool, F32 x, F32 gx, F32 gr, F32 scale,
+                       ffi::RemainingArgs rest, F32Out y, bool norm,
+                       ffi::Span<const int64_t> columns) {
+  const Read read(x, gx, gr, scale, norm, columns, rest);
   const int64_t D = read.D;
   parallel(pool, read.pieces(), [&](int64_t piece) {
     float *r = scratch(2 * D), *u = r + D;
@@ -440,11 +531,11 @@ ffi::Error ReadForward(ffi::ThreadPool pool, F32 x, F32 a, F32 gx, F32 gr, F32 s
   return ffi::Error::Success();
 }
 
-// Gradients by x, r, a; by gx, gr and scale a row for each piece, [pieces, 3, D].
-ffi::Error ReadBackward(ffi::ThreadPool pool, F32 x, F32 a, F32 gx, F32 gr, F32 scale, F32 dy,
-                        ffi::RemainingArgs sources, F32Out dx, F32Out dr, F32Out da, F32Out sums,
-                        bool norm) {
-  const Read read(x, a, gx, gr, scale, norm, sources);
+// Gradients by x, r and the weights [N, M]; by gx, gr and scale a row a piece, [pieces, 3, D].
+ffi::Error ReadBackward(ffi::ThreadPool pool, F32 x, F32 gx, F32 gr, F32 scale, F32 dy,
+                        ffi::RemainingArgs rest, F32Out dx, F32Out dr, F32Out da, F32Out sums,
+                        bool norm, ffi::Span<const int64_t> columns) {
+  const Read read(x, gx, gr, scale, norm, columns, rest);
   const int64_t D = read.D, M = read.M;
   parallel(pool, read.pieces(), [&](int64_t piece) {
     float *r = scratch(2 * D), *u = r + D;
@@ -474,7 +565,7 @@ ffi::Error ReadBackward(ffi::ThreadPool pool, F32 x, F32 a, F32 gx, F32 gr, F32 
       for (int64_t i = 0; i < M; ++i) {
         Vec total = {};
         for (int64_t d = 0; d < D; d += W)
-          total += load(dr_n + d) * load(read.sources[i] + n * D + d);
+          total += load(dr_n + d) * load(read.sources[i].b + n * D + d);
         da->typed_data()[n * M + i] = sum(total);
       }
     }
@@ -504,11 +595,18 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(feed_forward, FeedForward,
 XLA_FFI_DEFINE_HANDLER_SYMBOL(feed_backward, FeedBackward,
                               Bind().Arg<F32>().Arg<F32>().Arg<F32>().Arg<F32>()
                                   .Ret<F32>().Ret<F32>().Ret<F32>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(score_forward, ScoreForward,
+                              Bind().Arg<F32>().Arg<F32>().Ret<F32>().Attr<float>("times"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(score_backward, ScoreBackward,
+                              Bind().Arg<F32>().Arg<F32>().Arg<F32>().Ret<F32>().Ret<F32>()
+                                  .Attr<float>("times"));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(read_forward, ReadForward,
-                              Bind().Arg<F32>().Arg<F32>().Arg<F32>().Arg<F32>().Arg<F32>()
-                                  .RemainingArgs().Ret<F32>().Attr<bool>("norm"));
+                              Bind().Arg<F32>().Arg<F32>().Arg<F32>().Arg<F32>()
+                                  .RemainingArgs().Ret<F32>().Attr<bool>("norm")
+                                  .Attr<ffi::Span<const int64_t>>("columns"));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(read_backward, ReadBackward,
                               Bind().Arg<F32>().Arg<F32>().Arg<F32>().Arg<F32>().Arg<F32>()
-                                  .Arg<F32>().RemainingArgs()
+                                  .RemainingArgs()
                                   .Ret<F32>().Ret<F32>().Ret<F32>().Ret<F32>()
-                                  .Attr<bool>("norm"));
+                                  .Attr<bool>("norm")
+                                  .Attr<ffi::Span<const int64_t>>("columns"));

@@ -29,7 +29,9 @@ _FLAGS = (
   *('-fno-math-errno', '-fno-trapping-math', '-shared', '-fPIC'),
 )
 _TARGETS = tuple(
-  f'{op}_{way}' for op in ('attend', 'dense', 'feed', 'read') for way in ('forward', 'backward')
+  f'{op}_{way}'
+  for op in ('attend', 'dense', 'feed', 'score', 'read')
+  for way in ('forward', 'backward')
 )
 
 _on = contextvars.ContextVar('kernels', default=False)

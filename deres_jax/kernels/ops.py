@@ -79,7 +79,7 @@ _attend.defvjp(_attend_forward, _attend_backward)
 
 # Maps of tokens.
 
-_SHARE = 512  # SHARE of kernels.cc
+_SHARE, _PIECE = 512, 64  # SHARE and PIECE of kernels.cc
 
 
 def _pieces(x: Array, w: Array) -> int:
@@ -132,43 +132,90 @@ feed.defvjp(lambda x, w1, w2: (feed(x, w1, w2), (x, w1, w2)), _feed_backward)
 # The read of a connector.
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def score(times: float, b: Array, w: Array) -> Array:
+  """times <w_s, b / RMS(b)> of a source for S queries. [B, T, D], [S, D] -> [B, T, S]."""
+  out = jax.ShapeDtypeStruct((*b.shape[:2], len(w)), b.dtype)
+  return jax.ffi.ffi_call('deres_score_forward', out)(b, w, times=np.float32(times))
+
+
+def _score_backward(times, kept, dz):
+  b, w = kept
+  out = (_like(b), _parts(b, w[None]))
+  db, parts = jax.ffi.ffi_call('deres_score_backward', out)(b, w, dz, times=np.float32(times))
+  return db, jnp.sum(parts, axis=0)
+
+
+score.defvjp(lambda times, b, w: (score(times, b, w), (b, w)), _score_backward)
+
+
 def read(
-  x: Array, sources: tuple[Array, ...], a: Array, gx: Array, gr: Array, scale: Array | None
+  x: Array,
+  sources: tuple[Array, ...],
+  weights: tuple[Array, ...],
+  columns: tuple[int, ...],
+  gx: Array,
+  gr: Array,
+  scale: Array | None,
 ) -> Array:
   """u = gx x + gr sum_i a_i b_i, and where there is a scale u / RMS(u) * scale. [B, T, D].
 
   Args:
-    x: [B, T, D]; sources: M arrays b_i, as large; a: [B, T, M]; gx, gr, scale: [D].
+    x: [B, T, D]; sources: M arrays b_i, as large; gx, gr, scale: [D].
+    weights: M arrays [B, T, any], or one for all sources; a_i is column `columns[i]` of its array.
   """
   norm = scale is not None
-  return _read(norm, x, sources, a, gx, gr, scale if norm else jnp.ones_like(gx))
+  return _read(norm, columns, x, sources, weights, gx, gr, scale if norm else jnp.ones_like(gx))
 
 
 def norm(x: Array, scale: Array) -> Array:
   """x / RMS(x) * scale. [B, T, D]."""
   one = jnp.ones(x.shape[-1])
-  return read(x, (), jnp.zeros((*x.shape[:-1], 0)), one, 0 * one, scale)
+  return read(x, (), (), (), one, 0 * one, scale)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _read(norm: bool, x, sources, a, gx, gr, scale):
-  return jax.ffi.ffi_call('deres_read_forward', _like(x))(x, a, gx, gr, scale, *sources, norm=norm)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _read(norm: bool, columns: tuple[int, ...], x, sources, weights, gx, gr, scale):
+  call = jax.ffi.ffi_call('deres_read_forward', _like(x))
+  return call(x, gx, gr, scale, *weights, *sources, **_of_read(norm, columns))
 
 
-def _read_forward(norm, x, sources, a, gx, gr, scale):
-  return _read(norm, x, sources, a, gx, gr, scale), (x, sources, a, gx, gr, scale)
+def _of_read(norm: bool, columns: tuple[int, ...]) -> dict:
+  return dict(norm=norm, columns=np.array(columns, np.int64))
 
 
-def _read_backward(norm, kept, dy):
-  x, sources, a, gx, gr, scale = kept
-  pieces = -(-x.size // x.shape[-1] // 64)
-  sums = jax.ShapeDtypeStruct((pieces, 3, x.shape[-1]), x.dtype)
-  call = jax.ffi.ffi_call('deres_read_backward', (_like(x), _like(x), _like(a), sums))
-  dx, dr, da, sums = call(x, a, gx, gr, scale, dy, *sources, norm=norm)
+def _read_forward(norm, columns, *inputs):
+  return _read(norm, columns, *inputs), inputs
+
+
+def _read_backward(norm, columns, inputs, dy):
+  x, sources, weights, gx, gr, scale = inputs
+  D = x.shape[-1]
+  out = (
+    _like(x),
+    _like(x),
+    jax.ShapeDtypeStruct((*x.shape[:-1], len(sources)), x.dtype),
+    jax.ShapeDtypeStruct((-(-x.size // D // _PIECE), 3, D), x.dtype),
+  )
+  call = jax.ffi.ffi_call('deres_read_backward', out)
+  dx, dr, da, sums = call(x, gx, gr, scale, dy, *weights, *sources, **_of_read(norm, columns))
   dgx, dgr, dscale = jnp.sum(sums, axis=0)
   # Not in the kernel: XLA adds up what all reads say of a source in one walk.
-  db = tuple(a[..., i : i + 1] * dr for i in range(len(sources)))
-  return dx, db, da, dgx, dgr, dscale
+  taken = [weights[i if len(weights) > 1 else 0][..., c : c + 1] for i, c in enumerate(columns)]
+  db = tuple(a * dr for a in taken)
+  if len(weights) == 1 and columns == tuple(range(weights[0].shape[-1])):
+    dweights = (da,)
+  else:
+    dweights = tuple(
+      _at_column(da[..., i : i + 1], c, w)
+      for i, (c, w) in enumerate(zip(columns, weights, strict=True))
+    )
+  return dx, db, dweights, dgx, dgr, dscale
+
+
+def _at_column(da: Array, column: int, w: Array) -> Array:
+  """da [B, T, 1] as a column of zeros like w [B, T, any]."""
+  return jnp.pad(da, ((0, 0), (0, 0), (column, w.shape[-1] - column - 1)))
 
 
 _read.defvjp(_read_forward, _read_backward)

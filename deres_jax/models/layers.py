@@ -126,11 +126,9 @@ class SiteNorms(nn.Module):
     """Whether `of_mix` takes such arrays, here and now."""
     return library.on() and self.kind == 'rms' and self.dtype == jnp.float32 and ops.fits(*arrays)
 
-  def of_mix(
-    self, x: Array, sources: tuple[Array, ...], a: Array, gx: Array, gr: Array, site: int
-  ) -> Array:
-    """The norm of gx x + gr sum_i a_i b_i, in one walk over memory: see `ops.read`."""
-    return ops.read(x, sources, a, gx, gr, self.scale[site])
+  def of_mix(self, site: int, x: Array, *mixed) -> Array:
+    """The norm of gx x + gr sum_i a_i b_i, in one walk over memory. Arguments are `ops.read`'s."""
+    return ops.read(x, *mixed, self.scale[site])
 
 
 def _xavier(scale: float, batch_axis: tuple[int, ...]) -> Callable:

@@ -19,6 +19,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from deres_jax.kernels import ops
 from deres_jax.models import layers
 from deres_jax.models.stack import Shape
 
@@ -49,22 +50,36 @@ class PreNorm(nn.Module):
     return self.norms(h, self.shape.sites)
 
 
+_POINTWISE = {
+  'silu': jax.nn.silu,
+  'sigmoid': jax.nn.sigmoid,
+  'tanh': jnp.tanh,
+  'relu': jax.nn.relu,
+  'silu_clipped': lambda z: jax.nn.relu(jax.nn.silu(z)),  # negative weights zeroed
+}
+
+
 class Recall(NamedTuple):
   """State of a block connector.
 
   Attributes:
-    x: identity stream [B, T, D]; with the defaults sum(sources) + partial == x at every site.
+    x: identity stream [B, T, D]; with the defaults sum(sources) + sum(branches) == x at every site.
     sources: b_0 (the embedding) and the completed block summaries, each [B, T, D], or [B, 1, D]
       where blocks are compressed over tokens.
     scores: of each source, for every read to come, [B, T, reads to come]: a static query scores a
-      source once for all its readers, in one product.
-    partial: sum of the branches in the open block [B, T, D], or None where it is empty.
+      source once for all its readers, in one product. Weights where they follow from one score.
+    branches: those in the open block, each [B, T, D], or their sum alone.
   """
 
   x: Array
   sources: tuple[Array, ...]
   scores: tuple[Array, ...]
-  partial: Array | None
+  branches: tuple[Array, ...]
+
+  @property
+  def partial(self) -> Array | None:
+    """Sum of the branches in the open block [B, T, D], or None where it is empty."""
+    return sum(self.branches[1:], self.branches[0]) if self.branches else None
 
 
 class DeRes(nn.Module):
@@ -162,7 +177,7 @@ class DeRes(nn.Module):
 
   def start(self, x_BTD: Array) -> Recall:
     x = x_BTD.astype(jnp.float32)
-    return self._append(Recall(x, (), (), None), x, reader=0)
+    return self._append(Recall(x, (), (), ()), x, reader=0)
 
   def read(self, h: Recall, site: int) -> tuple[Array, Recall]:
     if self.mix_site == 'stream':
@@ -173,12 +188,14 @@ class DeRes(nn.Module):
   def write(self, h: Recall, y_BTD: Array, site: int) -> Recall:
     y = y_BTD.astype(jnp.float32)
     x = self._identity(h.x, site) + y
-    h = h._replace(x=x, partial=y if h.partial is None else h.partial + y)
+    if self.include_partial and h.branches:  # read at every site: summed as it grows
+      h, y = h._replace(branches=()), h.partial + y
+    h = h._replace(x=x, branches=(*h.branches, y))
     return self._close(h, site + 1) if (site + 1) % self.block == 0 else h
 
   def finish(self, h: Recall) -> Array:
     site = self.shape.sites
-    if h.partial is not None:
+    if h.branches:
       h = self._close(h, site)
     return self._read(h, site)
 
@@ -187,8 +204,13 @@ class DeRes(nn.Module):
     factors = self._factors(site) if self.norms.fuses(h.x, *h.sources) else None
     if factors is None:
       return self.norms(self._mix(h, site), site)
-    sources, a_BTN = self._weights(h, site, self.reads.index(site))
-    return self.norms.of_mix(h.x, sources, a_BTN, *factors, site)
+    reader = self.reads.index(site)
+    if self._early() and not self.include_partial:
+      columns = tuple(s.shape[-1] + reader - len(self.reads) for s in h.scores)
+      return self.norms.of_mix(site, h.x, h.sources, h.scores, columns, *factors)
+    sources, a_BTN = self._weights(h, site, reader)
+    columns = tuple(range(len(sources)))
+    return self.norms.of_mix(site, h.x, sources, (a_BTN,), columns, *factors)
 
   # The two paths.
 
@@ -238,7 +260,7 @@ class DeRes(nn.Module):
   def _weights(self, h: Recall, site: int, reader: int) -> tuple[tuple[Array, ...], Array]:
     """Sources b_i at `site`, which is read number `reader`, and their weights a [B, T, sources]."""
     sources, scores = h.sources, [s[..., reader - len(self.reads)] for s in h.scores]
-    if self.include_partial and h.partial is not None:
+    if self.include_partial and h.branches:
       summary = self._summary(h, site, closed=False)
       sources = (*sources, summary)
       scores.append(self._score(summary, h.x.shape[1], reader, reader + 1)[..., 0])
@@ -248,7 +270,8 @@ class DeRes(nn.Module):
         z + self.score_scale * jnp.sum(q_BTR * self._key(b), axis=-1)
         for z, b in zip(scores, sources, strict=True)
       ]
-    return sources, self._weigh(jnp.stack(scores, axis=-1))
+    z_BTN = jnp.stack(scores, axis=-1)
+    return sources, z_BTN if self._early() else self._weigh(z_BTN)
 
   def _recall(self, h: Recall, site: int, reader: int) -> Array:
     """r = sum_i a_i b_i. [B, T, D]."""
@@ -261,6 +284,11 @@ class DeRes(nn.Module):
       r = r * jax.lax.stop_gradient(jnp.sqrt(x2 / jnp.maximum(r2, 1e-30)))
     return r
 
+  def _early(self) -> bool:
+    """Whether a source's weight follows from its score alone, so that `Recall` holds weights."""
+    alone = self.score_fn in _POINTWISE and self.silu_norm != 'n_src'
+    return alone and self.query != 'lowrank_dynamic'
+
   def _weigh(self, z_BTN: Array) -> Array:
     if self.score_fn == 'softmax':
       return jax.nn.softmax(z_BTN, axis=-1)
@@ -268,14 +296,7 @@ class DeRes(nn.Module):
       m = jnp.maximum(jnp.max(z_BTN, axis=-1, keepdims=True), 0.0)
       e = jnp.exp(z_BTN - m)
       return e / (jnp.exp(-m) + jnp.sum(e, axis=-1, keepdims=True))
-    pointwise = {
-      'silu': jax.nn.silu,
-      'sigmoid': jax.nn.sigmoid,
-      'tanh': jnp.tanh,
-      'relu': jax.nn.relu,
-      'silu_clipped': lambda z: jax.nn.relu(jax.nn.silu(z)),  # negative weights zeroed
-    }
-    a_BTN = pointwise[self.score_fn](z_BTN + self.silu_center)
+    a_BTN = _POINTWISE[self.score_fn](z_BTN + self.silu_center)
     return a_BTN / z_BTN.shape[-1] if self.silu_norm == 'n_src' else a_BTN
 
   # Blocks.
@@ -283,17 +304,18 @@ class DeRes(nn.Module):
   def _close(self, h: Recall, site: int) -> Recall:
     """The open block becomes a source for all reads from `site` on."""
     reader = sum(r < site for r in self.reads)
-    return self._append(h, self._summary(h, site, closed=True), reader)._replace(partial=None)
+    return self._append(h, self._summary(h, site, closed=True), reader)._replace(branches=())
 
   def _summary(self, h: Recall, site: int, closed: bool) -> Array:
     """What the open block, of which `site` - 1 is the last sub-layer, is compressed to."""
     if self.compress == 'last':
       return h.x
+    total = h.partial
     if self.compress == 'mean':
-      return h.partial / ((site - 1) % self.block + 1)
+      return total / ((site - 1) % self.block + 1)
     if self.compress == 'token_mean' and closed:
-      return jnp.mean(h.partial, axis=1, keepdims=True)
-    return h.partial
+      return jnp.mean(total, axis=1, keepdims=True)
+    return total
 
   def _append(self, h: Recall, b: Array, reader: int) -> Recall:
     if self.path == 'identity' or reader == len(self.reads):
@@ -302,10 +324,18 @@ class DeRes(nn.Module):
     return h._replace(sources=(*h.sources, b), scores=(*h.scores, scores))
 
   def _score(self, b: Array, tokens: int, first: int, last: int) -> Array:
-    """kappa <w_s, k> of source b for reads first .. last-1. [B, T, last - first].
+    """kappa <w_s, k> of source b for reads first .. last-1, or weights. [B, T, last - first]."""
+    z = self._scores(b, tokens, first, last)
+    return self._weigh(z) if self._early() else z
+
+  def _scores(self, b: Array, tokens: int, first: int, last: int) -> Array:
+    """The scores of `_score`.
 
     The inverse RMS multiplies the product instead of the source, so no key is ever stored.
     """
+    if self.query == 'static' and self.compress != 'lowrank_key' and self.norms.fuses(b):
+      z = ops.score(self.score_scale, b, self.queries[first:last])
+      return jnp.broadcast_to(z, (z.shape[0], tokens, z.shape[2]))
     inverse = jax.lax.rsqrt(jnp.mean(b * b, axis=-1, keepdims=True) + 1e-6)
     if self.compress == 'lowrank_key':
       b = b[..., : self.key_rank]
