@@ -136,12 +136,18 @@ void product(int rows, int columns, int I, const float* a, int am, int ai, const
     else tile<R, 1, Add>(I, from, am, ai, right, ldb, to, ldc);
   };
   for (int n = 0; n < columns;) {
-    const int left = (columns - n) / W, wide = left >= 4 && left != 3 ? 4 : left == 3 ? 3 : 1;
-    int m = 0;
-    if (wide == 4) for (; m + 6 <= rows; m += 6) run(std::integral_constant<int, 6>(), m, n, wide);
-    else for (; m + 8 <= rows; m += 8) run(std::integral_constant<int, 8>(), m, n, wide);
-    for (; m + 4 <= rows; m += 4) run(std::integral_constant<int, 4>(), m, n, wide);
-    for (; m < rows; ++m) run(std::integral_constant<int, 1>(), m, n, wide);
+    const int left = (columns - n) / W, wide = left >= 4 ? 4 : left == 3 ? 3 : 1;
+    const auto down = [&](auto height) {
+      constexpr int R = decltype(height)::value;
+      int m = 0;
+      for (; m + R <= rows; m += R) run(height, m, n, wide);
+      // The last rows once more in a whole tile: quicker than one by one.
+      if (!Add && m < rows && rows > R) run(height, (m = rows) - R, n, wide);
+      for (; m + 4 <= rows; m += 4) run(std::integral_constant<int, 4>(), m, n, wide);
+      for (; m < rows; ++m) run(std::integral_constant<int, 1>(), m, n, wide);
+    };
+    if (wide == 4) down(std::integral_constant<int, 6>());
+    else down(std::integral_constant<int, 8>());
     n += wide * W;
   }
 }
@@ -271,7 +277,7 @@ ffi::Error AttendBackward(ffi::ThreadPool pool, F32 qkv, ffi::Buffer<ffi::PRED> 
 
 // ---- maps of tokens
 
-constexpr int BLOCK = 48;     // tokens that are worked on at a time
+constexpr int BLOCK = 96;       // tokens that are worked on at a time
 constexpr int64_t SHARE = 512;  // tokens of a piece, where all share a matrix
 
 // Tokens [B, T, ...] in pieces: with a matrix a token (G = T) a piece has one token of all rows,
