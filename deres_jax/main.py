@@ -4,18 +4,24 @@
   python -m deres_jax.main --config=experiments/criteo_8l.py --workdir=DIR --config.data.path=DATA
 
 The same command goes on after an interruption. --config is Python code and is executed. On several
-hosts the same command is started on each: docs/pods.md.
+hosts the same command is started on each: docs/pods.md. DERES_JAX_ALLOCATOR=system keeps it from
+starting itself anew with jemalloc: `deres_jax.allocator`.
 """
 
 import json
 import os
 import pathlib
 
+from deres_jax import allocator, cli
+
+if __name__ == '__main__':
+  allocator.preload()  # before the imports that take long
+
 import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from deres_jax import cli, cluster, guard, launcher, mesh_plan, plan, topology, train
+from deres_jax import cluster, guard, launcher, mesh_plan, plan, topology, train
 from deres_jax import config as config_lib
 from deres_jax.errors import UserError
 
@@ -99,6 +105,7 @@ def _work(c: config_lib.Config):
     text = (
       f'test auc {result["auc"]:.5f} (se {result["auc_se"]:.5f})  '
       f'logloss {result["logloss"]:.5f}  {result["rows_per_second"]:,.0f} rows/s  '
+      f'malloc of {result.get("allocator", "unknown")}  '
       f'{workdir / "result.json"}'
     )
   if cluster.is_leader():

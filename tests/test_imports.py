@@ -15,6 +15,7 @@ LEVEL = {
   'deres_jax.checks': 1,
   'deres_jax.config': 2,
   'deres_jax.cli': 1,
+  'deres_jax.allocator': 2,
   'deres_jax.launcher': 1,
   'deres_jax.cluster': 2,
   'deres_jax.guard': 3,
