@@ -117,6 +117,9 @@ def _compilation_cache(c: config_lib.Config):
   if c.train.compilation_cache and not os.environ.get('JAX_COMPILATION_CACHE_DIR'):
     home = pathlib.Path(os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache')
     jax.config.update('jax_compilation_cache_dir', str(home / 'deres_jax' / 'xla'))
+    # Small programs too: a start has many, and reading one takes less time than compiling it.
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
+    jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
 
 
 if __name__ == '__main__':
