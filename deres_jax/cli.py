@@ -24,6 +24,11 @@ def parse(argv: list[str]) -> list[str]:
     fail(e)
 
 
+def this_command() -> list[str]:
+  """The command line of this process, to start it once more."""
+  return [sys.executable, *sys.orig_argv[1:]]
+
+
 def fail(e: Exception):
   """Prints `e` as one line and exits with code 2."""
   _say('error', e)

@@ -100,7 +100,7 @@ def _guarded() -> bool:
 
 def _wait() -> int:
   signals = []
-  child = spawn([sys.executable, *sys.orig_argv[1:]], os.environ)
+  child = spawn(cli.this_command(), os.environ)
 
   def forward(number, frame):
     signals.append(number)

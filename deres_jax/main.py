@@ -4,18 +4,26 @@
   python -m deres_jax.main --config=experiments/criteo_8l.py --workdir=DIR --config.data.path=DATA
 
 The same command goes on after an interruption. --config is Python code and is executed. On several
-hosts the same command is started on each: docs/pods.md.
+hosts the same command is started on each: docs/pods.md. DERES_JAX_ALLOCATOR=system keeps it from
+starting itself anew with jemalloc: `deres_jax.allocator`.
 """
 
+import gc
 import json
 import os
 import pathlib
+
+from deres_jax import allocator, cli
+
+if __name__ == '__main__':
+  allocator.preload()  # before the imports that take long
+  gc.disable()  # what they make stays: looking for garbage in it is a sixth of their time
 
 import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from deres_jax import cli, cluster, guard, launcher, mesh_plan, plan, topology, train
+from deres_jax import cluster, guard, launcher, mesh_plan, plan, topology, train
 from deres_jax import config as config_lib
 from deres_jax.errors import UserError
 
@@ -99,6 +107,7 @@ def _work(c: config_lib.Config):
     text = (
       f'test auc {result["auc"]:.5f} (se {result["auc_se"]:.5f})  '
       f'logloss {result["logloss"]:.5f}  {result["rows_per_second"]:,.0f} rows/s  '
+      f'malloc of {result.get("allocator", "unknown")}  '
       f'{workdir / "result.json"}'
     )
   if cluster.is_leader():
@@ -110,7 +119,12 @@ def _compilation_cache(c: config_lib.Config):
   if c.train.compilation_cache and not os.environ.get('JAX_COMPILATION_CACHE_DIR'):
     home = pathlib.Path(os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache')
     jax.config.update('jax_compilation_cache_dir', str(home / 'deres_jax' / 'xla'))
+    # Small programs too: a start has many, and reading one takes less time than compiling it.
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
+    jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
 
 
 if __name__ == '__main__':
+  gc.freeze()
+  gc.enable()
   app.run(cli.guarded(main), flags_parser=cli.parse)

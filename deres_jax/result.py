@@ -8,8 +8,8 @@ from typing import Any
 
 import jax
 
+from deres_jax import allocator, models
 from deres_jax import config as config_lib
-from deres_jax import models
 from deres_jax import plan as plan_lib
 from deres_jax.checkpoint import Clock
 from deres_jax.schema import Schema
@@ -53,6 +53,7 @@ def content(
       'count': setup.mesh.size,
       'processes': jax.process_count(),
     },
+    'allocator': allocator.name(),
     'versions': {
       'python': platform.python_version(),
       **{name: metadata.version(name) for name in _PACKAGES},

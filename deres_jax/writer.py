@@ -10,7 +10,8 @@ from typing import Any
 
 from rich import progress
 from rich.console import Console
-from tensorboardX import SummaryWriter
+
+from deres_jax.events import Events
 
 
 def write_json(path: pathlib.Path, value: Any):
@@ -34,7 +35,7 @@ class Metrics:
     partial.write_text(''.join(json.dumps(x) + '\n' for x in lines))
     os.replace(partial, self._path)
     self._file = self._path.open('a')
-    self._board = SummaryWriter(str(workdir / 'tensorboard'), purge_step=step + 1)
+    self._events = Events(workdir / 'tensorboard', step + 1)
 
   def _lines(self) -> list[dict[str, Any]]:
     if not self._path.exists():
@@ -52,12 +53,11 @@ class Metrics:
     values = {k: v if abs(v) < float('inf') else None for k, v in figures.items()}
     self._file.write(json.dumps({'step': step, 'split': split, **values}) + '\n')
     self._file.flush()
-    for name, value in figures.items():
-      self._board.add_scalar(f'{split}/{name}', value, step)
+    self._events.write(step, {f'{split}/{k}': v for k, v in figures.items()})
 
   def close(self):
     self._file.close()
-    self._board.close()
+    self._events.close()
 
 
 class Progress:

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from pod_state import describe
 
-from deres_jax import config, evaluate, step, train
+from deres_jax import allocator, config, evaluate, step, train
 from deres_jax.errors import Retry
 
 REPO = pathlib.Path(__file__).resolve().parents[1]
@@ -50,7 +50,7 @@ def pod(experiment, workdir, planted, processes, devices, *more):
   command = [sys.executable, '-m', 'deres_jax.pod', f'--processes={processes}']
   command += [f'--devices={devices}', '--grace=30', '--', f'--config={experiment}']
   flags = [f'--workdir={workdir}', f'--config.data.path={planted}', *more]
-  environ = {**os.environ, 'PYTHONPATH': str(REPO), 'XLA_FLAGS': ''}
+  environ = {**os.environ, 'PYTHONPATH': str(REPO), 'XLA_FLAGS': '', allocator.VARIABLE: 'auto'}
   return subprocess.Popen(
     [*command, *flags], cwd=REPO, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     text=True,
@@ -118,8 +118,9 @@ def test_every_mesh_and_every_pod_trains_the_same(alone, runs, other):
 def test_a_pod_writes_what_one_process_writes(runs):
   names = [sorted(p.name for p in (runs / w).iterdir()) for w in ('8', '2x4')]
   assert names[0] == names[1]
-  device = json.loads((runs / '2x4' / 'result.json').read_text())['device']
-  assert (device['count'], device['processes']) == (8, 2)
+  result = json.loads((runs / '2x4' / 'result.json').read_text())
+  assert (result['device']['count'], result['device']['processes']) == (8, 2)
+  assert result['allocator'] == ('jemalloc' if allocator.find() else allocator.name())
 
 
 def described_by_pod(workdir, processes, devices):

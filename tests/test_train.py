@@ -66,6 +66,26 @@ def finished(experiment, planted, tmp_path_factory):
   return workdir
 
 
+def test_a_second_start_compiles_nothing(experiment, planted, tmp_path):
+  """Small programs are kept too, and what is read computes what was compiled."""
+  environ = {k: v for k, v in os.environ.items() if not k.startswith(('JAX_COMP', 'JAX_PERS'))}
+  quick = '--config.model.backbone=lr', '--config.model.embed_dim=1', '--config.train.epochs=0.2'
+  kept, logits = [], []
+  for name in ('first', 'second'):
+    subprocess.run(
+      command(experiment, tmp_path / name, planted, *quick),
+      env=environ | {'XDG_CACHE_HOME': str(tmp_path / 'cache')},
+      capture_output=True,
+      cwd=REPO,
+      check=True,
+    )
+    kept.append({p.name for p in (tmp_path / 'cache' / 'deres_jax' / 'xla').iterdir()})
+    logits.append(np.load(tmp_path / name / 'test_logits.npy'))
+  assert kept[0] == kept[1]
+  assert {'jit_start', 'jit__lambda'} <= {name.partition('-')[0] for name in kept[0]}
+  np.testing.assert_array_equal(*logits)
+
+
 def lines(workdir):
   """metrics.jsonl without what the clock gave."""
   out = [json.loads(x) for x in (workdir / 'metrics.jsonl').read_text().splitlines()]

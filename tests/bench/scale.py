@@ -31,6 +31,8 @@ import scale_mesh
 import scale_pod
 import scale_steps
 
+from deres_jax import allocator
+
 PARTS = {
   'by_vocabulary': (scale_steps.by_vocabulary, 1),
   'beside_dense': (scale_steps.beside_dense, 1),
@@ -49,12 +51,6 @@ _HEAD = 'what', 'unit', 'ours', 'beside', 'ratio', 'spread', 'aim'
 def machine() -> str:
   model = re.search(r'model name\s*: (.*)', Path('/proc/cpuinfo').read_text())
   return f'{os.cpu_count()} cores, {model[1] if model else platform.machine()}'
-
-
-def allocator() -> str:
-  """Which malloc this process has: others are preloaded."""
-  found = re.search(r'(jemalloc|tcmalloc|mimalloc)', Path('/proc/self/maps').read_text())
-  return found[1] if found else platform.libc_ver()[0]
 
 
 def met(line: dict) -> bool | None:
@@ -144,7 +140,7 @@ def main():
   result = {
     'command': 'make bench-scale',
     'machine': machine(),
-    'allocator': allocator(),
+    'allocator': allocator.name(),
     'load_before': os.getloadavg()[0],
     'date': datetime.date.today().isoformat(),
     'versions': {name: metadata.version(name) for name in ('jax', 'jaxlib', 'flax', 'numpy')},

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""TensorBoard's event files: read back by another library's protocol buffers and checksums."""
+
+import math
+import pathlib
+import struct
+import subprocess
+import sys
+import time
+
+import pytest
+from tensorboardX.proto import event_pb2
+from tensorboardX.record_writer import masked_crc32c
+
+from deres_jax import events
+
+REPO = pathlib.Path(__file__).resolve().parents[1]
+
+
+def read(folder) -> list[event_pb2.Event]:
+  """Events of all files, in TensorBoard's order."""
+  out = []
+  for file in sorted(folder.iterdir()):
+    data = file.read_bytes()
+    while data:
+      length, checksum = data[:8], data[8:12]
+      assert checksum == struct.pack('<I', masked_crc32c(length))
+      end = 12 + struct.unpack('<Q', length)[0]
+      assert data[end : end + 4] == struct.pack('<I', masked_crc32c(data[12:end]))
+      out.append(event_pb2.Event.FromString(data[12:end]))
+      data = data[end + 4 :]
+  return out
+
+
+def test_another_library_reads_what_is_written(tmp_path):
+  began = time.time()
+  written = [(1, {'train/auc': 0.75}), (300, {'ä' * 100: -1e30, 'b': math.nan, 'c': math.inf})]
+  file = events.Events(tmp_path / 'board', 1)
+  for step, figures in written:
+    file.write(step, figures)
+  version, start, *summaries = read(tmp_path / 'board')  # not closed: a run may be killed
+  file.close()
+  assert version.file_version == 'brain.Event:2'
+  assert start.session_log.status == event_pb2.SessionLog.START and start.step == 1
+  assert len(summaries) == len(written)
+  for event, (step, figures) in zip(summaries, written, strict=True):
+    assert event.step == step and began <= event.wall_time <= time.time()
+    got = {value.tag: value.simple_value for value in event.summary.value}
+    assert got == pytest.approx(figures, nan_ok=True)
+
+
+def test_a_later_start_says_from_where_it_replaces_the_earlier_one(tmp_path):
+  for step in (1, 50):
+    events.Events(tmp_path, step).close()
+  starts = [e.step for e in read(tmp_path) if e.HasField('session_log')]
+  assert starts == [1, 50]
+
+
+def test_a_run_imports_neither_pytorch_nor_tensorflow():
+  """Each would take longer to import than everything else, for users who have it."""
+  code = "import sys, deres_jax.main; print({'torch', 'tensorflow'} & sys.modules.keys())"
+  done = subprocess.run(
+    [sys.executable, '-c', code], capture_output=True, text=True, cwd=REPO, check=True
+  )
+  assert done.stdout == 'set()\n'
