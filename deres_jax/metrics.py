@@ -9,12 +9,14 @@ the same rows. Labels are 0 or 1, logits are natural-log odds, losses are in nat
 """
 
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
 ECE_BINS = 20
+_CACHED_ROWS = 1 << 16
 
 
 class TieGroups(NamedTuple):
@@ -45,7 +47,10 @@ def auc(labels_N, scores_N) -> float:
     ValueError: on empty or mismatched arrays, labels other than 0 and 1, scores that are not
       floats, or NaN scores.
   """
-  return auc_of_groups(_tie_groups(*checked(labels_N, scores_N)))
+  labels_N, scores_N = checked(labels_N, scores_N)
+  if scores_N.dtype == np.float32:
+    return _auc_of_keys(_sorted_keys(labels_N, scores_N))
+  return auc_of_groups(_tie_groups(labels_N, scores_N))
 
 
 def delong_se(labels_N, scores_N) -> float:
@@ -232,14 +237,49 @@ def run_ends(sorted_N: np.ndarray) -> np.ndarray:
   return np.append(np.flatnonzero(sorted_N[1:] != sorted_N[:-1]), len(sorted_N) - 1)
 
 
+def _sorted_keys(labels_N: np.ndarray, scores_N: np.ndarray) -> np.ndarray:
+  """Rows in ascending order of float32 score, as uint64: `ordered_bits`, then the label.
+
+  The label rides in the lowest bit: a sort without a gather is ten times faster than argsort. It
+  cannot split a tie, as groups are cut on the other bits.
+  """
+  key_N = np.empty(len(scores_N), np.uint64)
+  for part in _parts(len(key_N)):
+    key_N[part] = ordered_bits(scores_N[part])
+    key_N[part] <<= np.uint64(1)
+    key_N[part] |= labels_N[part]
+  key_N.sort()
+  return key_N
+
+
+def _parts(rows: int) -> Iterator[slice]:
+  """Slices of so many rows whose temporaries stay in a processor's cache."""
+  for start in range(0, rows, _CACHED_ROWS):
+    yield slice(start, min(start + _CACHED_ROWS, rows))
+
+
+def _auc_of_keys(key_N: np.ndarray) -> float:
+  """`auc` of `_sorted_keys`, without an array for all tie groups."""
+  twice, pos, neg, start = 0, 0, 0, 0
+  while start < len(key_N):
+    end = min(start + _CACHED_ROWS, len(key_N))
+    if end < len(key_N):  # no tie is cut
+      end = int(key_N.searchsorted(key_N[end - 1] | np.uint64(1), side='right'))
+    part_B = key_N[start:end]
+    end_G = run_ends(part_B >> np.uint64(1))
+    pos_G = np.cumsum(part_B & np.uint64(1), dtype=np.int64)[end_G]
+    neg_G = end_G + 1 - pos_G  # both so far
+    # sum of pos (2 neg below + neg), of what each group adds
+    below_G = np.append(0, neg_G[:-1])
+    new_G = np.diff(pos_G, prepend=0)
+    twice += int((new_G * (neg_G + below_G)).sum()) + 2 * neg * int(pos_G[-1])
+    pos, neg, start = pos + int(pos_G[-1]), neg + int(neg_G[-1]), end
+  return twice / (2 * pos * neg) if pos and neg else math.nan
+
+
 def _tie_groups(labels_N: np.ndarray, scores_N: np.ndarray) -> TieGroups:
   if scores_N.dtype == np.float32:
-    # The label rides in the lowest bit of the key: a sort without a gather is ten times
-    # faster than argsort. It cannot split a tie, as groups are cut on the other bits.
-    key_N = ordered_bits(scores_N).astype(np.uint64)
-    key_N <<= np.uint64(1)
-    key_N |= labels_N
-    key_N.sort()
+    key_N = _sorted_keys(labels_N, scores_N)
     sorted_labels_N = (key_N & np.uint64(1)).astype(bool)
     key_N >>= np.uint64(1)
     end_G = run_ends(key_N)

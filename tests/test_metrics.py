@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deres_jax import metrics
-from deres_jax.streaming import StreamState
+from deres_jax.streaming import HIST_BINS, HIST_LIMIT, StreamState
 
 P = jax.sharding.PartitionSpec
 
@@ -293,16 +293,18 @@ def whole_state(labels_N, logits_N) -> StreamState:
   return StreamState.from_batch(logits_N, labels_N, np.ones(len(labels_N)))
 
 
-# Click rates of about 50 %, 5 % and 0.5 %, wide and narrow logits.
-@pytest.mark.parametrize('scale', [1.0, 0.3])
-@pytest.mark.parametrize('offset', [0.0, -3.2, -5.7])
-def test_stream_auc_is_within_1e_5_of_exact(offset, scale):
-  labels_N, logits_N = simulate(200_000, offset, scale)
+# Click rates of about 50 %, 5 %, 0.5 % and 0.05 %, from wide to narrow logits.
+@pytest.mark.parametrize('scale', [2.0, 1.0, 0.3, 0.05])
+@pytest.mark.parametrize('offset', [0.0, -3.2, -5.7, -7.6])
+def test_stream_auc_is_within_1e_7_of_exact(offset, scale):
+  labels_N, logits_N = simulate(2_000_000, offset, scale)
   streamed = whole_state(labels_N, logits_N).compute()
   exact = metrics.evaluate_logits(labels_N, logits_N)
-  # 700 clicks in narrow logits are the exception: there a click's own bin is noise, small
-  # beside the standard error.
-  limit = 0.01 * exact['auc_se'] if (offset, scale) == (-5.7, 0.3) else 1e-5
+  bins = len(np.unique(np.floor(logits_N * (HIST_BINS / 2 / HIST_LIMIT))))
+  clicks, others = exact['clicks'], exact['rows'] - exact['clicks']
+  # Chance within bins: 1e-7 but where a thousand clicks lie in logits of one twentieth.
+  limit = max(1e-7, 4 / math.sqrt(12 * bins * clicks * others))
+  assert limit < 1e-6
   assert streamed['auc'] == pytest.approx(exact['auc'], abs=limit)
   assert streamed['logloss'] == pytest.approx(exact['logloss'], rel=1e-6)
   assert streamed['calibration'] == pytest.approx(exact['calibration'], rel=1e-6)
