@@ -271,7 +271,8 @@ def update(
   g = _exchange(g)
   if jax.lax.axis_size(AXIS) > 1:  # else they are different and ascending as they are
     asked, g = merge(asked, g, N)
-  read = jax.tree.map(lambda x: x.at[asked].get(mode='clip'), (rows, slots))
+  # As `lookup` reads them: on one device XLA then reads them once.
+  read = jax.tree.map(lambda x: x.at[asked].get(mode='fill', fill_value=0), (rows, slots))
   new_w, new_slots = optimizer.apply(*read, g, lr, step)
   if optimizer.dtype == 'bfloat16':
     # A row keeps its number whatever the mesh: its place counts over all devices.

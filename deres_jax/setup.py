@@ -130,7 +130,7 @@ def micro_rows(wanted: int, rows: int, mesh: Mesh) -> int:
 
 
 def abstract_rows(tables: embedding.Tables, slot_tables: tuple[int, ...], rows: int) -> Any:
-  """Shapes of what the model is given for so many rows of data: see `_by_slot`."""
+  """Shapes of what the model is given for so many rows of data: see `by_slot` of deres_jax.step."""
   shapes = tuple(
     jax.ShapeDtypeStruct((rows, slot_tables.count(t), table.dim), jnp.float32)
     for t, table in enumerate(tables.parts)

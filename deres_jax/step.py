@@ -23,7 +23,7 @@ from jax.sharding import Mesh, PartitionSpec
 from deres_jax import embedding, losses, parallel, streaming
 from deres_jax.data import Batch
 from deres_jax.errors import UserError
-from deres_jax.kernels import library
+from deres_jax.kernels import library, ops
 from deres_jax.models.layers import Context
 from deres_jax.parallel import AXIS
 from deres_jax.setup import Setup, abstract_rows
@@ -210,23 +210,28 @@ def _row_keys(setup: Setup, step: Array, rows: int) -> Array:
   return jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(rows))
 
 
-def _by_slot(setup: Setup, rows: tuple[Array, ...], inverse_bS: Array) -> Any:
+def by_slot(setup: Setup, rows: tuple[Array, ...], inverse_bS: Array) -> Any:
   """Rows of the batch from those that were asked for: what the model is given.
 
   Of one table [b, S, E]; of several a tuple, each with the slots of its table in order.
   """
+  take = ops.take if library.on() else lambda x, at: x[at]
   if len(rows) == 1:
-    return rows[0][inverse_bS]
+    return take(rows[0], inverse_bS)
   slots = np.array(setup.slot_tables)
-  return tuple(x[inverse_bS[:, slots == t]] for t, x in enumerate(rows))
+  return tuple(take(x, inverse_bS[:, slots == t]) for t, x in enumerate(rows))
 
 
-def _sum_by_slot(setup: Setup, rows: tuple[Array, ...], inverse_bS: Array, g: Any) -> list[Array]:
-  """The transpose of `_by_slot`: gradients of the rows that were asked for."""
+def sum_by_slot(setup: Setup, rows: tuple[Array, ...], inverse_bS: Array, g: Any) -> list[Array]:
+  """The transpose of `by_slot`: gradients of the rows that were asked for."""
+
+  def add_up(x: Array, at: Array, g: Array) -> Array:
+    return ops.sum_by_row(g, at, len(x)) if library.on() else jnp.zeros_like(x).at[at].add(g)
+
   if len(rows) == 1:
-    return [jnp.zeros_like(rows[0]).at[inverse_bS].add(g)]
+    return [add_up(rows[0], inverse_bS, g)]
   slots = np.array(setup.slot_tables)
-  return [jnp.zeros_like(x).at[inverse_bS[:, slots == t]].add(g[t]) for t, x in enumerate(rows)]
+  return [add_up(x, inverse_bS[:, slots == t], g[t]) for t, x in enumerate(rows)]
 
 
 def _lookup(tables: tuple[Array, ...], batch: Batch) -> tuple[tuple[Array, ...], list[Array]]:
@@ -265,12 +270,12 @@ def _train_body(setup: Setup, state: State, stream: streaming.StreamState, batch
   _, logits_b, g_params, g_bSE = micro_grads(
     loss,
     state.params,
-    _by_slot(setup, rows, batch.inverse),
+    by_slot(setup, rows, batch.inverse),
     (batch.there, batch.labels, batch.weights, keys_b),
     setup.micro_batch,
   )
   g_params = _sum_over_devices(g_params)
-  g_rows = _sum_by_slot(setup, rows, batch.inverse, g_bSE)
+  g_rows = sum_by_slot(setup, rows, batch.inverse, g_bSE)
 
   updates, opt = setup.optimizer.update(g_params, state.opt, state.params)
   lr = setup.table_lr * setup.factor(state.step)
@@ -322,8 +327,8 @@ def make_eval_step(setup: Setup) -> Callable:
   def body(params, tables, step, batch):
     rows, _ = _lookup(tables, batch)
     ctx = Context(progress=_progress(setup, step), mask_BT=_mask(setup, batch.there))
-    x = _by_slot(setup, rows, batch.inverse)
     with library.using(kernels):
+      x = by_slot(setup, rows, batch.inverse)
       return setup.model.apply({'params': params}, x, ctx).astype(jnp.float32)
 
   step = jax.shard_map(

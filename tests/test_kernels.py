@@ -173,6 +173,17 @@ def test_what_is_not_finite_stays_so(bad):
   assert np.isnan(ops.attend(qkv, None, 1, 1.0, False)).all()
 
 
+@pytest.mark.parametrize('E', [1, 16, 17, 64])
+def test_rows_are_taken_and_summed_as_they_are_indexed(E):
+  rows, g = normal(9, E), normal(50, 7, E)
+  at = np.random.default_rng(0).integers(0, 8, (50, 7)).astype(np.int32)  # row 8 by none
+  np.testing.assert_array_equal(ops.take(rows, at), rows[at])
+  want = np.zeros((9, E), np.float32)
+  for i in np.ndindex(*at.shape):
+    want[at[i]] += g[i]
+  np.testing.assert_array_equal(ops.sum_by_row(g, at, 9), want)
+
+
 _BITS = """
 import hashlib, jax, numpy as np
 from deres_jax.kernels import library, ops
@@ -192,6 +203,7 @@ for f, args in (
 ):
   y, back = jax.vjp(f, *args)
   out += jax.tree.leaves((y, back(y)))
+out.append(ops.sum_by_row(n(500, 64), g.integers(0, 20, 500).astype(np.int32), 20))
 print(hashlib.sha256(b''.join(np.asarray(x).tobytes() for x in out)).hexdigest())
 """
 

@@ -579,6 +579,35 @@ ffi::Error ReadBackward(ffi::ThreadPool pool, F32 x, F32 gx, F32 gr, F32 scale, 
   return ffi::Error::Success();
 }
 
+// ---- rows of a batch
+
+// y [n, E] = rows [U, E] at `at` [n].
+ffi::Error RowsTake(ffi::ThreadPool pool, F32 rows, ffi::Buffer<ffi::S32> at, F32Out y) {
+  const int64_t E = rows.dimensions()[1], n = at.element_count(), piece_size = 4096;
+  parallel(pool, (n + piece_size - 1) / piece_size, [&](int64_t piece) {
+    for (int64_t i = piece * piece_size; i < std::min((piece + 1) * piece_size, n); ++i)
+      std::copy_n(rows.typed_data() + at.typed_data()[i] * E, E, y->typed_data() + i * E);
+  });
+  return ffi::Error::Success();
+}
+
+// sums [U, E] of g [n, E] by row; a piece has W columns and adds in the order of the batch.
+ffi::Error RowsSum(ffi::ThreadPool pool, F32 g, ffi::Buffer<ffi::S32> at, F32Out sums) {
+  const int64_t E = sums->dimensions()[1], U = sums->dimensions()[0], n = at.element_count();
+  parallel(pool, (E + W - 1) / W, [&](int64_t piece) {
+    const int64_t first = piece * W, columns = std::min<int64_t>(W, E - first);
+    float* to = sums->typed_data() + first;
+    const float* from = g.typed_data() + first;
+    for (int64_t u = 0; u < U; ++u) std::fill_n(to + u * E, columns, 0.0f);
+    for (int64_t i = 0; i < n; ++i) {
+      float* row = to + at.typed_data()[i] * E;
+      if (columns == W) store(row, load(row) + load(from + i * E));
+      else for (int64_t e = 0; e < columns; ++e) row[e] += from[i * E + e];
+    }
+  });
+  return ffi::Error::Success();
+}
+
 }  // namespace
 
 static auto Bind() { return ffi::Ffi::Bind().Ctx<ffi::ThreadPool>(); }
@@ -616,3 +645,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(read_backward, ReadBackward,
                                   .Ret<F32>().Ret<F32>().Ret<F32>().Ret<F32>()
                                   .Attr<bool>("norm")
                                   .Attr<ffi::Span<const int64_t>>("columns"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(rows_take, RowsTake,
+                              Bind().Arg<F32>().Arg<ffi::Buffer<ffi::S32>>().Ret<F32>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(rows_sum, RowsSum,
+                              Bind().Arg<F32>().Arg<ffi::Buffer<ffi::S32>>().Ret<F32>());

@@ -28,10 +28,10 @@ _FLAGS = (
   *('-O3', '-march=native', '-std=c++17', '-ffp-contract=fast'),
   *('-fno-math-errno', '-fno-trapping-math', '-shared', '-fPIC'),
 )
-_TARGETS = tuple(
-  f'{op}_{way}'
-  for op in ('attend', 'dense', 'feed', 'score', 'read')
-  for way in ('forward', 'backward')
+_BOTH_WAYS = 'attend', 'dense', 'feed', 'score', 'read'
+_TARGETS = (
+  *(f'{op}_{way}' for op in _BOTH_WAYS for way in ('forward', 'backward')),
+  *('rows_take', 'rows_sum'),
 )
 
 _on = contextvars.ContextVar('kernels', default=False)

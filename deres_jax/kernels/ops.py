@@ -219,3 +219,18 @@ def _at_column(da: Array, column: int, w: Array) -> Array:
 
 
 _read.defvjp(_read_forward, _read_backward)
+
+
+# Rows of a batch.
+
+
+def take(rows_UE: Array, at: Array) -> Array:
+  """rows[at], every index being one of a row. [..., E]."""
+  out = jax.ShapeDtypeStruct((*at.shape, rows_UE.shape[1]), rows_UE.dtype)
+  return jax.ffi.ffi_call('deres_rows_take', out)(rows_UE, at)
+
+
+def sum_by_row(g: Array, at: Array, rows: int) -> Array:
+  """The transpose of `take`: sums of g [..., E] by row, in the order of g. [rows, E]."""
+  out = jax.ShapeDtypeStruct((rows, g.shape[-1]), g.dtype)
+  return jax.ffi.ffi_call('deres_rows_sum', out)(g, at)

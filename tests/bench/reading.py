@@ -108,8 +108,8 @@ def _records(schema, folder: Path) -> Callable[[int], Iterator[int]]:
   return run
 
 
-def _training(schema, overrides: str) -> tuple[list[float], list[float]]:
-  """Rows a second of training from disk and of training on one batch, taken in turns."""
+def training(schema, overrides: str, steps: int = STEPS) -> tuple[list[float], list[float]]:
+  """Rows a second of training from disk and of training on one batch, `steps` each in turns."""
   c = config.resolve(config.base(overrides))
   mesh = parallel.make_mesh(1)
   setup = make_setup(c, schema, mesh, 1000)
@@ -124,17 +124,17 @@ def _training(schema, overrides: str) -> tuple[list[float], list[float]]:
     for batch in given:
       state, stream = train(state, stream, batch)
     jax.block_until_ready(state)
-    return STEPS * c.data.batch_size / (time.perf_counter() - began), state, stream
+    return steps * c.data.batch_size / (time.perf_counter() - began), state, stream
 
   disk, cached = [], []
   for k in range(REPEATS + 1):
-    first = k * STEPS % (batches.per_epoch - STEPS)
+    first = k * steps % (batches.per_epoch - steps)
     there = data.prefetch(
-      lambda i: data.put(batches[i], mesh), first, first + STEPS, c.data.threads, c.data.prefetch
+      lambda i: data.put(batches[i], mesh), first, first + steps, c.data.threads, c.data.prefetch
     )
     rate, state, stream = run(there, state, stream)
     disk.append(rate)
-    rate, state, stream = run([one] * STEPS, state, stream)
+    rate, state, stream = run([one] * steps, state, stream)
     cached.append(rate)
   return disk[1:], cached[1:]
 
@@ -174,7 +174,7 @@ def table(prepared: Path, folder: Path) -> list[dict]:
   add('memory-mapped array: shuffled rows', _rate(_mapped(schema, folder)))
   add('per-row records: shuffled rows', _rate(_records(schema, folder)))
   for name, overrides in MODELS.items():
-    disk, cached = _training(schema, overrides)
+    disk, cached = training(schema, overrides)
     share = add(f'training {name}: from disk', disk) / add(f'training {name}: one batch', cached)
     print(f'{"":<44} {share:>14.1%} of training on one batch')
     lines[-2]['of_one_batch'] = share

@@ -12,15 +12,11 @@ than a tenth of the cores.
 
 import argparse
 import datetime
-import json
-import operator
 import os
 import platform
-import re
 import subprocess
 import sys
 import time
-from importlib import metadata
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -30,6 +26,7 @@ import scale_big
 import scale_mesh
 import scale_pod
 import scale_steps
+import table
 
 from deres_jax import allocator
 
@@ -43,37 +40,7 @@ PARTS = {
   'big_table': (scale_big.big_table, 8),
   'pods': (scale_pod.pods, 1),
 }
-_AIM = {'<=': operator.le, '<': operator.lt, '=': lambda a, b: abs(a - b) < 1e-3}
-_ROW = '{:<92} {:>6} {:>9} {:>9} {:>8} {:>18} {}'
 _HEAD = 'what', 'unit', 'ours', 'beside', 'ratio', 'spread', 'aim'
-
-
-def machine() -> str:
-  model = re.search(r'model name\s*: (.*)', Path('/proc/cpuinfo').read_text())
-  return f'{os.cpu_count()} cores, {model[1] if model else platform.machine()}'
-
-
-def met(line: dict) -> bool | None:
-  """Whether a line reaches its aim; None where it has none. Aims without a ratio are of `ours`."""
-  if not line['aim']:
-    return None
-  sign, number = line['aim'].split()
-  return _AIM[sign](line['ours'] if line['ratio'] is None else line['ratio'], float(number))
-
-
-def cells(line: dict) -> tuple[str, ...]:
-  """What a line shows, by the columns of _HEAD."""
-
-  def number(x):
-    if x is None or x == int(x):
-      return '' if x is None else f'{x:,.0f}'
-    return f'{x:,.0f}' if abs(x) >= 1000 else f'{x:.4g}'
-
-  aim = line['aim'] + {True: ', met', False: ', MISSED', None: ''}[line['met']]
-  ratio = number(line['ratio']) + ('' if line.get('quiet', True) else '*')
-  spread = ' to '.join(map(number, line.get('spread', ())))
-  ours, beside = number(line['ours']), number(line['beside'])
-  return line['what'], line['unit'], ours, beside, ratio, spread, aim
 
 
 def markdown(result: dict) -> str:
@@ -87,36 +54,22 @@ def markdown(result: dict) -> str:
       'Columns and marks: the head of `tests/bench/scale.py`; what it says: '
       '[../scaling_out.md](../scaling_out.md).',
       '',
-      f'| {" | ".join(_HEAD)} |\n|---|---|--:|--:|--:|---|---|',
-      *(f'| {" | ".join(cells(line))} |' for line in result['table']),
+      *table.markdown(result['table'], _HEAD),
       '',
     ]
   )
 
 
-def part(name: str, big_rows: int):
-  """Runs a part in this process and writes its lines to stdout as JSON."""
-  run, _ = PARTS[name]
-  for lines in run(big_rows) if name == 'big_table' else run():
-    for line in lines:
-      print(json.dumps(line), flush=True)
-
-
 def measure(name: str, big_rows: int) -> list[dict]:
-  """Runs a part in a process of its own and shows its lines as they come."""
+  """Lines of a part."""
   environ = os.environ | {
     'JAX_PLATFORMS': 'cpu',
     'XLA_FLAGS': f'--xla_force_host_platform_device_count={PARTS[name][1]}',
   }
-  command = [sys.executable, __file__, f'--part={name}', f'--big_rows={big_rows}']
-  lines = []
-  with subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, text=True) as process:
-    for text in process.stdout:
-      line = {'part': name} | json.loads(text)
-      lines.append(line | {'met': met(line)})
-      print(_ROW.format(*cells(lines[-1])), flush=True)
-  if process.returncode:
-    raise subprocess.CalledProcessError(process.returncode, command)
+  command = [__file__, f'--part={name}', f'--big_rows={big_rows}']
+  lines, code = table.measure(name, command, environ, _HEAD)
+  if code:
+    raise subprocess.CalledProcessError(code, command)
   return lines
 
 
@@ -131,7 +84,8 @@ def main():
   parser.add_argument('--part', help=argparse.SUPPRESS)
   args = parser.parse_args()
   if args.part:
-    part(args.part, args.big_rows)
+    run, _ = PARTS[args.part]
+    table.write_lines(run(args.big_rows) if args.part == 'big_table' else run())
     return
   names = args.only.split(',')
   if unknown := set(names) - PARTS.keys():
@@ -139,15 +93,15 @@ def main():
   began = time.monotonic()
   result = {
     'command': 'make bench-scale',
-    'machine': machine(),
+    'machine': table.machine(),
     'allocator': allocator.name(),
     'load_before': os.getloadavg()[0],
     'date': datetime.date.today().isoformat(),
-    'versions': {name: metadata.version(name) for name in ('jax', 'jaxlib', 'flax', 'numpy')},
+    'versions': table.versions('jax', 'jaxlib', 'flax', 'numpy'),
     'python': platform.python_version(),
   }
   print(f'{result["machine"]}; malloc of {result["allocator"]}; jax {result["versions"]["jax"]}')
-  print(_ROW.format(*_HEAD))
+  print(table.row(_HEAD, _HEAD))
   big_rows = args.big_rows or scale_big.affordable(args.memory_gib)
   result['table'] = [line for name in names for line in measure(name, big_rows)]
   result |= {'big_rows': big_rows, 'seconds': time.monotonic() - began}
@@ -155,8 +109,7 @@ def main():
   missed = [line['what'] for line in result['table'] if line['met'] is False]
   print(f'{result["seconds"]:,.0f} s; aims missed: {"; ".join(missed) or "none"}')
   if args.out:
-    args.out.write_text(json.dumps(result, indent=1) + '\n')
-    args.out.with_suffix('.md').write_text(markdown(result))
+    table.write(result, markdown(result), args.out)
 
 
 if __name__ == '__main__':

@@ -164,13 +164,18 @@ class Times:
 
 
 def round_robin(
-  variants: dict[str, Callable[[int], None]], rounds: int = 7, most: int = 12, seconds: float = 0.25
+  variants: dict[str, Callable[[int], None]],
+  rounds: int = 7,
+  most: int = 12,
+  seconds: float = 0.25,
+  pause: float = 0.0,
 ) -> Times:
   """Times variants in turns until `rounds` rounds were quiet, at most `most` of them.
 
   Args:
     variants: each does its work so many times and waits for it.
     seconds: a sample's least length.
+    pause: seconds before each sample, in which another library's threads may go to sleep.
   """
   turns = {}
   for name, run in variants.items():
@@ -181,6 +186,7 @@ def round_robin(
   times = Times({name: [] for name in variants}, {name: [] for name in variants})
   for _ in range(most):
     for name, run in variants.items():
+      time.sleep(pause)
       began, busy = time.perf_counter(), _others()
       run(turns[name])
       elapsed = time.perf_counter() - began

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The update of a table alone: 79,872 ids of a batch, their rows, gradients and slots.
+
+Timed is all that a step does for its table on one device: gather the named rows, spread them over
+the batch, add the batch's gradients up by row, move the rows. Ids are named on the host before.
+"""
+
+import contextlib
+import gc
+import time
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scale_made
+import steps
+from scale_made import Trained
+
+from deres_jax import embedding, parallel, step
+from deres_jax.kernels import library
+
+SIZES = {'1M': 1_000_000, '4M': 4_000_000, '10M': 10_000_000}
+KINDS = {'row-wise Adagrad': (steps.ADAGRAD, '<= 3'), 'lazy Adam': (steps.ADAM, '<= 8')}
+TABLE = 'model.backbone=dnn,model.embed_dim=64,mlp.units=16,mlp.layers=1'
+
+
+class Update:
+  """A table with its slots, and the compiled update by one batch."""
+
+  def __init__(self, overrides: str, table_rows: int):
+    setup, batches = scale_made.parts(overrides, table_rows, steps.BATCH, 1, 100_000)
+    batch = batches['zipf'][0]
+    state = step.init_state(setup)
+    self.named = batch.ids[0].size
+    self._table = state.rows[0], state.slots[0]
+    ids, inverse = jnp.asarray(batch.ids[0].reshape(-1)), jnp.asarray(batch.inverse)
+    shape = (*batch.inverse.shape, setup.tables.dim)
+    self._g = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
+
+    kernels = step.kernels_of(setup)
+
+    def body(rows, slots, g_BSE):
+      found, asked = embedding.lookup(rows, ids)
+      with library.using(kernels):
+        x_BSE = step.by_slot(setup, (found,), inverse)
+        (g,) = step.sum_by_slot(setup, (found,), inverse, g_BSE)
+      moved = embedding.update(setup.row_optimizer, rows, slots, asked, g, 1e-3, jnp.int32(0))
+      return *moved, x_BSE
+
+    table, whole = parallel.TABLE, parallel.REPLICATED
+    mapped = jax.shard_map(
+      body,
+      mesh=setup.mesh,
+      in_specs=(table, table, whole),
+      out_specs=(table, table, whole),
+      check_vma=False,
+    )
+    self._update = jax.jit(mapped, donate_argnums=(0, 1))
+
+  def run(self, n: int):
+    for _ in range(n):
+      *moved, x_BSE = self._update(*self._table, self._g)
+      self._table = tuple(moved)
+    jax.block_until_ready((self._table, x_BSE))
+
+
+def _peer(kind: str, table_rows: int):
+  """PyTorch's sparse optimizer on the same number of ids, its gradient given."""
+  import torch
+
+  table = torch.nn.Parameter(torch.zeros(table_rows, 64))
+  _, batches = scale_made.parts(TABLE, table_rows, steps.BATCH, 1, 100_000)
+  host = batches['zipf'][0]
+  ids = torch.tensor(host.ids[0].reshape(-1)[host.inverse].reshape(1, -1)).long()
+  values = torch.randn(ids.shape[1], 64)
+  make = torch.optim.SparseAdam if kind == 'lazy Adam' else torch.optim.Adagrad
+  optimizer = make([table])
+
+  def run(n: int):
+    for _ in range(n):
+      table.grad = torch.sparse_coo_tensor(ids, values, table.shape, check_invariants=False)
+      optimizer.step()
+
+  return run
+
+
+def tables(rounds: int = 5) -> Iterator[list[dict]]:
+  for kind, (override, aim) in KINDS.items():
+    for size, rows in SIZES.items():
+      update = Update(f'{TABLE},{override}', rows)
+      runs = {'ours': update.run}
+      with contextlib.suppress(ImportError):
+        if size == '1M':
+          runs['peer'] = _peer(kind, rows)
+      times = scale_made.round_robin(runs, rounds, 2 * rounds, 0.25, steps.PAUSE)
+      ours = times.ms['ours']
+      line = {
+        'what': f'table update, {kind}, 79,872 Zipf ids, {size} x 64',
+        'unit': 'ms',
+        'ours': float(np.median(ours)),
+        'peer': float(np.median(times.ms['peer'])) if 'peer' in runs else None,
+        'limit': None,
+        'ratio': None,
+        'spread': [min(ours), max(ours)],
+        'aim': aim,
+        'rounds': len(ours),
+        'note': f'{update.named:,} rows named',
+      }
+      yield [line]
+      del update, runs, times
+      gc.collect()
+  yield [_naming()]
+  for size in ('1M', '10M'):
+    yield [_floor(size, rounds)]
+    gc.collect()
+
+
+def _naming() -> dict:
+  """What the reader's thread pays to name the different rows of a batch."""
+  _, batches = scale_made.parts(TABLE, SIZES['1M'], steps.BATCH, 1, 100_000)
+  given = batches['zipf'].rows(0)
+  seconds = []
+  for _ in range(20):
+    began = time.perf_counter()
+    batches['zipf'].draft(given)
+    seconds.append(1e3 * (time.perf_counter() - began))
+  return {
+    'what': "naming the batch's different rows, on the host",
+    'unit': 'ms',
+    'ours': float(np.median(seconds)),
+    'peer': None,
+    'limit': None,
+    'ratio': None,
+    'spread': [min(seconds), max(seconds)],
+    'aim': '',
+  }
+
+
+def _floor(size: str, rounds: int) -> dict:
+  parts = scale_made.parts(
+    f'{steps.TRANSFORMER},{steps.ADAGRAD}', SIZES[size], steps.BATCH, 1, 100_000
+  )
+  setup, batches = parts
+  trained = Trained(setup, {'zipf': batches['zipf']})
+  floor = steps.Floor(setup, trained.batches['zipf'])
+  runs = {'step': trained.steps('zipf'), 'floor': floor.run}
+  times = scale_made.round_robin(runs, rounds, 2 * rounds, 0.5)
+  what = f'step of the Transformer, row-wise Adagrad, {size} x 64, beside its dense part'
+  return steps._beside(times, what, 'step', 'floor', '>= 0.95')
