@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from deres_jax import allocator, models, step
+from deres_jax import allocator, models
 from deres_jax import config as config_lib
 from deres_jax import plan as plan_lib
 from deres_jax.checkpoint import Clock
@@ -54,7 +54,7 @@ def content(
       'processes': jax.process_count(),
     },
     'allocator': allocator.name(),
-    'kernels': step.kernels_of(setup),
+    'kernels': setup.kernels,
     'versions': {
       'python': platform.python_version(),
       **{name: metadata.version(name) for name in _PACKAGES},

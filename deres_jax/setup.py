@@ -15,14 +15,16 @@ from jax.sharding import Mesh
 from deres_jax import checks, embedding, models, optim, parallel
 from deres_jax import config as config_lib
 from deres_jax.errors import UserError
+from deres_jax.kernels import library
 from deres_jax.models.layers import Context
 from deres_jax.rows import RowOptimizer
 from deres_jax.schema import Schema
 
 Array = jax.Array
 
-# An activation [128 * 39, 64] float32 is 1.3 MB: it stays in a core's cache.
-CPU_MICRO_BATCH = 128
+# An activation [128 * 39, 64] float32 is 1.3 MB: it stays in a core's cache. Kernels keep what is
+# wider than that out of memory and gain from twice the rows.
+CPU_MICRO_BATCHES = 256, 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Setup:
   factor: Callable[[Array], Array]  # schedule of both learning rates
   table_lr: float
   table_init_std: float
-  kernels: str  # auto | on | off: of `train.kernels`
+  kernels: bool  # whether steps call the CPU's own kernels
   micro_batch: int  # rows that a device works on at a time; divides its part of a batch
   noise: bool  # whether the model draws dropout
   aux_weight: float  # of the auxiliary losses' mean
@@ -78,6 +80,7 @@ def make_setup(c: config_lib.Config, schema: Schema, mesh: Mesh, steps: int) -> 
   variables = jax.eval_shape(
     model.init, jax.random.key(0), abstract_rows(tables, slot_tables, 1), Context()
   )
+  kernels = uses_kernels(c.train.kernels, mesh)
   factor = optim.schedule(c.optim, steps)
   o = c.optim
   return Setup(
@@ -93,8 +96,8 @@ def make_setup(c: config_lib.Config, schema: Schema, mesh: Mesh, steps: int) -> 
     factor=factor,
     table_lr=o.table_lr,
     table_init_std=o.table_init_std,
-    kernels=c.train.kernels,
-    micro_batch=micro_rows(c.train.micro_batch, c.data.batch_size // mesh.size, mesh),
+    kernels=kernels,
+    micro_batch=micro_rows(c.train.micro_batch, c.data.batch_size // mesh.size, mesh, kernels),
     noise=c.model.dropout > 0 or c.model.embed_dropout > 0 or c.mlp.dropout > 0,
     aux_weight=c.model.aux_weight,
     steps=steps,
@@ -116,11 +119,25 @@ def make_model(
   return models.OneWidth(model, slot_tables, tables.dim, tables.linear)
 
 
-def micro_rows(wanted: int, rows: int, mesh: Mesh) -> int:
+def _on_cpu(mesh: Mesh) -> bool:
+  return mesh.devices.flat[0].platform == 'cpu'
+
+
+def uses_kernels(wanted: str, mesh: Mesh) -> bool:
+  """Whether steps on this mesh call kernels of ours, which are built here. Raises UserError."""
+  if wanted == 'off' or not _on_cpu(mesh):
+    return False
+  missing = library.missing()
+  if missing and wanted == 'on':
+    raise UserError(f'config train.kernels=on: {missing}; set it to auto to train without them')
+  return missing is None
+
+
+def micro_rows(wanted: int, rows: int, mesh: Mesh, kernels: bool = False) -> int:
   """Rows at a time of a device's `rows`: what is wanted, or what is fast on this platform."""
   if wanted == -1:
-    on_cpu = mesh.devices.flat[0].platform == 'cpu'
-    return CPU_MICRO_BATCH if on_cpu and rows % CPU_MICRO_BATCH == 0 else rows
+    sizes = CPU_MICRO_BATCHES if kernels else CPU_MICRO_BATCHES[1:]
+    return next((size for size in sizes if _on_cpu(mesh) and rows % size == 0), rows)
   if wanted and rows % wanted:
     raise UserError(
       f'config train.micro_batch={wanted} does not divide the {rows} rows that each device '

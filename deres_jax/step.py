@@ -22,7 +22,6 @@ from jax.sharding import Mesh, PartitionSpec
 
 from deres_jax import embedding, losses, parallel, streaming
 from deres_jax.data import Batch
-from deres_jax.errors import UserError
 from deres_jax.kernels import library, ops
 from deres_jax.models.layers import Context
 from deres_jax.parallel import AXIS
@@ -183,16 +182,6 @@ def micro_grads(loss: Callable, params: Any, x: Any, rest: tuple, micro: int):
   return total, join(out), gp, jax.tree.map(join, gx)
 
 
-def kernels_of(setup: Setup) -> bool:
-  """Whether the steps call kernels of ours; builds them. Raises UserError."""
-  if setup.kernels == 'off' or setup.mesh.devices.flat[0].platform != 'cpu':
-    return False
-  missing = library.missing()
-  if missing and setup.kernels == 'on':
-    raise UserError(f'config train.kernels=on: {missing}; set it to auto to train without them')
-  return missing is None
-
-
 def _progress(setup: Setup, step: Array) -> Array:
   """Share of the run that is done after `step` steps."""
   return step.astype(jnp.float32) / setup.steps
@@ -301,10 +290,9 @@ BATCH_SPECS = Batch(*[parallel.BATCH] * 5, rows=parallel.REPLICATED)
 
 def make_train_step(setup: Setup) -> Callable:
   """(state, stream, batch) -> (state, stream). Both are donated: the old ones are gone."""
-  kernels = kernels_of(setup)
 
   def body(*args):
-    with library.using(kernels):
+    with library.using(setup.kernels):
       return _train_body(setup, *args)
 
   step = jax.shard_map(
@@ -322,12 +310,11 @@ def make_eval_step(setup: Setup) -> Callable:
 
   `step` is the one that the parameters are of: annealed temperatures depend on it.
   """
-  kernels = kernels_of(setup)
 
   def body(params, tables, step, batch):
     rows, _ = _lookup(tables, batch)
     ctx = Context(progress=_progress(setup, step), mask_BT=_mask(setup, batch.there))
-    with library.using(kernels):
+    with library.using(setup.kernels):
       x = by_slot(setup, rows, batch.inverse)
       return setup.model.apply({'params': params}, x, ctx).astype(jnp.float32)
 

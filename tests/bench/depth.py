@@ -70,7 +70,7 @@ def depth(rounds: int = 5) -> Iterator[list[dict]]:
   for model in MODELS:
     steps = {name: trained(model, name) for name in ('prenorm', 'deres')}
     runs = {name: t.steps('zipf') for name, t in steps.items()}
-    times = scale_made.round_robin(runs, rounds, 2 * rounds)
+    times = scale_made.round_robin(runs, 2 * rounds, 2 * rounds)
     what = f'DeRes beside OneTrans, 8 layers, {model}'
     yield [
       _line(times, f'step: {what}', 'deres', 'prenorm', '<= 1.10', note),
@@ -78,7 +78,7 @@ def depth(rounds: int = 5) -> Iterator[list[dict]]:
     ]
   model = 'criteo_8l'
   levers = _levers(model) | steps_of(model, {'deres': 8, 'prenorm': 8})
-  times = scale_made.round_robin({name: t.steps('zipf') for name, t in levers.items()}, 3, 5)
+  times = scale_made.round_robin({name: t.steps('zipf') for name, t in levers.items()}, 5, 5)
   yield [
     _line(times, f'{name} beside {base}: {model}', name, base)
     for name, base in (
@@ -92,12 +92,12 @@ def depth(rounds: int = 5) -> Iterator[list[dict]]:
   ]
   for layers_ in (2, 16):
     steps = {name: trained(model, name, layers_) for name in ('prenorm', 'deres')}
-    times = scale_made.round_robin({name: t.steps('zipf') for name, t in steps.items()}, 3, 5)
+    times = scale_made.round_robin({name: t.steps('zipf') for name, t in steps.items()}, 5, 5)
     what = f'step: DeRes beside OneTrans, {layers_} layers, {model}'
     yield [_line(times, what, 'deres', 'prenorm')]
   names = ('prenorm', 'attnres', 'deres_s', 'denseformer', 'mhc')
   steps = steps_of(model, dict.fromkeys(names, 8))
-  times = scale_made.round_robin({name: t.steps('zipf') for name, t in steps.items()}, 3, 5)
+  times = scale_made.round_robin({name: t.steps('zipf') for name, t in steps.items()}, 5, 5)
   yield [
     _line(times, f'step: {name} beside OneTrans, 8 layers, {model}', name, 'prenorm')
     for name in names[1:]

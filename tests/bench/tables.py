@@ -38,11 +38,9 @@ class Update:
     shape = (*batch.inverse.shape, setup.tables.dim)
     self._g = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
 
-    kernels = step.kernels_of(setup)
-
     def body(rows, slots, g_BSE):
       found, asked = embedding.lookup(rows, ids)
-      with library.using(kernels):
+      with library.using(setup.kernels):
         x_BSE = step.by_slot(setup, (found,), inverse)
         (g,) = step.sum_by_slot(setup, (found,), inverse, g_BSE)
       moved = embedding.update(setup.row_optimizer, rows, slots, asked, g, 1e-3, jnp.int32(0))
@@ -93,7 +91,7 @@ def tables(rounds: int = 5) -> Iterator[list[dict]]:
       with contextlib.suppress(ImportError):
         if size == '1M':
           runs['peer'] = _peer(kind, rows)
-      times = scale_made.round_robin(runs, rounds, 2 * rounds, 0.25, steps.PAUSE)
+      times = scale_made.round_robin(runs, rounds, rounds, 0.25, steps.PAUSE)
       ours = times.ms['ours']
       line = {
         'what': f'table update, {kind}, 79,872 Zipf ids, {size} x 64',
@@ -145,6 +143,6 @@ def _floor(size: str, rounds: int) -> dict:
   trained = Trained(setup, {'zipf': batches['zipf']})
   floor = steps.Floor(setup, trained.batches['zipf'])
   runs = {'step': trained.steps('zipf'), 'floor': floor.run}
-  times = scale_made.round_robin(runs, rounds, 2 * rounds, 0.5)
+  times = scale_made.round_robin(runs, rounds, rounds, 0.5)
   what = f'step of the Transformer, row-wise Adagrad, {size} x 64, beside its dense part'
   return steps._beside(times, what, 'step', 'floor', '>= 0.95')
