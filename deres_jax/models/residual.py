@@ -13,6 +13,7 @@ too, because some connectors put aside there what `write` needs. Streams, block 
 and gates are float32 whatever the sub-layers compute in.
 """
 
+from collections import Counter
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -66,14 +67,15 @@ class Recall(NamedTuple):
     x: identity stream [B, T, D]; with the defaults sum(sources) + sum(branches) == x at every site.
     sources: b_0 (the embedding) and the completed block summaries, each [B, T, D], or [B, 1, D]
       where blocks are compressed over tokens.
-    scores: of each source, for every read to come, [B, T, reads to come]: a static query scores a
-      source once for all its readers, in one product. Weights where they follow from one score.
+    scores: of each source, for every read to come: a static query scores a source once for all its
+      readers, in one product. An array [B, T, reads] for each block of reads, the open one first.
+      Weights where they follow from one score.
     branches: those in the open block, each [B, T, D], or their sum alone.
   """
 
   x: Array
   sources: tuple[Array, ...]
-  scores: tuple[Array, ...]
+  scores: tuple[tuple[Array, ...], ...]
   branches: tuple[Array, ...]
 
   @property
@@ -129,6 +131,7 @@ class DeRes(nn.Module):
     S, D = self.shape.sites, self.shape.dim
     self.norms = layers.SiteNorms(S + 1, D, self.norm, self.dtype)
     self.reads = self._reads()
+    self.blocks = tuple(self._block_of(site) for site in self.reads)
     if self.path != 'identity' and self.reads:
       self._setup_queries()
       if self.path == 'dual':
@@ -146,6 +149,14 @@ class DeRes(nn.Module):
     step = 1 if self.sites == 'sublayer' else self.shape.per_layer
     head = (self.shape.sites,) if self.readout_mix or self.path == 'attn' else ()
     return (*range(0, self.shape.sites, step), *head)
+
+  def _block_of(self, site: int) -> int:
+    """Number of blocks that are closed before the read at `site`."""
+    return -(-site // self.block) if site == self.shape.sites else site // self.block
+
+  def _column(self, reader: int) -> int:
+    """Place of a read among those of its block."""
+    return reader - self.blocks.index(self.blocks[reader])
 
   def _rank(self) -> int:
     return self.gate_rank or max(1, self.shape.dim // 16)
@@ -206,8 +217,9 @@ class DeRes(nn.Module):
       return self.norms(self._mix(h, site), site)
     reader = self.reads.index(site)
     if self._early() and not self.include_partial:
-      columns = tuple(s.shape[-1] + reader - len(self.reads) for s in h.scores)
-      return self.norms.of_mix(site, h.x, h.sources, h.scores, columns, *factors)
+      columns = (self._column(reader),) * len(h.sources)
+      weights = tuple(ahead[0] for ahead in h.scores)
+      return self.norms.of_mix(site, h.x, h.sources, weights, columns, *factors)
     sources, a_BTN = self._weights(h, site, reader)
     columns = tuple(range(len(sources)))
     return self.norms.of_mix(site, h.x, sources, (a_BTN,), columns, *factors)
@@ -259,7 +271,7 @@ class DeRes(nn.Module):
 
   def _weights(self, h: Recall, site: int, reader: int) -> tuple[tuple[Array, ...], Array]:
     """Sources b_i at `site`, which is read number `reader`, and their weights a [B, T, sources]."""
-    sources, scores = h.sources, [s[..., reader - len(self.reads)] for s in h.scores]
+    sources, scores = h.sources, [ahead[0][..., self._column(reader)] for ahead in h.scores]
     if self.include_partial and h.branches:
       summary = self._summary(h, site, closed=False)
       sources = (*sources, summary)
@@ -304,7 +316,9 @@ class DeRes(nn.Module):
   def _close(self, h: Recall, site: int) -> Recall:
     """The open block becomes a source for all reads from `site` on."""
     reader = sum(r < site for r in self.reads)
-    return self._append(h, self._summary(h, site, closed=True), reader)._replace(branches=())
+    b = self._summary(h, site, closed=True)
+    h = h._replace(branches=(), scores=tuple(ahead[1:] for ahead in h.scores))
+    return self._append(h, b, reader)
 
   def _summary(self, h: Recall, site: int, closed: bool) -> Array:
     """What the open block, of which `site` - 1 is the last sub-layer, is compressed to."""
@@ -321,7 +335,10 @@ class DeRes(nn.Module):
     if self.path == 'identity' or reader == len(self.reads):
       return h
     scores = self._score(b, h.x.shape[1], reader, len(self.reads))
-    return h._replace(sources=(*h.sources, b), scores=(*h.scores, scores))
+    # Cut once: the gradient is one concatenation, not a sum of padded ones.
+    sizes = Counter(self.blocks[reader:])
+    ahead = tuple(jax.lax.split(scores, tuple(sizes.values()), axis=2))
+    return h._replace(sources=(*h.sources, b), scores=(*h.scores, ahead))
 
   def _score(self, b: Array, tokens: int, first: int, last: int) -> Array:
     """kappa <w_s, k> of source b for reads first .. last-1, or weights. [B, T, last - first]."""
