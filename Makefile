@@ -6,7 +6,7 @@ RUN ?= runs/quickstart
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: run claims pod-local pod-tpu pod-gke pod-slurm criteo-sample test test-slow bench-data bench-scale lint format clean help
+.PHONY: run claims pod-local pod-tpu pod-gke pod-slurm criteo-sample test test-slow bench bench-data bench-scale lint format clean help
 
 help:
 	@sed -n 's/^# //p' $(MAKEFILE_LIST)
@@ -104,6 +104,12 @@ test: $(INSTALLED)
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow
+
+# make bench   steps, tables, starts and metrics beside PyTorch, scikit-learn and limits
+bench: $(INSTALLED)
+	$(BIN)/python -m pip install -q -e '.[bench]'
+	mkdir -p runs
+	$(BIN)/python tests/bench/bench.py --out=runs/bench.json
 
 # make bench-data   preparing and reading beside other ways: a table, and runs/bench_data.json
 bench-data: $(INSTALLED)
