@@ -22,9 +22,8 @@ from deres_jax.schema import Schema
 
 Array = jax.Array
 
-# An activation [128 * 39, 64] float32 is 1.3 MB: it stays in a core's cache. Kernels keep what is
-# wider than that out of memory and gain from twice the rows.
-CPU_MICRO_BATCHES = 256, 128
+# An activation [128 * 39, 64] float32 is 1.3 MB: it stays in a core's cache.
+CPU_MICRO_BATCH = 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +96,7 @@ def make_setup(c: config_lib.Config, schema: Schema, mesh: Mesh, steps: int) -> 
     table_lr=o.table_lr,
     table_init_std=o.table_init_std,
     kernels=kernels,
-    micro_batch=micro_rows(c.train.micro_batch, c.data.batch_size // mesh.size, mesh, kernels),
+    micro_batch=micro_rows(c.train.micro_batch, c.data.batch_size // mesh.size, mesh),
     noise=c.model.dropout > 0 or c.model.embed_dropout > 0 or c.mlp.dropout > 0,
     aux_weight=c.model.aux_weight,
     steps=steps,
@@ -133,11 +132,10 @@ def uses_kernels(wanted: str, mesh: Mesh) -> bool:
   return missing is None
 
 
-def micro_rows(wanted: int, rows: int, mesh: Mesh, kernels: bool = False) -> int:
+def micro_rows(wanted: int, rows: int, mesh: Mesh) -> int:
   """Rows at a time of a device's `rows`: what is wanted, or what is fast on this platform."""
   if wanted == -1:
-    sizes = CPU_MICRO_BATCHES if kernels else CPU_MICRO_BATCHES[1:]
-    return next((size for size in sizes if _on_cpu(mesh) and rows % size == 0), rows)
+    return CPU_MICRO_BATCH if _on_cpu(mesh) and rows % CPU_MICRO_BATCH == 0 else rows
   if wanted and rows % wanted:
     raise UserError(
       f'config train.micro_batch={wanted} does not divide the {rows} rows that each device '

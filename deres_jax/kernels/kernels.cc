@@ -38,11 +38,15 @@ inline Vec load(const float* p) {
 inline void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
 inline Vec all(float x) { return Vec{} + x; }
 inline float sum(Vec v) {
-  float s[W];
-  store(s, v);
-  for (int n = W / 2; n; n /= 2)
-    for (int i = 0; i < n; ++i) s[i] += s[i + n];
-  return s[0];
+  typedef float Half __attribute__((vector_size(2 * W)));
+  typedef float Quarter __attribute__((vector_size(W)));
+  Half halves[2];
+  std::memcpy(halves, &v, sizeof v);
+  const Half half = halves[0] + halves[1];
+  Quarter quarters[2];
+  std::memcpy(quarters, &half, sizeof half);
+  const Quarter q = quarters[0] + quarters[1];
+  return (q[0] + q[1]) + (q[2] + q[3]);
 }
 inline int rounded(int n, int to) { return (n + to - 1) / to * to; }
 
@@ -405,14 +409,16 @@ inline float inverse_rms(const float* x, int D) {
   return 1 / std::sqrt(sum(squares) / D + 1e-6f);
 }
 
-// Scores z = times <w_s, b / RMS(b)> of a source b [B, T, D] for the queries w [S, D] of all reads.
+// Scores z = times <w_s, b / RMS(b)> + center of a source b [B, T, D] for the queries w [S, D] of
+// all reads, or SiLU(z). Columns 0 .. S-1 are in arrays that follow one another, [B, T, any].
 struct Score {
   int D, S, lanes;
-  float times;
+  float times, center;
+  bool silu;
   const float *b, *w;
-  Score(const F32& b, const F32& w, float times)
+  Score(const F32& b, const F32& w, float times, float center, bool silu)
       : D(w.dimensions()[1]), S(w.dimensions()[0]), lanes(rounded(S, W)), times(times),
-        b(b.typed_data()), w(w.typed_data()) {}
+        center(center), silu(silu), b(b.typed_data()), w(w.typed_data()) {}
 
   size_t room() const { return size_t(D + BLOCK) * lanes; }
   // The queries turned [D, lanes], zeros beyond S.
@@ -431,27 +437,46 @@ struct Score {
   }
 };
 
-ffi::Error ScoreForward(ffi::ThreadPool pool, F32 b, F32 w, F32Out z, float times) {
-  const Score score(b, w, times);
+inline Vec sigmoid(Vec z) {
+  const Vec e = exp_negative(z < 0 ? z : -z);
+  return (z < 0 ? e : all(1)) / (1 + e);
+}
+
+ffi::Error ScoreForward(ffi::ThreadPool pool, F32 b, F32 w, ffi::RemainingRets outs, float times,
+                        float center, bool silu) {
+  const Score score(b, w, times, center, silu);
   const Pieces pieces(b, 1);
+  std::vector<F32> to;
+  for (size_t i = 0; i < outs.size(); ++i) to.push_back(**outs.get<F32>(i));
   parallel(pool, pieces.count, [&](int64_t piece) {
-    float *turned = scratch(score.room()), *out = turned + score.D * score.lanes;
+    float *turned = scratch(score.room()), *z = turned + score.D * score.lanes;
     score.queries(turned);
     pieces.blocks(piece, [&](int64_t at, int n) {
-      score.of(at, n, turned, out);
-      for (int t = 0; t < n; ++t)
-        std::copy_n(out + t * score.lanes, score.S, z->typed_data() + (at + t) * score.S);
+      score.of(at, n, turned, z);
+      for (int i = 0; i < n * score.lanes; i += W) {
+        const Vec x = load(z + i) + score.center;
+        store(z + i, score.silu ? x * sigmoid(x) : x);
+      }
+      int first = 0;
+      for (const F32& out : to) {
+        const int size = out.dimensions().back();
+        for (int t = 0; t < n; ++t)
+          std::copy_n(z + t * score.lanes + first, size, out.typed_data() + (at + t) * size);
+        first += size;
+      }
     });
   });
   return ffi::Error::Success();
 }
 
 // db, and dW a piece.
-ffi::Error ScoreBackward(ffi::ThreadPool pool, F32 b, F32 w, F32 dz, F32Out db, F32Out dw,
-                         float times) {
-  const Score score(b, w, times);
+ffi::Error ScoreBackward(ffi::ThreadPool pool, F32 b, F32 w, ffi::RemainingArgs rest, F32Out db,
+                         F32Out dw, float times, float center, bool silu) {
+  const Score score(b, w, times, center, silu);
   const Pieces pieces(b, 1);
   const int D = score.D, S = score.S, lanes = score.lanes;
+  std::vector<F32> from;
+  for (size_t i = 0; i < rest.size(); ++i) from.push_back(*rest.get<F32>(i));
   parallel(pool, pieces.count, [&](int64_t piece) {
     float *turned = scratch(score.room() + BLOCK * lanes), *z = turned + D * lanes;
     float *g = z + BLOCK * lanes, *sum_w = dw->typed_data() + piece * S * D;
@@ -462,14 +487,27 @@ ffi::Error ScoreBackward(ffi::ThreadPool pool, F32 b, F32 w, F32 dz, F32Out db, 
       float* dx = db->typed_data() + at * D;
       score.of(at, n, turned, z);
       std::fill(g, g + n * lanes, 0.0f);
+      int first = 0;
+      for (const F32& dz : from) {
+        const int size = dz.dimensions().back();
+        for (int t = 0; t < n; ++t)
+          std::copy_n(dz.typed_data() + (at + t) * size, size, g + t * lanes + first);
+        first += size;
+      }
       for (int t = 0; t < n; ++t) {
         const float inverse = inverse_rms(x + t * D, D);
-        // g: by <w, b>. What the norm passes back is along b.
-        const float* from = dz.typed_data() + (at + t) * S;
-        for (int s = 0; s < S; ++s) g[t * lanes + s] = times * inverse * from[s];
-        float along = 0;
-        for (int s = 0; s < S; ++s) along += from[s] * z[t * lanes + s];
-        z[t * lanes] = along * inverse * inverse / D;  // the scores are done with
+        // g: by z, then by <w, b>. What the norm passes back is along b.
+        Vec along = {};
+        for (int s = t * lanes; s < (t + 1) * lanes; s += W) {
+          Vec by_z = load(g + s);
+          if (score.silu) {
+            const Vec y = load(z + s) + score.center, share = sigmoid(y);
+            by_z *= share * (1 + y * (1 - share));
+          }
+          along += by_z * load(z + s);
+          store(g + s, score.times * inverse * by_z);
+        }
+        z[t * lanes] = sum(along) * inverse * inverse / D;  // the scores are done with
       }
       product(n, D, S, g, lanes, 1, score.w, D, dx, D);
       for (int t = 0; t < n; ++t)
@@ -509,14 +547,25 @@ struct Read {
 
   int64_t pieces() const { return (N + PIECE - 1) / PIECE; }
 
+  // V vectors of r and u of token n, from dimension d on; a weight is loaded once for them.
+  template <int V>
+  void part(int64_t n, int64_t d, float* r, float* u) const {
+    Vec recalled[V] = {};
+    for (const Source& s : sources) {
+      const float weight = s.a[n * s.stride];
+      for (int v = 0; v < V; ++v) recalled[v] += weight * load(s.b + n * D + d + v * W);
+    }
+    for (int v = 0; v < V; ++v, d += W) {
+      store(r + d, recalled[v]);
+      store(u + d, load(gx + d) * load(x + n * D + d) + load(gr + d) * recalled[v]);
+    }
+  }
+
   // r [D] and u [D] of token n; returns 1 / RMS(u), or 1 without a norm.
   float mix(int64_t n, float* r, float* u) const {
-    for (int64_t d = 0; d < D; d += W) {
-      Vec recalled = {};
-      for (const Source& s : sources) recalled += s.a[n * s.stride] * load(s.b + n * D + d);
-      store(r + d, recalled);
-      store(u + d, load(gx + d) * load(x + n * D + d) + load(gr + d) * recalled);
-    }
+    int64_t d = 0;
+    for (; d + 4 * W <= D; d += 4 * W) part<4>(n, d, r, u);
+    for (; d < D; d += W) part<1>(n, d, r, u);
     return norm ? inverse_rms(u, D) : 1;
   }
 };
@@ -631,10 +680,13 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(feed_backward, FeedBackward,
                               Bind().Arg<F32>().Arg<F32>().Arg<F32>().Arg<F32>()
                                   .Ret<F32>().Ret<F32>().Ret<F32>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(score_forward, ScoreForward,
-                              Bind().Arg<F32>().Arg<F32>().Ret<F32>().Attr<float>("times"));
+                              Bind().Arg<F32>().Arg<F32>().RemainingRets()
+                                  .Attr<float>("times").Attr<float>("center")
+                                  .Attr<bool>("silu"));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(score_backward, ScoreBackward,
-                              Bind().Arg<F32>().Arg<F32>().Arg<F32>().Ret<F32>().Ret<F32>()
-                                  .Attr<float>("times"));
+                              Bind().Arg<F32>().Arg<F32>().RemainingArgs().Ret<F32>().Ret<F32>()
+                                  .Attr<float>("times").Attr<float>("center")
+                                  .Attr<bool>("silu"));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(read_forward, ReadForward,
                               Bind().Arg<F32>().Arg<F32>().Arg<F32>().Arg<F32>()
                                   .RemainingArgs().Ret<F32>().Attr<bool>("norm")

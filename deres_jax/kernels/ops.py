@@ -132,21 +132,40 @@ feed.defvjp(lambda x, w1, w2: (feed(x, w1, w2), (x, w1, w2)), _feed_backward)
 # The read of a connector.
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def score(times: float, b: Array, w: Array) -> Array:
-  """times <w_s, b / RMS(b)> of a source for S queries. [B, T, D], [S, D] -> [B, T, S]."""
-  out = jax.ShapeDtypeStruct((*b.shape[:2], len(w)), b.dtype)
-  return jax.ffi.ffi_call('deres_score_forward', out)(b, w, times=np.float32(times))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
+def score(
+  times: float, center: float, silu: bool, sizes: tuple[int, ...], b: Array, w: Array
+) -> tuple[Array, ...]:
+  """z = times <w_s, b / RMS(b)> + center of a source for S queries, or SiLU(z).
+
+  Args:
+    sizes: S cut into parts. b: [B, T, D]; w: [S, D].
+
+  Returns:
+    An array [B, T, size] for each part.
+  """
+  outs = [jax.ShapeDtypeStruct((*b.shape[:2], size), b.dtype) for size in sizes]
+  call = jax.ffi.ffi_call('deres_score_forward', outs)
+  return tuple(call(b, w, **_of_score(times, center, silu)))
 
 
-def _score_backward(times, kept, dz):
+def _of_score(times: float, center: float, silu: bool) -> dict:
+  return dict(times=np.float32(times), center=np.float32(center), silu=silu)
+
+
+def _score_forward(times, center, silu, sizes, b, w):
+  return score(times, center, silu, sizes, b, w), (b, w)
+
+
+def _score_backward(times, center, silu, sizes, kept, dz):
+  del sizes
   b, w = kept
-  out = (_like(b), _parts(b, w[None]))
-  db, parts = jax.ffi.ffi_call('deres_score_backward', out)(b, w, dz, times=np.float32(times))
+  call = jax.ffi.ffi_call('deres_score_backward', (_like(b), _parts(b, w[None])))
+  db, parts = call(b, w, *dz, **_of_score(times, center, silu))
   return db, jnp.sum(parts, axis=0)
 
 
-score.defvjp(lambda times, b, w: (score(times, b, w), (b, w)), _score_backward)
+score.defvjp(_score_forward, _score_backward)
 
 
 def read(

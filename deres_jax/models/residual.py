@@ -20,7 +20,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from deres_jax.kernels import ops
+from deres_jax.kernels import library, ops
 from deres_jax.models import layers
 from deres_jax.models.stack import Shape
 
@@ -70,17 +70,22 @@ class Recall(NamedTuple):
     scores: of each source, for every read to come: a static query scores a source once for all its
       readers, in one product. An array [B, T, reads] for each block of reads, the open one first.
       Weights where they follow from one score.
-    branches: those in the open block, each [B, T, D], or their sum alone.
+    branches: those in the open block, each [B, T, D], or their sum alone; not kept where there is
+    opened: the stream where the open block begins, from which the sum follows too. With kernels:
+      a branch then has one reader less, whose gradient would have to be added at every site.
   """
 
   x: Array
   sources: tuple[Array, ...]
   scores: tuple[tuple[Array, ...], ...]
-  branches: tuple[Array, ...]
+  branches: tuple[Array, ...] = ()
+  opened: Array | None = None
 
   @property
   def partial(self) -> Array | None:
-    """Sum of the branches in the open block [B, T, D], or None where it is empty."""
+    """Sum of the branches in the open block [B, T, D], or None where there is none."""
+    if self.opened is not None:
+      return self.x - self.opened
     return sum(self.branches[1:], self.branches[0]) if self.branches else None
 
 
@@ -188,7 +193,8 @@ class DeRes(nn.Module):
 
   def start(self, x_BTD: Array) -> Recall:
     x = x_BTD.astype(jnp.float32)
-    return self._append(Recall(x, (), (), ()), x, reader=0)
+    differs = library.on() and self.identity_kind == 'identity' and self.mix_site == 'read'
+    return self._append(Recall(x, (), (), (), x if differs else None), x, reader=0)
 
   def read(self, h: Recall, site: int) -> tuple[Array, Recall]:
     if self.mix_site == 'stream':
@@ -199,6 +205,9 @@ class DeRes(nn.Module):
   def write(self, h: Recall, y_BTD: Array, site: int) -> Recall:
     y = y_BTD.astype(jnp.float32)
     x = self._identity(h.x, site) + y
+    if h.opened is not None:
+      h = h._replace(x=x)
+      return self._close(h, site + 1) if (site + 1) % self.block == 0 else h
     if self.include_partial and h.branches:  # read at every site: summed as it grows
       h, y = h._replace(branches=()), h.partial + y
     h = h._replace(x=x, branches=(*h.branches, y))
@@ -206,7 +215,7 @@ class DeRes(nn.Module):
 
   def finish(self, h: Recall) -> Array:
     site = self.shape.sites
-    if h.branches:
+    if site % self.block:
       h = self._close(h, site)
     return self._read(h, site)
 
@@ -272,7 +281,7 @@ class DeRes(nn.Module):
   def _weights(self, h: Recall, site: int, reader: int) -> tuple[tuple[Array, ...], Array]:
     """Sources b_i at `site`, which is read number `reader`, and their weights a [B, T, sources]."""
     sources, scores = h.sources, [ahead[0][..., self._column(reader)] for ahead in h.scores]
-    if self.include_partial and h.branches:
+    if self.include_partial and site % self.block and site < self.shape.sites:
       summary = self._summary(h, site, closed=False)
       sources = (*sources, summary)
       scores.append(self._score(summary, h.x.shape[1], reader, reader + 1)[..., 0])
@@ -317,8 +326,9 @@ class DeRes(nn.Module):
     """The open block becomes a source for all reads from `site` on."""
     reader = sum(r < site for r in self.reads)
     b = self._summary(h, site, closed=True)
-    h = h._replace(branches=(), scores=tuple(ahead[1:] for ahead in h.scores))
-    return self._append(h, b, reader)
+    opened = None if h.opened is None else h.x
+    ahead = tuple(ahead[1:] for ahead in h.scores)
+    return self._append(h._replace(branches=(), opened=opened, scores=ahead), b, reader)
 
   def _summary(self, h: Recall, site: int, closed: bool) -> Array:
     """What the open block, of which `site` - 1 is the last sub-layer, is compressed to."""
@@ -334,25 +344,27 @@ class DeRes(nn.Module):
   def _append(self, h: Recall, b: Array, reader: int) -> Recall:
     if self.path == 'identity' or reader == len(self.reads):
       return h
-    scores = self._score(b, h.x.shape[1], reader, len(self.reads))
-    # Cut once: the gradient is one concatenation, not a sum of padded ones.
-    sizes = Counter(self.blocks[reader:])
-    ahead = tuple(jax.lax.split(scores, tuple(sizes.values()), axis=2))
+    sizes = tuple(Counter(self.blocks[reader:]).values())
+    if self._scores_in_kernel(b, h.x.shape[1]):
+      silu = self._early()
+      center = self.silu_center if silu else 0.0
+      ahead = ops.score(self.score_scale, center, silu, sizes, b, self.queries[reader:])
+    else:
+      scores = self._score(b, h.x.shape[1], reader, len(self.reads))
+      # Cut once: the gradient is one concatenation, not a sum of padded ones.
+      ahead = tuple(jax.lax.split(scores, sizes, axis=2))
     return h._replace(sources=(*h.sources, b), scores=(*h.scores, ahead))
 
-  def _score(self, b: Array, tokens: int, first: int, last: int) -> Array:
-    """kappa <w_s, k> of source b for reads first .. last-1, or weights. [B, T, last - first]."""
-    z = self._scores(b, tokens, first, last)
-    return self._weigh(z) if self._early() else z
+  def _scores_in_kernel(self, b: Array, tokens: int) -> bool:
+    """Whether `ops.score` gives what `_score` does."""
+    plain = self.query == 'static' and self.compress != 'lowrank_key' and b.shape[1] == tokens
+    return plain and self.norms.fuses(b) and (self.score_fn == 'silu' or not self._early())
 
-  def _scores(self, b: Array, tokens: int, first: int, last: int) -> Array:
-    """The scores of `_score`.
+  def _score(self, b: Array, tokens: int, first: int, last: int) -> Array:
+    """kappa <w_s, k> of source b for reads first .. last-1, or weights. [B, T, last - first].
 
     The inverse RMS multiplies the product instead of the source, so no key is ever stored.
     """
-    if self.query == 'static' and self.compress != 'lowrank_key' and self.norms.fuses(b):
-      z = ops.score(self.score_scale, b, self.queries[first:last])
-      return jnp.broadcast_to(z, (z.shape[0], tokens, z.shape[2]))
     inverse = jax.lax.rsqrt(jnp.mean(b * b, axis=-1, keepdims=True) + 1e-6)
     if self.compress == 'lowrank_key':
       b = b[..., : self.key_rank]
@@ -364,7 +376,8 @@ class DeRes(nn.Module):
       b = jnp.broadcast_to(b, (b.shape[0], tokens, b.shape[2]))
     z = jnp.einsum(form, b, w, preferred_element_type=jnp.float32) * (self.score_scale * inverse)
     # A shared query has one score for all reads, a token-mean source one for all tokens.
-    return jnp.broadcast_to(z, (z.shape[0], tokens, last - first))
+    z = jnp.broadcast_to(z, (z.shape[0], tokens, last - first))
+    return self._weigh(z) if self._early() else z
 
   def _key(self, b: Array) -> Array:
     k = layers.rms(b)

@@ -11,8 +11,9 @@ from deres_jax import config, models
 from deres_jax.kernels import library
 from deres_jax.models.layers import Context
 
+# A library that cannot be built fails the tests; only a machine without a compiler skips them.
 pytestmark = pytest.mark.skipif(
-  library.missing() is not None, reason=f'no kernels here: {library.missing()}'
+  'there is no C++ compiler' in (library.missing() or ''), reason=f'{library.missing()}'
 )
 
 B, F, D = 6, 5, 16
