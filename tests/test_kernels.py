@@ -190,12 +190,22 @@ def test_what_is_not_finite_stays_so(bad):
 @pytest.mark.parametrize('E', [1, 16, 17, 64])
 def test_rows_are_taken_and_summed_as_they_are_indexed(E):
   rows, g = normal(9, E), normal(50, 7, E)
-  at = np.random.default_rng(0).integers(0, 8, (50, 7)).astype(np.int32)  # row 8 by none
+  # -1 is the last row, as for the padding of a batch; 9 and -10 are no rows.
+  at = np.random.default_rng(0).integers(-1, 7, (50, 7)).astype(np.int32)
   np.testing.assert_array_equal(ops.take(rows, at), rows[at])
+  beyond = at.copy()
+  beyond[0, :2] = 9, -10
+  assert np.isnan(ops.take(rows, beyond)[0, :2]).all()
+  np.testing.assert_array_equal(ops.take(rows, beyond)[1:], rows[at][1:])
   want = np.zeros((9, E), np.float32)
   for i in np.ndindex(*at.shape):
     want[at[i]] += g[i]
   np.testing.assert_array_equal(ops.sum_by_row(g, at, 9), want)
+  want[at[0, 0]] = want[at[0, 1]] = 0  # summed again without the two
+  for i in np.ndindex(*at.shape):
+    if i not in ((0, 0), (0, 1)) and at[i] % 9 in (at[0, 0] % 9, at[0, 1] % 9):
+      want[at[i]] += g[i]
+  np.testing.assert_array_equal(ops.sum_by_row(g, beyond, 9), want)
 
 
 _BITS = """

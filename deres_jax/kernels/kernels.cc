@@ -630,12 +630,22 @@ ffi::Error ReadBackward(ffi::ThreadPool pool, F32 x, F32 gx, F32 gr, F32 scale, 
 
 // ---- rows of a batch
 
+// As JAX indexes: -1 is the last row. What is no row reads NaN and is written nowhere.
+inline int64_t row_of(int32_t at, int64_t U) {
+  const int64_t row = at < 0 ? at + U : at;
+  return row < 0 || row >= U ? -1 : row;
+}
+
 // y [n, E] = rows [U, E] at `at` [n].
 ffi::Error RowsTake(ffi::ThreadPool pool, F32 rows, ffi::Buffer<ffi::S32> at, F32Out y) {
-  const int64_t E = rows.dimensions()[1], n = at.element_count(), piece_size = 4096;
+  const int64_t U = rows.dimensions()[0], E = rows.dimensions()[1], n = at.element_count();
+  const int64_t piece_size = 4096;
   parallel(pool, (n + piece_size - 1) / piece_size, [&](int64_t piece) {
-    for (int64_t i = piece * piece_size; i < std::min((piece + 1) * piece_size, n); ++i)
-      std::copy_n(rows.typed_data() + at.typed_data()[i] * E, E, y->typed_data() + i * E);
+    for (int64_t i = piece * piece_size; i < std::min((piece + 1) * piece_size, n); ++i) {
+      const int64_t row = row_of(at.typed_data()[i], U);
+      if (row < 0) std::fill_n(y->typed_data() + i * E, E, NAN);
+      else std::copy_n(rows.typed_data() + row * E, E, y->typed_data() + i * E);
+    }
   });
   return ffi::Error::Success();
 }
@@ -649,7 +659,9 @@ ffi::Error RowsSum(ffi::ThreadPool pool, F32 g, ffi::Buffer<ffi::S32> at, F32Out
     const float* from = g.typed_data() + first;
     for (int64_t u = 0; u < U; ++u) std::fill_n(to + u * E, columns, 0.0f);
     for (int64_t i = 0; i < n; ++i) {
-      float* row = to + at.typed_data()[i] * E;
+      const int64_t which = row_of(at.typed_data()[i], U);
+      if (which < 0) continue;
+      float* row = to + which * E;
       if (columns == W) store(row, load(row) + load(from + i * E));
       else for (int64_t e = 0; e < columns; ++e) row[e] += from[i * E + e];
     }

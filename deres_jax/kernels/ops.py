@@ -244,7 +244,7 @@ _read.defvjp(_read_forward, _read_backward)
 
 
 def take(rows_UE: Array, at: Array) -> Array:
-  """rows[at], every index being one of a row. [..., E]."""
+  """rows[at]. [..., E]."""
   out = jax.ShapeDtypeStruct((*at.shape, rows_UE.shape[1]), rows_UE.dtype)
   return jax.ffi.ffi_call('deres_rows_take', out)(rows_UE, at)
 
