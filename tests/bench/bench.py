@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """This project beside what a user would take instead, and beside the machine's limit: `make bench`.
 
-  python tests/bench/bench.py --out=FILE.json [--only=steps,...] [--allocator=auto|jemalloc|system]
+  python tests/bench/bench.py --out=FILE.json [--only=steps,...] [--rounds=5]
+    [--allocator=auto|jemalloc|system]
 
 Prints a table and writes it as JSON, and beside it as Markdown. Every part is a process of its own,
 all with the same malloc; what a line compares is timed in turns in one process. `ratio` is the
@@ -27,7 +28,7 @@ import table
 from deres_jax import allocator
 
 PARTS = ('depth', 'steps', 'tables', 'disk', 'start', 'evaluation')
-_HEAD = 'what', 'unit', 'ours', 'peer', 'limit', 'ratio', 'spread', 'aim', 'note'
+HEAD = 'what', 'unit', 'ours', 'peer', 'limit', 'ratio', 'spread', 'aim', 'note'
 
 
 def markdown(result: dict) -> str:
@@ -42,7 +43,7 @@ def markdown(result: dict) -> str:
       'Columns and marks: the head of `tests/bench/bench.py`; what the lines say: '
       '[../performance.md](../performance.md).',
       '',
-      *table.markdown(result['table'], _HEAD),
+      *table.markdown(result['table'], HEAD),
       *(f'\nThe part `{name}` failed with exit code {code}.' for name, code in result['failed']),
       '',
     ]
@@ -53,12 +54,13 @@ def main():
   parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
   parser.add_argument('--out', type=Path, help='JSON file to write')
   parser.add_argument('--only', default=','.join(PARTS), help='names of parts, by commas')
+  parser.add_argument('--rounds', type=int, default=5, help='in which a line is measured')
   parser.add_argument('--allocator', default='auto', choices=['auto', 'jemalloc', 'system'])
   parser.add_argument('--part', help=argparse.SUPPRESS)
   args = parser.parse_args()
   if args.part:
     module = __import__(args.part)
-    table.write_lines(getattr(module, args.part)())
+    table.write_lines(getattr(module, args.part)(args.rounds))
     return
   names = args.only.split(',')
   if unknown := set(names) - set(PARTS):
@@ -78,10 +80,11 @@ def main():
     'failed': [],
   }
   print(f'{result["machine"]}; malloc of {result["allocator"]}; {result["versions"]}')
-  print(table.row(_HEAD, _HEAD))
+  print(table.row(HEAD, HEAD))
   began = time.monotonic()
   for name in names:
-    lines, code = table.measure(name, [__file__, f'--part={name}'], environ, _HEAD)
+    part = [__file__, f'--part={name}', f'--rounds={args.rounds}']
+    lines, code = table.measure(name, part, environ, HEAD)
     result['table'] += lines
     result['failed'] += [(name, code)] if code else []
   result |= {'seconds': time.monotonic() - began, 'complete': set(names) >= set(PARTS)}

@@ -15,15 +15,17 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import scale_made
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
+from scale_made import Times
 
-from deres_jax import config, data, embedding, parallel, step
+from deres_jax import config, data, embedding, parallel, step, train
 from deres_jax.blocks import Blocks
+from deres_jax.feed import Ahead, feed
 from deres_jax.order import Order
 from deres_jax.reader import Reader
 from deres_jax.schema import load_schema
-from deres_jax.setup import make_setup
 
 BATCH = 8192
 WINDOW_BLOCKS = 64
@@ -108,35 +110,33 @@ def _records(schema, folder: Path) -> Callable[[int], Iterator[int]]:
   return run
 
 
-def training(schema, overrides: str, steps: int = STEPS) -> tuple[list[float], list[float]]:
-  """Rows a second of training from disk and of training on one batch, `steps` each in turns."""
-  c = config.resolve(config.base(overrides))
-  mesh = parallel.make_mesh(1)
-  setup = make_setup(c, schema, mesh, 1000)
-  blocks = Blocks(schema, 'train')
-  batches = data.Batches(blocks, setup.tables, c.data.batch_size, 1, WINDOW_BLOCKS, 0)
-  train = step.make_train_step(setup)
-  state, stream = step.init_state(setup), step.init_stream(setup)
-  one = data.put(batches[0], mesh)
+def training(prepared: Path, overrides: str, steps: int, rounds: int) -> tuple[Times, int]:
+  """Times of `steps` steps from disk and on one batch, as runs do them; the rows of all of them."""
+  c = config.resolve(config.base(f'{overrides},data.path={prepared}'))
+  run = train.assemble(c, parallel.make_mesh(1))
+  mesh = run.setup.mesh
+  train_step, one = step.make_train_step(run.setup), data.put(run.train[0], mesh)
+  state, stream = step.init_state(run.setup), step.init_stream(run.setup)
+  at = 0
 
-  def run(given, state, stream):
-    began = time.perf_counter()
-    for batch in given:
-      state, stream = train(state, stream, batch)
+  def go(batches):
+    nonlocal state, stream
+    for batch in batches:
+      state, stream = train_step(state, stream, batch)
     jax.block_until_ready(state)
-    return steps * c.data.batch_size / (time.perf_counter() - began), state, stream
 
-  disk, cached = [], []
-  for k in range(REPEATS + 1):
-    first = k * steps % (batches.per_epoch - steps)
-    there = data.prefetch(
-      lambda i: data.put(batches[i], mesh), first, first + steps, c.data.threads, c.data.prefetch
-    )
-    rate, state, stream = run(there, state, stream)
-    disk.append(rate)
-    rate, state, stream = run([one] * steps, state, stream)
-    cached.append(rate)
-  return disk[1:], cached[1:]
+  def from_disk(n):
+    nonlocal at
+    for _ in range(n):
+      ahead = Ahead(c.data.threads, c.data.prefetch)
+      go(fed.batch for fed in feed(run.train, mesh, (at, at + steps), ahead, lambda: False))
+      at += steps
+
+  def on_one(n):
+    go([one] * (steps * n))
+
+  times = scale_made.round_robin({'disk': from_disk, 'one': on_one}, rounds, rounds, seconds=0)
+  return times, steps * c.data.batch_size
 
 
 # The fastest models leave the reader the least time.
@@ -174,7 +174,8 @@ def table(prepared: Path, folder: Path) -> list[dict]:
   add('memory-mapped array: shuffled rows', _rate(_mapped(schema, folder)))
   add('per-row records: shuffled rows', _rate(_records(schema, folder)))
   for name, overrides in MODELS.items():
-    disk, cached = training(schema, overrides)
+    times, rows = training(prepared, overrides, STEPS, REPEATS)
+    disk, cached = ([1e3 * rows / ms for ms in times.ms[kind]] for kind in ('disk', 'one'))
     share = add(f'training {name}: from disk', disk) / add(f'training {name}: one batch', cached)
     print(f'{"":<44} {share:>14.1%} of training on one batch')
     lines[-2]['of_one_batch'] = share

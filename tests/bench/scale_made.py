@@ -162,6 +162,49 @@ class Times:
       'quiet': quiet,
     }
 
+  def beside(
+    self,
+    what: str,
+    ours: str,
+    aim: str = '',
+    peer: str = '',
+    limit: str = '',
+    unit: str = 'ms',
+    work: float | tuple[float, float] = 0,
+    note: str = '',
+  ) -> dict:
+    """A line of bench.py: medians, and how many times as fast as the peer, else the limit, we are.
+
+    Args:
+      work: what is done at a time, over a millisecond of it is `unit`; a pair: by us and by the
+        other. 0: shown are milliseconds.
+    """
+    other = peer or limit
+    rounds, quiet = self._quiet((ours, other) if other else (ours,))
+
+    def shown(name: str, work: float) -> np.ndarray:
+      ms = np.array([self.ms[name][r] for r in rounds])
+      return work / ms if work else ms
+
+    pair = work if isinstance(work, tuple) else (work, work)
+    a, b = shown(ours, pair[0]), shown(other, pair[1]) if other else None
+    ratios = None if b is None else a / b if pair[0] else b / a
+    spread = a if ratios is None else ratios
+    middle = None if b is None else float(np.median(b))
+    return {
+      'what': what,
+      'unit': unit,
+      'ours': float(np.median(a)),
+      'peer': middle if peer else None,
+      'limit': None if peer else middle,
+      'ratio': None if ratios is None else float(np.median(ratios)),
+      'spread': [float(x) for x in np.quantile(spread, (0.25, 0.75) if len(a) > 5 else (0, 1))],
+      'aim': aim,
+      'rounds': len(rounds),
+      'quiet': quiet,
+      'note': note,
+    }
+
 
 def round_robin(
   variants: dict[str, Callable[[int], None]],

@@ -21,7 +21,7 @@ import scale_made
 from deres_jax import allocator, step
 
 REPO = Path(__file__).resolve().parents[2]
-COLD, WARM, COMPILES = 3, 5, 2  # rounds
+COLD, COMPILES = 3, 2  # rounds of what takes long
 DEPTHS = 8, 32
 # experiments/criteo_8l.py, but for the length of the run.
 CRITEO = (
@@ -33,7 +33,7 @@ VOCABULARY, BATCH = 100_000, 512
 _NOT_A_USERS = 'JAX_', 'XLA_', 'DERES_JAX_', 'LD_PRELOAD', 'MALLOC_CONF', 'PYTHONDONTWRITE'
 
 
-def start() -> Iterator[list[dict]]:
+def start(rounds: int) -> Iterator[list[dict]]:
   """Starts of the quickstart, then programs of 32 layers beside those of 8."""
   with tempfile.TemporaryDirectory() as folder:
     data = Path(folder, 'data')
@@ -41,7 +41,7 @@ def start() -> Iterator[list[dict]]:
     subprocess.run(build, cwd=REPO, capture_output=True, check=True)
     caches = [Path(folder, f'cache{i}') for i in range(COLD)]
     cold = [_first_step(data, cache) for cache in caches]
-    warm = [_first_step(data, caches[0]) for _ in range(WARM)]
+    warm = [_first_step(data, caches[0]) for _ in range(rounds)]
   note = f'experiments/quickstart.py, malloc of {"jemalloc" if allocator.find() else "the system"}'
   yield [
     _line('start to the first step, nothing compiled', cold, note),
