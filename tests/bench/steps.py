@@ -6,9 +6,7 @@ Both train the same function from the same parameters, which is checked first, o
 other library's threads have had time to go to sleep.
 """
 
-import functools
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +17,7 @@ from scale_made import Times, Trained
 from scale_steps import Dense
 
 from deres_jax import flops, losses, step
+from deres_jax.data import Batch
 from deres_jax.kernels import library
 from deres_jax.models.layers import Context
 
@@ -44,7 +43,7 @@ PAUSE = 0.3
 class Floor:
   """The dense part alone: the same model, rows and dense optimizer, and no table."""
 
-  def __init__(self, setup: step.Setup, batch: Any):
+  def __init__(self, setup: step.Setup, batch: Batch):
     params = step.init_params(setup)
 
     def loss(params, x, labels_m, weights_m):
@@ -90,162 +89,134 @@ def products() -> dict[str, Callable[[int], None]]:
   return {'product': by_jax, 'product of PyTorch': by_torch}
 
 
-def gflops(ms: float) -> float:
-  """Of PRODUCTS products in so many milliseconds."""
-  return 2 * PRODUCT**3 * PRODUCTS / ms / 1e6
-
-
 def forward_flops(setup: step.Setup) -> float:
-  """Of a row."""
+  """Of a row, in matrix products."""
   rows = 64
   params = jax.eval_shape(lambda: step.init_params(setup))
   x = jax.ShapeDtypeStruct((rows, setup.layout.slots, setup.tables.dim), jnp.float32)
   counted = flops.count(lambda p, x: setup.model.apply({'params': p}, x, Context()), params, x)
-  return counted.total / rows
+  return counted.matmul / rows
 
 
-def steps(rounds: int = 5) -> Iterator[list[dict]]:
+def steps(rounds: int) -> Iterator[list[dict]]:
   """All models, a model after another."""
   for backbone in MODELS:
     yield _model(backbone, rounds)
 
 
+def trained(overrides: str, table_rows: int) -> tuple[step.Setup, Batch, Trained]:
+  """The setup of a config, its batch of Zipf ids on the host, and what trains on it."""
+  setup, batches = scale_made.parts(overrides, table_rows, BATCH, 1, min(table_rows, 100_000))
+  return setup, batches['zipf'][0], Trained(setup, {'zipf': batches['zipf']})
+
+
 def _model(backbone: str, rounds: int) -> list[dict]:
-  import torch
-  import torch_models
-
   name, overrides, table_rows, aim = MODELS[backbone]
-  parts = {
-    kind: scale_made.parts(f'{overrides},{table}', table_rows, BATCH, 1, 100_000)
-    for kind, table in (('lazy Adam', ADAM), ('row-wise Adagrad', ADAGRAD))
-  }
-  trained = {
-    kind: Trained(setup, {'zipf': batches['zipf']}) for kind, (setup, batches) in parts.items()
-  }
-  setup, batches = parts['lazy Adam']
-  host = batches['zipf'][0]
-  first = trained['lazy Adam'].state
-  make = functools.partial(
-    torch_models.Peer, backbone, 4, jax.device_get(first.params), np.asarray(first.rows[0])
-  )
-  ids_BF = torch.tensor(host.ids[0].reshape(-1)[host.inverse])
-  label_B = torch.tensor(host.labels)
-  peer = make(False)
-  check_same(setup, first, host, peer, ids_BF, label_B)
-
-  def way(forward: Callable, chunk: int) -> Callable[[int], None]:
-    return peer.steps(forward, chunk, ids_BF, label_B)
-
-  chunk = torch_models.CHUNK
-  theirs = {
-    EAGER: way(peer.model, BATCH),
-    f'PyTorch eager, by {chunk} rows': way(peer.model, chunk),
-    'PyTorch compiled': way(torch.compile(peer.model), BATCH),
-  }
-  if backbone == 'transformer':
-    theirs[f'PyTorch compiled, by {chunk} rows'] = way(torch.compile(peer.model), chunk)
-  runs = {kind: t.steps('zipf') for kind, t in trained.items()}
+  setup, host, ours = trained(f'{overrides},{ADAM}', table_rows)
+  _, _, adagrad = trained(f'{overrides},{ADAGRAD}', table_rows)
+  theirs, note = _peers(backbone, setup, ours, host)
+  runs = {'lazy Adam': ours.steps('zipf'), 'row-wise Adagrad': adagrad.steps('zipf')}
   runs |= theirs | products()
   if backbone == 'transformer':
-    runs['dense part'] = Floor(setup, trained['lazy Adam'].batches['zipf']).run
+    runs['dense part'] = Floor(setup, ours.batches['zipf']).run
   times = scale_made.round_robin(runs, rounds, rounds, 0.25, PAUSE)
-  lines = [
-    _beside(times, f'step: {name}, lazy Adam beside {EAGER}', 'lazy Adam', EAGER, f'>= {aim}')
-  ]
   best = min(theirs, key=lambda way: np.median(times.ms[way]))
-  what = f"step: {name}, lazy Adam beside PyTorch's best"
   best_aim = '>= 1.4' if backbone == 'transformer' else ''
-  lines += [
-    _beside(times, what, 'lazy Adam', best, best_aim) | {'note': best},
-    _beside(times, f'step: {name}, row-wise Adagrad beside {EAGER}', 'row-wise Adagrad', EAGER),
+  what = f'step: {name}, {{}} beside {{}}'
+  lines = [
+    times.beside(what.format('lazy Adam', EAGER), 'lazy Adam', f'>= {aim}', EAGER),
+    times.beside(
+      what.format('lazy Adam', "PyTorch's best"), 'lazy Adam', best_aim, best, note=best + note
+    ),
+    times.beside(what.format('row-wise Adagrad', EAGER), 'row-wise Adagrad', '', EAGER),
   ]
   if backbone == 'transformer':
     lines += _limits(setup, times)
   if backbone == 'dnn':
-    lines.append(_naive(name, parts['lazy Adam'], trained['lazy Adam'], rounds))
+    del theirs, runs, adagrad  # there may be no room for all tables
+    dense = Dense(setup, ours.batches['zipf'])
+    runs = {'lazy Adam': ours.steps('zipf'), 'dense': dense.run}
+    times = scale_made.round_robin(runs, rounds, rounds)
+    other = 'JAX with a dense Adam'
+    lines.append(times.beside(what.format('lazy Adam', other), 'lazy Adam', '>= 6', 'dense'))
   return lines
 
 
-def _beside(times: Times, what: str, ours: str, peer: str, aim: str = '') -> dict:
-  """How many times as fast ours is."""
-  line = times.line(what, ours, peer, aim)
-  low, high = line['spread']
-  line |= {'peer': line.pop('beside'), 'limit': None}
-  return line | {'ratio': 1 / line['ratio'], 'spread': [1 / high, 1 / low]}
+def _peers(
+  backbone: str, setup: step.Setup, ours: Trained, host: Batch
+) -> tuple[dict[str, Callable[[int], None]], str]:
+  """PyTorch's ways to train our model, checked to be the same one, and what is to be said."""
+  import torch
+  import torch_models
+
+  peer, *batch = torch_models.of(backbone, ours.state, host)
+  check_same(setup, ours.state, host, peer, *batch)
+  # Static shapes: else the second number of rows would make one slower program for all.
+  model, compiled = peer.model, torch.compile(peer.model, dynamic=False)
+  chunk = torch_models.CHUNK
+  out = {
+    EAGER: peer.steps(model, BATCH, *batch),
+    f'PyTorch eager, by {chunk} rows': peer.steps(model, chunk, *batch),
+  }
+  if backbone == 'dcnv2':
+    dense, *_ = torch_models.of(backbone, ours.state, host, dense=True)
+    out['PyTorch eager, dense fused Adam'] = dense.steps(dense.model, BATCH, *batch)
+  more = {'PyTorch compiled': peer.steps(compiled, BATCH, *batch)}
+  if backbone == 'transformer':
+    more[f'PyTorch compiled, by {chunk} rows'] = peer.steps(compiled, chunk, *batch)
+  try:
+    for run in more.values():
+      run(1)
+  except RuntimeError as e:  # TorchDynamo's errors are: mostly no C++ compiler
+    return out, f'; nothing compiled: {str(e).strip().splitlines()[0]}'
+  return out | more, ''
 
 
 def _limits(setup: step.Setup, times: Times) -> list[dict]:
   """Products of both libraries, and the share of ours that the dense part reaches."""
-  work = 3 * forward_flops(setup) * BATCH / 1e6  # in a millisecond: GFLOP/s
-  peaks = np.array([gflops(ms) for ms in times.ms['product']])
-  theirs = np.array([gflops(ms) for ms in times.ms['product of PyTorch']])
-  dense = work / np.array(times.ms['dense part'])
-  shares = 100 * dense / peaks
-
-  def line(what, unit, ours, peer, ratios, aim, note, limit=None):
-    return {
-      'what': what,
-      'unit': unit,
-      'ours': float(np.median(ours)),
-      'peer': None if peer is None else float(np.median(peer)),
-      'limit': limit,
-      'ratio': float(np.median(ratios)),
-      'spread': [float(np.min(ratios)), float(np.max(ratios))],
-      'aim': aim,
-      'rounds': len(peaks),
-      'note': note,
-    }
-
-  slower = "PyTorch's float32 product is the slower one here (MKL on another maker's processor?)"
-  return [
-    line(
-      f'float32 product {PRODUCT} x {PRODUCT}',
-      'GFLOP/s',
-      peaks,
-      theirs,
-      peaks / theirs,
-      '',
-      slower if np.median(peaks / theirs) > 1.3 else '',
-    ),
-    line(
-      'dense part, per cent of the float32 product',
-      'GFLOP/s',
-      dense,
-      None,
-      shares,
-      '>= 40',
-      'the Transformer above; FLOPs: 3 times the forward ones',
-      limit=float(np.median(peaks)),
-    ),
-    _beside(times, 'step: the same beside its dense part', 'lazy Adam', 'dense part', '>= 0.95'),
-  ]
-
-
-def _naive(name: str, parts: tuple, trained: Trained, rounds: int) -> dict:
-  """Beside JAX without tables of ours: a gradient as large as the table, and optax.adam."""
-  dense = Dense(parts[0], trained.batches['zipf'])
-  runs = {'lazy Adam': trained.steps('zipf'), 'dense': dense.run}
-  times = scale_made.round_robin(runs, rounds, rounds)
-  what = f'step: {name}, lazy Adam beside JAX with a dense Adam'
-  return _beside(times, what, 'lazy Adam', 'dense', '>= 6')
+  work = 3 * forward_flops(setup) * BATCH / 1e6  # over a millisecond: GFLOP/s
+  product = 2 * PRODUCT**3 * PRODUCTS / 1e6
+  peaks = times.beside(
+    f'float32 product {PRODUCT} x {PRODUCT}',
+    'product',
+    peer='product of PyTorch',
+    unit='GFLOP/s',
+    work=product,
+  )
+  if peaks['ratio'] > 1.3:
+    peaks['note'] = "PyTorch's float32 product is the slower one (MKL on another maker's processor)"
+  what = "share of the float32 product in the dense part's: the Transformer above"
+  share = times.beside(
+    what, 'dense part', '>= 0.4', limit='product', unit='GFLOP/s', work=(work, product)
+  )
+  share['note'] = 'FLOPs: 3 times those of the forward products'
+  what = 'step: the Transformer above, lazy Adam beside its dense part'
+  return [peaks, share, times.beside(what, 'lazy Adam', '>= 0.95', limit='dense part')]
 
 
 def check_same(setup, state, host, peer, ids_BF, label_B):
   """Raises unless both libraries give the same logits and gradients."""
   import torch
 
-  rows_BSE = jnp.asarray(state.rows[0])[host.ids[0].reshape(-1)[host.inverse]]
-
-  def loss(params):
-    logits_B = setup.model.apply({'params': params}, rows_BSE, Context())
+  def loss(params, named_KE):
+    logits_B = setup.model.apply({'params': params}, named_KE[host.inverse], Context())
     return losses.bce_sum(logits_B, host.labels, host.weights) / len(host.labels), logits_B
 
-  (_, want_B), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
+  ids_K = host.ids[0].reshape(-1)
+  named_KE = state.rows[0].at[ids_K].get(mode='fill', fill_value=0)
+  grad = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
+  with library.using(setup.kernels):
+    (_, want_B), (g_params, g_KE) = grad(state.params, named_KE)
   with torch.no_grad():
     logits_B = peer.model(peer.table(ids_BF)).numpy()
   np.testing.assert_allclose(logits_B, want_B, rtol=0, atol=1e-4)
   peer.gradients(peer.model, len(label_B), ids_BF, label_B)
-  theirs = jax.tree.leaves(peer.model.gradients())
-  for ours, its in zip(jax.tree.leaves(grads), theirs, strict=True):
+  theirs = peer.table.weight.grad.coalesce()
+  U = theirs.values().shape[0]
+  np.testing.assert_array_equal(theirs.indices()[0].numpy(), ids_K[:U])
+  mine = [*jax.tree.leaves(g_params), g_KE[:U]]
+  its = [*jax.tree.leaves(peer.model.gradients()), theirs.values().numpy()]
+  for a, b in zip(mine, its, strict=True):
     # In the whole: a unit at the kink of its ReLU may be on there and off here.
-    assert np.linalg.norm(its - ours) <= 1e-2 * np.linalg.norm(ours) + 1e-8
+    if np.linalg.norm(b - a) > 1e-2 * np.linalg.norm(a) + 1e-8:
+      raise ValueError(f'gradients differ: {a.shape} by {np.linalg.norm(b - a):.3g}')

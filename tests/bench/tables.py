@@ -5,23 +5,23 @@ Timed is all that a step does for its table on one device: gather the named rows
 the batch, add the batch's gradients up by row, move the rows. Ids are named on the host before.
 """
 
-import contextlib
 import gc
-import time
+import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import scale_made
 import steps
-from scale_made import Trained
 
 from deres_jax import embedding, parallel, step
 from deres_jax.kernels import library
 
 SIZES = {'1M': 1_000_000, '4M': 4_000_000, '10M': 10_000_000}
 KINDS = {'row-wise Adagrad': (steps.ADAGRAD, '<= 3'), 'lazy Adam': (steps.ADAM, '<= 8')}
+PEERS = {'row-wise Adagrad': 'Adagrad', 'lazy Adam': 'SparseAdam'}
 TABLE = 'model.backbone=dnn,model.embed_dim=64,mlp.units=16,mlp.layers=1'
 
 
@@ -72,8 +72,7 @@ def _peer(kind: str, table_rows: int):
   host = batches['zipf'][0]
   ids = torch.tensor(host.ids[0].reshape(-1)[host.inverse].reshape(1, -1)).long()
   values = torch.randn(ids.shape[1], 64)
-  make = torch.optim.SparseAdam if kind == 'lazy Adam' else torch.optim.Adagrad
-  optimizer = make([table])
+  optimizer = getattr(torch.optim, PEERS[kind])([table])
 
   def run(n: int):
     for _ in range(n):
@@ -83,66 +82,59 @@ def _peer(kind: str, table_rows: int):
   return run
 
 
-def tables(rounds: int = 5) -> Iterator[list[dict]]:
+def tables(rounds: int) -> Iterator[list[dict]]:
   for kind, (override, aim) in KINDS.items():
     for size, rows in SIZES.items():
-      update = Update(f'{TABLE},{override}', rows)
-      runs = {'ours': update.run}
-      with contextlib.suppress(ImportError):
-        if size == '1M':
-          runs['peer'] = _peer(kind, rows)
-      times = scale_made.round_robin(runs, rounds, rounds, 0.25, steps.PAUSE)
-      ours = times.ms['ours']
-      line = {
-        'what': f'table update, {kind}, 79,872 Zipf ids, {size} x 64',
-        'unit': 'ms',
-        'ours': float(np.median(ours)),
-        'peer': float(np.median(times.ms['peer'])) if 'peer' in runs else None,
-        'limit': None,
-        'ratio': None,
-        'spread': [min(ours), max(ours)],
-        'aim': aim,
-        'rounds': len(ours),
-        'note': f'{update.named:,} rows named',
-      }
-      yield [line]
-      del update, runs, times
+      yield [_update(kind, f'{TABLE},{override}', aim, size, rows, rounds)]
       gc.collect()
-  yield [_naming()]
+  yield [_naming(rounds)]
   for size in ('1M', '10M'):
     yield [_floor(size, rounds)]
     gc.collect()
 
 
-def _naming() -> dict:
+def _update(kind: str, overrides: str, aim: str, size: str, rows: int, rounds: int) -> dict:
+  what = f'table update, {kind}, 79,872 Zipf ids, {size} x 64'
+  # Values of rows and slots, and as much again while the first rows are drawn.
+  needed, free = 4 * 64 * rows * (4 if kind == 'lazy Adam' else 2), _free()
+  if needed > free:
+    note = f'skipped: needs {needed / 2**30:.0f} GiB of memory, {free / 2**30:.0f} are free'
+    return {'what': what, 'unit': 'ms', 'aim': '', 'note': note}
+  update = Update(overrides, rows)
+  runs = {'ours': update.run}
+  if size == '1M':
+    runs['peer'] = _peer(kind, rows)
+  times = scale_made.round_robin(runs, rounds, rounds, 0.25, steps.PAUSE)
+  line = times.beside(what, 'ours', aim, note=f'{update.named:,} rows named')
+  if size == '1M':
+    line['peer'] = float(np.median(times.ms['peer']))
+    line['note'] += f'; peer: torch.optim.{PEERS[kind]}'
+  return line
+
+
+def _free() -> int:
+  """Bytes of memory that a process can have."""
+  found = re.search(r'MemAvailable: *(\d+) kB', Path('/proc/meminfo').read_text())
+  return int(found[1]) * 1024
+
+
+def _naming(rounds: int) -> dict:
   """What the reader's thread pays to name the different rows of a batch."""
   _, batches = scale_made.parts(TABLE, SIZES['1M'], steps.BATCH, 1, 100_000)
   given = batches['zipf'].rows(0)
-  seconds = []
-  for _ in range(20):
-    began = time.perf_counter()
-    batches['zipf'].draft(given)
-    seconds.append(1e3 * (time.perf_counter() - began))
-  return {
-    'what': "naming the batch's different rows, on the host",
-    'unit': 'ms',
-    'ours': float(np.median(seconds)),
-    'peer': None,
-    'limit': None,
-    'ratio': None,
-    'spread': [min(seconds), max(seconds)],
-    'aim': '',
-  }
+
+  def run(n: int):
+    for _ in range(n):
+      batches['zipf'].draft(given)
+
+  times = scale_made.round_robin({'ours': run}, rounds, rounds)
+  return times.beside("naming the batch's different rows, on the host", 'ours')
 
 
 def _floor(size: str, rounds: int) -> dict:
-  parts = scale_made.parts(
-    f'{steps.TRANSFORMER},{steps.ADAGRAD}', SIZES[size], steps.BATCH, 1, 100_000
-  )
-  setup, batches = parts
-  trained = Trained(setup, {'zipf': batches['zipf']})
+  setup, _, trained = steps.trained(f'{steps.TRANSFORMER},{steps.ADAGRAD}', SIZES[size])
   floor = steps.Floor(setup, trained.batches['zipf'])
   runs = {'step': trained.steps('zipf'), 'floor': floor.run}
   times = scale_made.round_robin(runs, rounds, rounds, 0.5)
   what = f'step of the Transformer, row-wise Adagrad, {size} x 64, beside its dense part'
-  return steps._beside(times, what, 'step', 'floor', '>= 0.95')
+  return times.beside(what, 'step', '>= 0.95', limit='floor')

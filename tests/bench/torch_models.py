@@ -7,13 +7,18 @@ Shapes: B rows, F fields, T tokens, E row width, D token width, H heads, K head 
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 
+from deres_jax.data import Batch
+from deres_jax.step import State
+
 Tensor = torch.Tensor
 CHUNK = 128  # rows at a time of the chunked ways, as many as ours
+HEADS = 4  # the default of ours
 
 
 class Parts(nn.Module):
@@ -115,6 +120,12 @@ def _rms(x: Tensor, scale: Tensor) -> Tensor:
 MODELS = {'transformer': Transformer, 'dcnv2': DCNv2, 'deepfm': DeepFM, 'dnn': Dnn}
 
 
+def _loss(logits_B: Tensor, label_B: Tensor, rows: int) -> Tensor:
+  """The sum over these rows, of so many whose mean is wanted."""
+  total = functional.binary_cross_entropy_with_logits(logits_B, label_B, reduction='sum')
+  return total / rows
+
+
 class Peer:
   """A model with its table and optimizers.
 
@@ -138,11 +149,13 @@ class Peer:
   def gradients(self, forward: Callable, chunk: int, ids_BF: Tensor, label_B: Tensor) -> None:
     """Leaves the gradients of the mean loss in the parameters, `chunk` rows at a time."""
     rows = self.table(ids_BF)
+    if chunk == len(label_B):
+      _loss(forward(rows), label_B, chunk).backward()
+      return
     # Leaves of their own: the gradient of a slice would be an array as large as the whole.
     leaves = [part.detach().requires_grad_() for part in rows.split(chunk)]
     for leaf, label in zip(leaves, label_B.split(chunk), strict=True):
-      loss = functional.binary_cross_entropy_with_logits(forward(leaf), label, reduction='sum')
-      (loss / len(label_B)).backward()
+      _loss(forward(leaf), label, len(label_B)).backward()
     rows.backward(torch.cat([leaf.grad for leaf in leaves]))
 
   def steps(
@@ -159,3 +172,13 @@ class Peer:
           optimizer.step()
 
     return run
+
+
+def of(
+  backbone: str, state: State, host: Batch, dense: bool = False
+) -> tuple[Peer, Tensor, Tensor]:
+  """The peer of a state of ours, and a batch's ids and labels for it."""
+  table_RE = np.asarray(state.rows[0])
+  peer = Peer(backbone, HEADS, jax.device_get(state.params), table_RE, dense)
+  ids_BF = torch.tensor(host.ids[0].reshape(-1)[host.inverse])
+  return peer, ids_BF, torch.tensor(host.labels)
