@@ -199,7 +199,7 @@ class Train:
   eval_steps: int = 0  # evaluate on the validation split every so many steps ...
   eval_epochs: float = 1.0  # ... or passes; the last step is always evaluated
   checkpoint_steps: int = 0  # checkpoint this often besides every evaluation; 0: evaluations only
-  micro_batch: int = -1  # rows a device works on at a time; 0: all; -1: 128 on CPU, else all
+  micro_batch: int = -1  # rows a device works on at a time; 0: all; -1: what is fast here
   # CPUs: kernels compiled by the machine's C++ compiler; auto (where there is one) | on | off
   kernels: str = _op('auto')
   log_steps: int = _op(50)  # steps between lines in metrics.jsonl

@@ -27,6 +27,7 @@ import numpy as np
 from jax.extend.random import threefry2x32_p
 
 from deres_jax.errors import UserError
+from deres_jax.kernels import library, ops
 from deres_jax.parallel import AXIS
 from deres_jax.rows import RowOptimizer, round_at_random
 
@@ -229,7 +230,14 @@ def lookup(rows: Array, ids: Array) -> tuple[Array, Array]:
     ([D * K, E] the rows, [D * K] the ids that the D devices ask of this one).
   """
   asked = _exchange(ids)
-  return _exchange(rows.at[asked].get(mode='fill', fill_value=0)), asked
+  return _exchange(_named(rows, asked)), asked
+
+
+def _named(rows: Array, at: Array) -> Array:
+  """rows[at], zeros beyond the rows."""
+  if library.on():
+    return ops.take(rows, at, fill=0)
+  return rows.at[at].get(mode='fill', fill_value=0)
 
 
 def merge(ids_M: Array, g_ME: Array, size: int) -> tuple[Array, Array]:
@@ -271,6 +279,8 @@ def update(
   g = _exchange(g)
   if jax.lax.axis_size(AXIS) > 1:  # else they are different and ascending as they are
     asked, g = merge(asked, g, N)
+  if library.on() and optimizer.has_kernel:
+    return optimizer.move(rows, slots, asked, g, lr, step)
   # As `lookup` reads them: on one device XLA then reads them once.
   read = jax.tree.map(lambda x: x.at[asked].get(mode='fill', fill_value=0), (rows, slots))
   new_w, new_slots = optimizer.apply(*read, g, lr, step)

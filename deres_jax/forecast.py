@@ -63,7 +63,7 @@ class Forecaster:
     schema, traced = self._schema(c.data.path), self._trace(c)
     steps, rows = train.steps_of(c, schema), schema.splits['train'].rows
     seen = data.rows_until(steps, rows, c.data.batch_size)
-    micro = micro_rows(c.train.micro_batch, c.data.batch_size, self._mesh)
+    micro = micro_rows(c, self._mesh)
     window = min(rows, c.data.window_blocks * schema.block_rows) * len(schema.columns) * 4
     batches = micro * traced.training_row + c.data.eval_batch_size * traced.evaluation_row
     return Cost(traced.flops_per_row * seen, steps, round(traced.fixed + batches + 2 * window))

@@ -9,6 +9,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from deres_jax.kernels import ops
+
 Array = jax.Array
 
 
@@ -51,11 +53,32 @@ class RowOptimizer:
     if self.kind == 'rowwise_adagrad':
       s_N = slots_N['sum'] + jnp.mean(g * g, axis=-1)
       return w_NE - lr * g / (jnp.sqrt(s_N) + self.eps)[:, None], {'sum': s_N}
-    t = step.astype(jnp.float32) + 1
+    still_m, still_v = self._still(step)
     m = self.b1 * slots_N['m'] + (1 - self.b1) * g
     v = self.b2 * slots_N['v'] + (1 - self.b2) * g * g
-    unbiased = jnp.sqrt(v / (1 - self.b2**t)) + self.eps
-    return w_NE - lr * (m / (1 - self.b1**t)) / unbiased, {'m': m, 'v': v}
+    unbiased = jnp.sqrt(v / still_v) + self.eps
+    return w_NE - lr * (m / still_m) / unbiased, {'m': m, 'v': v}
+
+  def _still(self, step: Array) -> tuple[Array, Array]:
+    """The share of Adam's moments that is not yet their first zeros'."""
+    t = step.astype(jnp.float32) + 1
+    return 1 - self.b1**t, 1 - self.b2**t
+
+  @property
+  def has_kernel(self) -> bool:
+    return self.dtype == 'float32'
+
+  def move(
+    self, w: Array, slots: dict[str, Array], at_U: Array, g_UE: Array, lr: Array, step: Array
+  ) -> tuple[Array, dict[str, Array]]:
+    """A table and its slots with the rows `at` moved as by `apply`, by a kernel."""
+    if self.kind == 'rowwise_adagrad':
+      w, s = ops.rowwise_adagrad(w, slots['sum'], at_U, g_UE, lr, eps=self.eps, l2=self.l2)
+      return w, {'sum': s}
+    rates = jnp.stack([jnp.asarray(lr, jnp.float32), *self._still(step)])
+    constants = dict(b1=self.b1, b2=self.b2, eps=self.eps, l2=self.l2)
+    w, m, v = ops.lazy_adam((w, slots['m'], slots['v']), at_U, g_UE, rates, **constants)
+    return w, {'m': m, 'v': v}
 
 
 def round_at_random(x: Array, row_N: Array, salt: Array) -> Array:

@@ -312,9 +312,9 @@ def make_eval_step(setup: Setup) -> Callable:
   """
 
   def body(params, tables, step, batch):
-    rows, _ = _lookup(tables, batch)
     ctx = Context(progress=_progress(setup, step), mask_BT=_mask(setup, batch.there))
     with library.using(setup.kernels):
+      rows, _ = _lookup(tables, batch)
       x = by_slot(setup, rows, batch.inverse)
       return setup.model.apply({'params': params}, x, ctx).astype(jnp.float32)
 

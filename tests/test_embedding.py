@@ -11,6 +11,7 @@ from scipy.special import erfinv
 
 from deres_jax import embedding, parallel
 from deres_jax import rows as rows_lib
+from deres_jax.kernels import library
 
 SIZES = (700, 1500, 3)  # 2,203 rows: three groups, the last one partly empty
 DIM = 4
@@ -149,12 +150,13 @@ def reference_update(kind, w, slots, ids, grads, lr, step, eps, l2, b1, b2):
   return set(total)
 
 
-def moved(optimizer, devices):
+def moved(optimizer, devices, kernels=False):
   """(rows, slots, ids, g, step) -> new rows and slots, as a training step does it."""
 
   def body(rows, slots, ids, g, step):
-    _, asked = embedding.lookup(rows, ids.reshape(-1))
-    return embedding.update(optimizer, rows, slots, asked, g, 0.1, step)
+    with library.using(kernels):
+      _, asked = embedding.lookup(rows, ids.reshape(-1))
+      return embedding.update(optimizer, rows, slots, asked, g, 0.1, step)
 
   specs = (parallel.TABLE, parallel.TABLE, parallel.BATCH, parallel.BATCH, parallel.REPLICATED)
   return on_mesh(devices, body, specs, (parallel.TABLE, parallel.TABLE))
@@ -163,8 +165,11 @@ def moved(optimizer, devices):
 @pytest.mark.parametrize('l2', [0.0, 0.1])
 @pytest.mark.parametrize('kind', ['rowwise_adagrad', 'lazy_adam'])
 @pytest.mark.parametrize('devices', [1, 2, 8])
-def test_update_equals_a_dense_reference(devices, kind, l2):
+@pytest.mark.parametrize('kernels', [False, True])
+def test_update_equals_a_dense_reference(kernels, devices, kind, l2):
   """Three steps, rows asked for by several devices, untouched rows bit-equal."""
+  if kernels and library.missing():
+    pytest.skip(library.missing())
   t, rng = tables(), np.random.default_rng(devices)
   optimizer = rows_lib.RowOptimizer(kind, eps=1e-8, l2=l2, b1=0.9, b2=0.999)
   rows = drawn(jax.random.key(0), t, 1.0, devices)
@@ -173,7 +178,7 @@ def test_update_equals_a_dense_reference(devices, kind, l2):
   w = begin.astype(np.float64)
   mine = {k: np.array(v, np.float64) for k, v in slots.items()}
   plain = rows, slots
-  update, touched = moved(optimizer, devices), set()
+  update, touched = moved(optimizer, devices, kernels), set()
   masked = on_mesh(
     devices,
     lambda *a: masked_exchange.update(optimizer, *a[:4], 0.1, a[4]),

@@ -16,6 +16,7 @@ import pytest
 from deres_jax.kernels import library, ops
 from deres_jax.models import layers
 from deres_jax.models.layers import Context
+from deres_jax.rows import RowOptimizer
 
 # A library that cannot be built fails the tests; only a machine without a compiler skips them.
 pytestmark = pytest.mark.skipif(
@@ -196,6 +197,7 @@ def test_rows_are_taken_and_summed_as_they_are_indexed(E):
   beyond = at.copy()
   beyond[0, :2] = 9, -10
   assert np.isnan(ops.take(rows, beyond)[0, :2]).all()
+  assert (ops.take(rows, beyond, fill=0)[0, :2] == 0).all()
   np.testing.assert_array_equal(ops.take(rows, beyond)[1:], rows[at][1:])
   want = np.zeros((9, E), np.float32)
   for i in np.ndindex(*at.shape):
@@ -206,6 +208,28 @@ def test_rows_are_taken_and_summed_as_they_are_indexed(E):
     if i not in ((0, 0), (0, 1)) and at[i] % 9 in (at[0, 0] % 9, at[0, 1] % 9):
       want[at[i]] += g[i]
   np.testing.assert_array_equal(ops.sum_by_row(g, beyond, 9), want)
+
+
+@pytest.mark.parametrize('kind', ['rowwise_adagrad', 'lazy_adam'])
+@pytest.mark.parametrize('E', [1, 17, 64])
+def test_table_rows_move_as_their_optimizer_says(E, kind):
+  """The named rows, and no other; ids beyond the table are padding. NaN stays in its row."""
+  optimizer = RowOptimizer(kind, eps=1e-3, l2=0.1, b1=0.9, b2=0.99)
+  w, U = normal(2100, E), 1500
+  at = np.random.default_rng(0).permutation(2100)[:U].astype(np.int32)
+  at.sort()
+  at[-3:] = 2100 + np.arange(3)
+  g, step = normal(U, E, seed=1), jnp.int32(4)
+  g[5, 0] = np.nan
+  slots = jax.tree.map(lambda x: np.abs(normal(*x.shape, seed=2)), optimizer.init(w))
+  got = jax.jit(optimizer.move)(w, slots, at, g, 0.1, step)
+  real = at[:-3]
+  named = jax.tree.map(lambda x: x[real], (w, slots))
+  moved = optimizer.apply(*named, g[:-3], 0.1, step)
+  want = jax.tree.map(lambda x, y: x.at[real].set(y), jax.tree.map(jnp.asarray, (w, slots)), moved)
+  for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+    np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
+  assert np.isnan(got[0]).sum() == (E if kind == 'rowwise_adagrad' else 1)
 
 
 _BITS = """

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The step: any mesh, any micro-batch, the same numbers; and what it computes."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ import optax
 import pytest
 from made import in_order, numbers
 
-from deres_jax import config, data, losses, parallel, step
+from deres_jax import config, data, embedding, losses, parallel, step
 from deres_jax.blocks import Blocks
 from deres_jax.errors import UserError
 from deres_jax.models.layers import Context
@@ -196,6 +198,22 @@ def test_state_is_born_sharded_and_stays_so(planted):
   assert old.is_deleted(), 'the state must be donated'
   for x, s in zip(jax.tree.leaves(state), jax.tree.leaves(wanted), strict=True):
     assert x.sharding.is_equivalent_to(s, x.ndim)
+
+
+@pytest.mark.parametrize('table', ['rowwise_adagrad', 'lazy_adam'])
+@pytest.mark.parametrize('kernels', ['auto', 'off'])
+def test_a_step_copies_no_table(planted, kernels, table):
+  """Tables and slots move in place, though the kernels' calls are opaque to XLA."""
+  more = f'train.kernels={kernels},optim.table={table}'
+  sizes = {}
+  for rows in (10_000, 2_000_000):
+    setup, batches = make(planted, more=more)
+    wide = dataclasses.replace(setup, tables=embedding.Tables((rows,), setup.tables.dim))
+    state, stream = step.abstract_state(wide), step.abstract_stream(wide, summed=False)
+    batch = step.abstract_batch(wide, batches[0])
+    compiled = step.make_train_step(wide).lower(state, stream, batch).compile()
+    sizes[rows] = compiled.memory_analysis().temp_size_in_bytes
+  assert abs(sizes[2_000_000] - sizes[10_000]) < 100_000
 
 
 def test_dropout_noise_differs_by_step_and_is_off_in_evaluation(planted):

@@ -630,40 +630,123 @@ ffi::Error ReadBackward(ffi::ThreadPool pool, F32 x, F32 gx, F32 gr, F32 scale, 
 
 // ---- rows of a batch
 
-// As JAX indexes: -1 is the last row. What is no row reads NaN and is written nowhere.
+// As JAX indexes: -1 is the last row. What is no row is written nowhere.
 inline int64_t row_of(int32_t at, int64_t U) {
   const int64_t row = at < 0 ? at + U : at;
   return row < 0 || row >= U ? -1 : row;
 }
 
-// y [n, E] = rows [U, E] at `at` [n].
-ffi::Error RowsTake(ffi::ThreadPool pool, F32 rows, ffi::Buffer<ffi::S32> at, F32Out y) {
+// Rows of a table are wanted in no order: the next ones are fetched while this one is worked on.
+constexpr int AHEAD = 8;
+inline void fetch(const float* p, int64_t E) {
+  for (int64_t e = 0; e < E; e += 16) __builtin_prefetch(p + e, 1);
+}
+
+// y [n, E] = rows [U, E] at `at` [n]; what is no row reads `fill`.
+ffi::Error RowsTake(ffi::ThreadPool pool, F32 rows, ffi::Buffer<ffi::S32> at, F32Out y,
+                    float fill) {
   const int64_t U = rows.dimensions()[0], E = rows.dimensions()[1], n = at.element_count();
-  const int64_t piece_size = 4096;
+  const int64_t piece_size = 1024;
   parallel(pool, (n + piece_size - 1) / piece_size, [&](int64_t piece) {
-    for (int64_t i = piece * piece_size; i < std::min((piece + 1) * piece_size, n); ++i) {
+    const int64_t end = std::min((piece + 1) * piece_size, n);
+    for (int64_t i = piece * piece_size; i < end; ++i) {
+      const int64_t next = i + AHEAD < end ? row_of(at.typed_data()[i + AHEAD], U) : -1;
+      if (next >= 0) fetch(rows.typed_data() + next * E, E);
       const int64_t row = row_of(at.typed_data()[i], U);
-      if (row < 0) std::fill_n(y->typed_data() + i * E, E, NAN);
+      if (row < 0) std::fill_n(y->typed_data() + i * E, E, fill);
       else std::copy_n(rows.typed_data() + row * E, E, y->typed_data() + i * E);
     }
   });
   return ffi::Error::Success();
 }
 
-// sums [U, E] of g [n, E] by row; a piece has W columns and adds in the order of the batch.
+constexpr int SUMS = 1 << 18;  // floats of a piece: a megabyte
+
+// sums [U, E] of g [n, E] by row; a piece has rows that fit a cache and adds in the order of g.
 ffi::Error RowsSum(ffi::ThreadPool pool, F32 g, ffi::Buffer<ffi::S32> at, F32Out sums) {
   const int64_t E = sums->dimensions()[1], U = sums->dimensions()[0], n = at.element_count();
-  parallel(pool, (E + W - 1) / W, [&](int64_t piece) {
-    const int64_t first = piece * W, columns = std::min<int64_t>(W, E - first);
-    float* to = sums->typed_data() + first;
-    const float* from = g.typed_data() + first;
-    for (int64_t u = 0; u < U; ++u) std::fill_n(to + u * E, columns, 0.0f);
+  const int64_t piece_size = std::max<int64_t>(SUMS / E, 1);
+  parallel(pool, (U + piece_size - 1) / piece_size, [&](int64_t piece) {
+    const int64_t first = piece * piece_size, rows = std::min(piece_size, U - first);
+    float* to = sums->typed_data() + first * E;
+    std::fill_n(to, rows * E, 0.0f);
+    thread_local std::vector<int32_t> mine;  // which of g are for these rows
+    mine.resize(n);
+    int64_t found = 0;
     for (int64_t i = 0; i < n; ++i) {
-      const int64_t which = row_of(at.typed_data()[i], U);
-      if (which < 0) continue;
-      float* row = to + which * E;
-      if (columns == W) store(row, load(row) + load(from + i * E));
-      else for (int64_t e = 0; e < columns; ++e) row[e] += from[i * E + e];
+      mine[found] = i;
+      found += uint64_t(row_of(at.typed_data()[i], U) - first) < uint64_t(rows);
+    }
+    for (int64_t k = 0; k < found; ++k) {
+      if (k + AHEAD < found) fetch(g.typed_data() + mine[k + AHEAD] * E, E);
+      float* sum = to + (row_of(at.typed_data()[mine[k]], U) - first) * E;
+      const float* from = g.typed_data() + mine[k] * E;
+      int64_t e = 0;
+      for (; e + W <= E; e += W) store(sum + e, load(sum + e) + load(from + e));
+      for (; e < E; ++e) sum[e] += from[e];
+    }
+  });
+  return ffi::Error::Success();
+}
+
+// Calls move(u, row) for the rows [N, E] that `at` [U] names, all different, in pieces; what each
+// of `arrays` [N, E] holds of a row is fetched before.
+template <typename Move>
+void move_rows(ffi::ThreadPool& pool, ffi::Buffer<ffi::S32> at, int64_t N, int64_t E,
+               std::initializer_list<float*> arrays, const Move& move) {
+  const int64_t U = at.element_count(), piece_size = 1024;
+  parallel(pool, (U + piece_size - 1) / piece_size, [&](int64_t piece) {
+    const int64_t end = std::min((piece + 1) * piece_size, U);
+    for (int64_t u = piece * piece_size; u < end; ++u) {
+      const int64_t next = u + AHEAD < end ? row_of(at.typed_data()[u + AHEAD], N) : -1;
+      if (next >= 0) for (float* array : arrays) fetch(array + next * E, E);
+      const int64_t row = row_of(at.typed_data()[u], N);
+      if (row >= 0) move(u, row);
+    }
+  });
+}
+
+// Row-wise Adagrad in place. w [N, E] and its s [N] are the results' memory.
+ffi::Error RowsAdagrad(ffi::ThreadPool pool, F32, F32, ffi::Buffer<ffi::S32> at, F32 g, F32 lr,
+                       F32Out w, F32Out s, float eps, float l2) {
+  const int64_t N = w->dimensions()[0], E = w->dimensions()[1];
+  const float rate = lr.typed_data()[0];
+  move_rows(pool, at, N, E, {w->typed_data()}, [&](int64_t u, int64_t row) {
+    float* to = w->typed_data() + row * E;
+    const float* by = g.typed_data() + u * E;
+    Vec squares{};
+    float square = 0;
+    int64_t e = 0;
+    for (; e + W <= E; e += W) {
+      const Vec d = load(by + e) + l2 * load(to + e);
+      squares += d * d;
+    }
+    for (int64_t i = e; i < E; ++i) square += (by[i] + l2 * to[i]) * (by[i] + l2 * to[i]);
+    const float seen = s->typed_data()[row] += (sum(squares) + square) / E;
+    const float under = std::sqrt(seen) + eps;
+    for (int64_t i = 0; i < E; ++i) to[i] -= rate * (by[i] + l2 * to[i]) / under;
+  });
+  return ffi::Error::Success();
+}
+
+// Lazy Adam in place. w, m and v [N, E] are the results' memory; rates: lr, 1 - b1^t, 1 - b2^t.
+ffi::Error RowsAdam(ffi::ThreadPool pool, F32, F32, F32, ffi::Buffer<ffi::S32> at, F32 g,
+                    F32 rates, F32Out w, F32Out m, F32Out v, double b1, double b2, float eps,
+                    float l2) {
+  const int64_t N = w->dimensions()[0], E = w->dimensions()[1];
+  const float lr = rates.typed_data()[0], c1 = rates.typed_data()[1], c2 = rates.typed_data()[2];
+  const float k1 = b1, k2 = b2, n1 = 1 - b1, n2 = 1 - b2;  // 1 - 0.999f is not 0.001f
+  const auto arrays = {w->typed_data(), m->typed_data(), v->typed_data()};
+  move_rows(pool, at, N, E, arrays, [&](int64_t u, int64_t row) {
+    float* __restrict to = w->typed_data() + row * E;
+    float* __restrict mean = m->typed_data() + row * E;
+    float* __restrict square = v->typed_data() + row * E;
+    const float* __restrict by = g.typed_data() + u * E;
+    for (int64_t e = 0; e < E; ++e) {
+      const float d = by[e] + l2 * to[e];
+      mean[e] = k1 * mean[e] + n1 * d;
+      square[e] = k2 * square[e] + n2 * d * d;
+      to[e] -= lr * (mean[e] / c1) / (std::sqrt(square[e] / c2) + eps);
     }
   });
   return ffi::Error::Success();
@@ -710,6 +793,17 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(read_backward, ReadBackward,
                                   .Attr<bool>("norm")
                                   .Attr<ffi::Span<const int64_t>>("columns"));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(rows_take, RowsTake,
-                              Bind().Arg<F32>().Arg<ffi::Buffer<ffi::S32>>().Ret<F32>());
+                              Bind().Arg<F32>().Arg<ffi::Buffer<ffi::S32>>().Ret<F32>()
+                                  .Attr<float>("fill"));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(rows_sum, RowsSum,
                               Bind().Arg<F32>().Arg<ffi::Buffer<ffi::S32>>().Ret<F32>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(rows_adagrad, RowsAdagrad,
+                              Bind().Arg<F32>().Arg<F32>().Arg<ffi::Buffer<ffi::S32>>()
+                                  .Arg<F32>().Arg<F32>().Ret<F32>().Ret<F32>()
+                                  .Attr<float>("eps").Attr<float>("l2"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(rows_adam, RowsAdam,
+                              Bind().Arg<F32>().Arg<F32>().Arg<F32>()
+                                  .Arg<ffi::Buffer<ffi::S32>>().Arg<F32>().Arg<F32>()
+                                  .Ret<F32>().Ret<F32>().Ret<F32>()
+                                  .Attr<double>("b1").Attr<double>("b2")
+                                  .Attr<float>("eps").Attr<float>("l2"));

@@ -31,7 +31,7 @@ _FLAGS = (
 _BOTH_WAYS = 'attend', 'dense', 'feed', 'score', 'read'
 _TARGETS = (
   *(f'{op}_{way}' for op in _BOTH_WAYS for way in ('forward', 'backward')),
-  *('rows_take', 'rows_sum'),
+  *('rows_take', 'rows_sum', 'rows_adagrad', 'rows_adam'),
 )
 
 _on = contextvars.ContextVar('kernels', default=False)

@@ -240,16 +240,50 @@ def _at_column(da: Array, column: int, w: Array) -> Array:
 _read.defvjp(_read_forward, _read_backward)
 
 
-# Rows of a batch.
+# Rows of a table.
 
 
-def take(rows_UE: Array, at: Array) -> Array:
-  """rows[at]. [..., E]."""
+def take(rows_UE: Array, at: Array, fill: float = np.nan) -> Array:
+  """rows[at], and `fill` beyond the rows. [..., E]."""
   out = jax.ShapeDtypeStruct((*at.shape, rows_UE.shape[1]), rows_UE.dtype)
-  return jax.ffi.ffi_call('deres_rows_take', out)(rows_UE, at)
+  return jax.ffi.ffi_call('deres_rows_take', out)(rows_UE, at, fill=np.float32(fill))
 
 
 def sum_by_row(g: Array, at: Array, rows: int) -> Array:
   """The transpose of `take`: sums of g [..., E] by row, in the order of g. [rows, E]."""
   out = jax.ShapeDtypeStruct((rows, g.shape[-1]), g.dtype)
   return jax.ffi.ffi_call('deres_rows_sum', out)(g, at)
+
+
+def rowwise_adagrad(
+  w: Array, s: Array, at: Array, g: Array, lr: Array, *, eps: float, l2: float
+) -> tuple[Array, Array]:
+  """`rows.RowOptimizer` of that name on the rows `at` [U], all different, of w [N, E] and s [N].
+
+  In place where XLA finds that nothing else reads the old ones. g: [U, E].
+  """
+  call = jax.ffi.ffi_call('deres_rows_adagrad', (_like(w), _like(s)), input_output_aliases=_same(2))
+  return call(w, s, at, g, jnp.float32(lr), eps=np.float32(eps), l2=np.float32(l2))
+
+
+def lazy_adam(
+  tables: tuple[Array, Array, Array],
+  at: Array,
+  g: Array,
+  rates: Array,
+  *,
+  b1: float,
+  b2: float,
+  eps: float,
+  l2: float,
+) -> tuple[Array, Array, Array]:
+  """As `rowwise_adagrad`, for w, m and v [N, E]; rates: lr, 1 - b1^t, 1 - b2^t."""
+  like = tuple(map(_like, tables))
+  call = jax.ffi.ffi_call('deres_rows_adam', like, input_output_aliases=_same(3))
+  betas = dict(b1=np.float64(b1), b2=np.float64(b2))
+  return call(*tables, at, g, rates, **betas, eps=np.float32(eps), l2=np.float32(l2))
+
+
+def _same(n: int) -> dict[int, int]:
+  """The first n results are in the memory of the first n arguments."""
+  return {i: i for i in range(n)}

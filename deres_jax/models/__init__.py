@@ -210,6 +210,11 @@ def connector_of(c: config_lib.Config) -> str:
   return c.model.connector if c.model.backbone in TOKEN_BACKBONES else 'none'
 
 
+def is_flat(c: config_lib.Config) -> bool:
+  """Whether the model holds a vector a row, no array of tokens, events or products of fields."""
+  return c.model.backbone in _CLASSICS and c.model.backbone not in ('xdeepfm', 'din')
+
+
 def row_width(c: config_lib.Config) -> tuple[int, int]:
   """Columns of a table row, and how many of them, the last, are linear weights."""
   linear = 1 if c.model.backbone in _LINEAR else 0

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The update of a table alone: 79,872 ids of a batch, their rows, gradients and slots.
 
-Timed is all that a step does for its table on one device: gather the named rows, spread them over
-the batch, add the batch's gradients up by row, move the rows. Ids are named on the host before.
+Timed is what a step does for its table on one device: gather the named rows, add the batch's
+gradients up by row, move the rows. Spreading the rows over the batch, which is as much as reading
+the gradients, has a line of its own. Ids are named on the host before.
 """
 
 import gc
@@ -39,28 +40,35 @@ class Update:
     self._g = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
 
     def body(rows, slots, g_BSE):
-      found, asked = embedding.lookup(rows, ids)
       with library.using(setup.kernels):
-        x_BSE = step.by_slot(setup, (found,), inverse)
+        found, asked = embedding.lookup(rows, ids)
+        g_BSE, found = jax.lax.optimization_barrier((g_BSE, found))  # gradients need the rows
         (g,) = step.sum_by_slot(setup, (found,), inverse, g_BSE)
-      moved = embedding.update(setup.row_optimizer, rows, slots, asked, g, 1e-3, jnp.int32(0))
-      return *moved, x_BSE
+        return embedding.update(setup.row_optimizer, rows, slots, asked, g, 1e-3, jnp.int32(0))
+
+    def spread(rows):
+      with library.using(setup.kernels):
+        return step.by_slot(setup, (rows,), inverse)
 
     table, whole = parallel.TABLE, parallel.REPLICATED
     mapped = jax.shard_map(
       body,
       mesh=setup.mesh,
       in_specs=(table, table, whole),
-      out_specs=(table, table, whole),
+      out_specs=(table, table),
       check_vma=False,
     )
-    self._update = jax.jit(mapped, donate_argnums=(0, 1))
+    self._update, self._spread = jax.jit(mapped, donate_argnums=(0, 1)), jax.jit(spread)
+    self._found = jnp.zeros((self.named, setup.tables.dim))
 
   def run(self, n: int):
     for _ in range(n):
-      *moved, x_BSE = self._update(*self._table, self._g)
-      self._table = tuple(moved)
-    jax.block_until_ready((self._table, x_BSE))
+      self._table = self._update(*self._table, self._g)
+    jax.block_until_ready(self._table)
+
+  def spread(self, n: int):
+    for _ in range(n):
+      self._spread(self._found).block_until_ready()
 
 
 def _peer(kind: str, table_rows: int):
@@ -85,7 +93,7 @@ def _peer(kind: str, table_rows: int):
 def tables(rounds: int) -> Iterator[list[dict]]:
   for kind, (override, aim) in KINDS.items():
     for size, rows in SIZES.items():
-      yield [_update(kind, f'{TABLE},{override}', aim, size, rows, rounds)]
+      yield _update(kind, f'{TABLE},{override}', aim, size, rows, rounds)
       gc.collect()
   yield [_naming(rounds)]
   for size in ('1M', '10M'):
@@ -93,15 +101,15 @@ def tables(rounds: int) -> Iterator[list[dict]]:
     gc.collect()
 
 
-def _update(kind: str, overrides: str, aim: str, size: str, rows: int, rounds: int) -> dict:
+def _update(kind: str, overrides: str, aim: str, size: str, rows: int, rounds: int) -> list[dict]:
   what = f'table update, {kind}, 79,872 Zipf ids, {size} x 64'
   # Values of rows and slots, and as much again while the first rows are drawn.
   needed, free = 4 * 64 * rows * (4 if kind == 'lazy Adam' else 2), _free()
   if needed > free:
     note = f'skipped: needs {needed / 2**30:.0f} GiB of memory, {free / 2**30:.0f} are free'
-    return {'what': what, 'unit': 'ms', 'aim': '', 'note': note}
+    return [{'what': what, 'unit': 'ms', 'aim': '', 'note': note}]
   update = Update(overrides, rows)
-  runs = {'ours': update.run}
+  runs = {'ours': update.run, 'spread': update.spread}
   if size == '1M':
     runs['peer'] = _peer(kind, rows)
   times = scale_made.round_robin(runs, rounds, rounds, 0.25, steps.PAUSE)
@@ -109,7 +117,8 @@ def _update(kind: str, overrides: str, aim: str, size: str, rows: int, rounds: i
   if size == '1M':
     line['peer'] = float(np.median(times.ms['peer']))
     line['note'] += f'; peer: torch.optim.{PEERS[kind]}'
-  return line
+  spread = times.beside(f'spreading its rows over the batch: {kind}, {size}', 'spread')
+  return [line, spread]
 
 
 def _free() -> int:
