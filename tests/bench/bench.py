@@ -8,8 +8,9 @@ Prints a table and writes it as JSON, and beside it as Markdown. Every part is a
 all with the same malloc; what a line compares is timed in turns in one process. `ratio` is the
 median over the rounds: how many times as fast as the peer (`>=`), or the time over the peer's
 (`<=`); the spread is lowest to highest, or the quartiles of more rounds than five. A line with `*`
-was taken while other processes had more than a tenth of the cores. docs/performance.md explains the
-lines.
+was taken while other processes had more than a tenth of the cores. `limit` of a step is the time of
+its matrix products alone at the rate of the line `float32 product`. docs/performance.md explains
+the lines.
 """
 
 import argparse

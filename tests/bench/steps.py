@@ -130,8 +130,12 @@ def _model(backbone: str, rounds: int) -> list[dict]:
     ),
     times.beside(what.format('row-wise Adagrad', EAGER), 'row-wise Adagrad', '', EAGER),
   ]
+  # A step at the rate of one large product and nothing else: neither library gets below it.
+  work = 3 * forward_flops(setup) * BATCH
+  rate = 2 * PRODUCT**3 * PRODUCTS / np.median(times.ms['product'])
+  lines = [line | {'limit': work / rate} for line in lines]
   if backbone == 'transformer':
-    lines += _limits(setup, times)
+    lines += _limits(work, times)
   if backbone == 'dnn':
     del theirs, runs, adagrad  # there may be no room for all tables
     dense = Dense(setup, ours.batches['zipf'])
@@ -172,10 +176,13 @@ def _peers(
   return out | more, ''
 
 
-def _limits(setup: step.Setup, times: Times) -> list[dict]:
-  """Products of both libraries, and the share of ours that the dense part reaches."""
-  work = 3 * forward_flops(setup) * BATCH / 1e6  # over a millisecond: GFLOP/s
-  product = 2 * PRODUCT**3 * PRODUCTS / 1e6
+def _limits(work: float, times: Times) -> list[dict]:
+  """Products of both libraries, and the share of ours that the dense part reaches.
+
+  Args:
+    work: FLOPs of a step's products.
+  """
+  work, product = work / 1e6, 2 * PRODUCT**3 * PRODUCTS / 1e6  # over a millisecond: GFLOP/s
   peaks = times.beside(
     f'float32 product {PRODUCT} x {PRODUCT}',
     'product',
