@@ -11,14 +11,13 @@ from typing import Any
 from rich import progress
 from rich.console import Console
 
+from deres_jax import disk
 from deres_jax.events import Events
 
 
 def write_json(path: pathlib.Path, value: Any):
   """Writes the whole file or leaves the old one."""
-  partial = path.with_name(path.name + '.partial')
-  partial.write_text(json.dumps(value, indent=1) + '\n')
-  os.replace(partial, path)
+  disk.replace(path, json.dumps(value, indent=1) + '\n')
 
 
 class Metrics:
@@ -26,14 +25,22 @@ class Metrics:
 
   A run that resumes at step s drops what it will write again: the lines of later steps and the
   test figures, which come last whatever the step; and a line that a crash tore.
+
+  Attributes:
+    lost: a line to be shown where earlier figures are gone; most often none.
   """
 
   def __init__(self, workdir: pathlib.Path, step: int):
     self._path = workdir / 'metrics.jsonl'
     lines = [x for x in self._lines() if x['step'] <= step and x['split'] != 'test']
-    partial = self._path.with_name('metrics.jsonl.partial')
-    partial.write_text(''.join(json.dumps(x) + '\n' for x in lines))
-    os.replace(partial, self._path)
+    self.lost = []
+    # The figures of a step are on the disk before its checkpoint is.
+    if step and not any(x['step'] == step for x in lines):
+      self.lost.append(
+        f'{self._path} has no figures of step {step}, where the run goes on: those of earlier '
+        'steps are gone, in whole or in part'
+      )
+    disk.replace(self._path, ''.join(json.dumps(x) + '\n' for x in lines))
     self._file = self._path.open('a')
     self._events = Events(workdir / 'tensorboard', step + 1)
 
@@ -54,6 +61,10 @@ class Metrics:
     self._file.write(json.dumps({'step': step, 'split': split, **values}) + '\n')
     self._file.flush()
     self._events.write(step, {f'{split}/{k}': v for k, v in figures.items()})
+
+  def sync(self):
+    """Returns when all lines are on the disk."""
+    os.fsync(self._file.fileno())
 
   def close(self):
     self._file.close()
@@ -104,6 +115,8 @@ class Progress:
 class Nowhere:
   """`Metrics` and `Progress` of a process that writes neither."""
 
+  lost = ()
+
   def write(self, step: int, split: str, figures: dict[str, float]):
     pass
 
@@ -111,6 +124,9 @@ class Nowhere:
     pass
 
   def line(self, text: str):
+    pass
+
+  def sync(self):
     pass
 
   def close(self):
