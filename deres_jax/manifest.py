@@ -131,8 +131,8 @@ def _array(tree: dict[str, list], path: str) -> str:
 
 def _other_format(folder: pathlib.Path, number: Any) -> UserError:
   return UserError(
-    f'checkpoint {folder} is of format {number}, this version reads format {FORMAT}: finish the run '
-    'with the version that began it, or take another --workdir'
+    f'checkpoint {folder} is of format {number}, this version reads format {FORMAT}: finish the '
+    'run with the version that began it, or take another --workdir'
   )
 
 

@@ -23,7 +23,6 @@ from deres_jax import (
   data,
   disk,
   evaluate,
-  lock,
   parallel,
   result,
   step,
@@ -33,6 +32,7 @@ from deres_jax import config as config_lib
 from deres_jax.blocks import Blocks
 from deres_jax.errors import Retry, UserError
 from deres_jax.feed import Ahead, feed
+from deres_jax.lock import held
 from deres_jax.schema import Schema, load_schema
 from deres_jax.setup import Setup, make_setup
 from deres_jax.streaming import StreamState
@@ -127,7 +127,7 @@ def train(c: config_lib.Config, workdir: pathlib.Path) -> dict[str, Any]:
   """
   with cluster.Stop() as stop, disk.faults(workdir):
     run = assemble(c)
-    with lock.held(workdir):
+    with held(workdir):
       finished = cluster.leader(lambda: _claim(run, workdir))
       if finished:
         return finished
@@ -317,7 +317,7 @@ def evaluate_best(c: config_lib.Config, workdir: pathlib.Path) -> dict[str, Any]
   if not (workdir / 'checkpoints').is_dir():
     raise UserError(f'workdir {workdir} holds no checkpoints: train first (--mode=train)')
   run = assemble(c)
-  with lock.held(workdir), disk.faults(workdir):
+  with held(workdir), disk.faults(workdir):
     cluster.leader(lambda: _claim(run, workdir))
     return _evaluate_best(run, workdir)
 

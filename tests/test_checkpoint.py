@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Latest and best are kept, found again and restored onto any mesh; what is damaged is not trusted."""
+"""Latest and best are kept, found again and restored onto any mesh."""
 
 import jax
 import jax.numpy as jnp
@@ -90,7 +90,7 @@ def test_a_validation_is_made_up_for_without_another_save(tmp_path):
   checkpoints.save(4, state(4, 1), STREAM, Clock(1.0, 1, evaluated=False), None)
   checkpoints.close()
   checkpoints = Checkpoints(tmp_path)
-  found, stream, clock = checkpoints.restore(4, abstract(state(0, 1)), abstract(STREAM))
+  _, _, clock = checkpoints.restore(4, abstract(state(0, 1)), abstract(STREAM))
   assert not clock.evaluated
   checkpoints.evaluated(4, Clock(2.0, 1), 0.7)
   assert checkpoints.best() == (4, 0.7)
