@@ -3,10 +3,10 @@
 
   python tests/faults/kills.py --data=DIR --out=DIR --kills=100 --seed=1
 
-Runs are children of this process, which has imported all they need and touches no device: they start
-where a command has done its imports, so that every kill falls into the work. After each kill every
-checkpoint must be whole and the newest no older than before; at the end a run must have the arrays,
-the lines and the result of one that nobody disturbed. Prints a JSON line: kills by kind, and what
+Runs are children of this process, which has imported all they need and touches no device: they
+start where a command has done its imports, so that every kill falls into the work. After each kill
+every checkpoint must be whole and the newest no older than before; at the end a run must have the
+arrays, lines and result of one that nobody disturbed. Prints a JSON line: kills by kind and by what
 they hit.
 """
 
@@ -19,6 +19,7 @@ import random
 import signal
 import sys
 import time
+from collections.abc import Callable
 
 TESTS = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(TESTS))
@@ -32,6 +33,7 @@ from deres_jax import cli, config, manifest, train
 
 TERMS = 0.2  # share of kills that are SIGTERM
 EARLY = 0.15  # share of kills before the first step of a start
+AIMED = 0.5  # share of kills in or just after a save
 SETTINGS = (
   'model.depth=1,model.dim=8,model.heads=2,model.embed_dim=4,model.ffn_ratio=1,'
   'deres.block_layers=1,model.dropout=0.1,optim.table_lr=0.1,'
@@ -93,24 +95,33 @@ def hit(workdir: pathlib.Path) -> str:
   return 'in a save' if any('.saving' in x for x in names) else 'elsewhere'
 
 
+def wait(pid: int, seconds: float, until: Callable[[], bool] = lambda: False) -> bool:
+  """Waits for so long, or until something is so; false if the run ended before."""
+  end = time.monotonic() + seconds
+  while time.monotonic() < end and not until():
+    if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+      return False
+    time.sleep(0.0005)
+  return True
+
+
 def disturb(pid: int, workdir: pathlib.Path, rng: random.Random) -> signal.Signals | None:
   """Kills a run at a random time; None if it ended before."""
-  if rng.random() < EARLY:
-    until = time.monotonic() + rng.uniform(0, 1.5)
+  record, began, draw = workdir / 'metrics.jsonl', time.time_ns(), rng.random()
+
+  def writes() -> bool:
+    return record.exists() and record.stat().st_mtime_ns > began and record.stat().st_size > 0
+
+  if draw < EARLY:
+    alive = wait(pid, rng.uniform(0, 1.5))
+  elif draw < EARLY + AIMED:
+    alive = wait(pid, 120, writes) and wait(pid, rng.uniform(0, 0.8))
+    alive = alive and wait(pid, 120, lambda: hit(workdir) != 'elsewhere')
+    alive = alive and wait(pid, rng.uniform(0, 0.05))
   else:
-    record, before = workdir / 'metrics.jsonl', time.time_ns()
-    until = time.monotonic() + 120
-    while time.monotonic() < until:
-      if record.exists() and record.stat().st_mtime_ns > before and record.stat().st_size:
-        break
-      if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
-        return None
-      time.sleep(0.002)
-    until = time.monotonic() + rng.uniform(0, 1.2)
-  while time.monotonic() < until:
-    if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
-      return None
-    time.sleep(0.001)
+    alive = wait(pid, 120, writes) and wait(pid, rng.uniform(0, 1.2))
+  if not alive:
+    return None
   number = signal.SIGTERM if rng.random() < TERMS else signal.SIGKILL
   os.kill(pid, number)
   return number
@@ -144,13 +155,14 @@ def main():
   parser.add_argument('--out', type=pathlib.Path, required=True)
   parser.add_argument('--kills', type=int, default=100)
   parser.add_argument('--seed', type=int, default=0)
+  parser.add_argument('--more', default='', help='settings beside ours: a.b=v,c=w')
   parser.add_argument('--minutes', type=float, default=30, help='start no run after so long')
   a = parser.parse_args()
   a.out.mkdir(parents=True)
   print(f'seed {a.seed}, runs and their log in {a.out}', flush=True)
   os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(a.out / 'xla'))
   rng, log, began = random.Random(a.seed), a.out / 'log.txt', time.monotonic()
-  c = config.resolve(config.base(f'{SETTINGS},data.path={a.data}'))
+  c = config.resolve(config.base(f'{SETTINGS},data.path={a.data},{a.more}'))
   whole = a.out / 'undisturbed'
   assert code_of(child(lambda: train.train(c, whole), log)) == 0, log.read_text()
   counts, rounds, starts = collections.Counter(), 0, 0
