@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from damage import flip, rewrite, table
 from orbax.checkpoint import v1 as ocp
 
 from deres_jax import manifest, parallel
@@ -139,18 +140,6 @@ def resumed(folder, devices=4):
     checkpoints.close()
 
 
-def flip(file, bit=None):
-  data = bytearray(file.read_bytes())
-  bit = len(data) * 4 if bit is None else bit
-  data[bit // 8] ^= 1 << bit % 8
-  file.write_bytes(data)
-
-
-def table(folder):
-  """The largest file of a checkpoint: it holds the arrays."""
-  return max(folder.rglob('*'), key=lambda p: p.stat().st_size * p.is_file())
-
-
 DAMAGE = {
   'flipped bit': (lambda f: flip(table(f)), 'another checksum'),
   'cut': (lambda f: os.truncate(table(f), 100), 'bytes, not'),
@@ -273,10 +262,6 @@ def test_a_full_disk_costs_one_line_and_no_checkpoint(folder, monkeypatch):
 
 
 # Checkpoints of other versions.
-
-
-def rewrite(folder, **changes):
-  manifest.save(folder, manifest.read(folder) | changes)
 
 
 def test_other_versions(folder):

@@ -21,11 +21,11 @@ import sys
 import time
 from collections.abc import Callable
 
-TESTS = pathlib.Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(TESTS))
-os.environ['JAX_PLATFORMS'] = 'cpu'
-os.environ['XLA_FLAGS'] = '--xla_backend_optimization_level=0'
-os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
+if __name__ == '__main__':  # before jax is imported
+  sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+  os.environ['JAX_PLATFORMS'] = 'cpu'
+  os.environ['XLA_FLAGS'] = '--xla_backend_optimization_level=0'
+  os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 
 from pod_state import describe
 

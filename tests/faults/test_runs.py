@@ -5,11 +5,11 @@ import os
 import shutil
 
 import pytest
+from damage import flip, rewrite, table
 from kills import end_of
 from pod_state import describe
-from test_checkpoint import flip, rewrite, table
 
-from deres_jax import config, evaluate, manifest, step, train
+from deres_jax import checkpoint, config, evaluate, step, train
 from deres_jax.errors import UserError
 
 
@@ -131,24 +131,26 @@ def test_a_damaged_best_ends_the_run_until_the_user_says_what_to_do(
   assert train.evaluate_best(c, workdir)['step'] == 24
 
 
-def test_lines_are_on_the_disk_before_the_checkpoint_is(planted, tmp_path, monkeypatch):
-  """The figures of a step are synced before its save is asked for."""
-  order, sync, write = [], os.fsync, manifest.write
-  record = tmp_path / 'w' / 'metrics.jsonl'
+def test_lines_are_on_the_disk_before_a_checkpoint_is_begun(planted, tmp_path, monkeypatch):
+  record, synced, steps = tmp_path / 'w' / 'metrics.jsonl', [], []
+  sync, save = os.fsync, checkpoint.Checkpoints.save
 
   def fsync(number):
-    if os.readlink(f'/proc/self/fd/{number}') == str(record):
-      order.append(record.read_bytes().count(b'\n'))
     sync(number)
+    if os.fstat(number).st_ino == record.stat().st_ino:
+      synced.append(record.read_bytes())
 
-  def written(folder, content):
-    order.append(content['step'])
-    write(folder, content)
+  def saving(self, step, *args):
+    assert synced[-1] == record.read_bytes() and f'"step": {step},'.encode() in synced[-1]
+    steps.append(step)
+    save(self, step, *args)
 
+  monkeypatch.setattr(checkpoint.Checkpoints, 'save', saving)
+  (tmp_path / 'w').mkdir()
+  record.touch()
   monkeypatch.setattr(os, 'fsync', fsync)
-  monkeypatch.setattr(manifest, 'write', written)
   cut_off(monkeypatch, settings(planted), tmp_path / 'w', calls=10)
-  assert order == [1, 4, 3, 8]  # lines of 4; then of 4, 5 and 8
+  assert steps == [4, 8]
 
 
 def test_data_altered_under_a_run_is_told_and_mended(
