@@ -23,7 +23,7 @@ from deres_jax.errors import UserError
 FORMAT = 1  # 0: checkpoints without a manifest
 NAME = 'manifest.json'
 _PACKAGES = ('deres_jax', 'jax', 'orbax-checkpoint')
-_CHUNK = 1 << 24  # bytes
+_CHUNK = 1 << 20  # bytes
 _THREADS = 4  # files at once: a shared file system is slow at one
 
 

@@ -79,6 +79,7 @@ def main():
       run.send_signal(signal.SIGTERM)
       code = run.wait()
   seconds, mib, count = np.array(samples).T
+  np.savetxt(a.out / 'samples.csv', samples, '%.1f', ',', header='seconds,mib,files', comments='')
   later = seconds > a.minutes * 20
   fitted, low, high = slope(seconds[later] / 3600, mib[later])
   done = [json.loads(x) for x in (workdir / 'metrics.jsonl').read_text().splitlines()]
