@@ -32,11 +32,13 @@ class Clock:
   Attributes:
     evaluated: whether the validation that is due at this step was done: not where a run was stopped
       meanwhile.
+    lines: in metrics.jsonl by then.
   """
 
   wall_seconds: float
   rows_seen: int
   evaluated: bool = True
+  lines: int = 0
 
 
 class Checkpoints:
@@ -117,6 +119,10 @@ class Checkpoints:
     name = next(x for x in names if not (self._folder / x).exists())
     os.rename(self._folder / str(step), self._folder / name)
     return name
+
+  def clock(self, step: int) -> Clock:
+    """Of the checkpoint at `step`."""
+    return self._saved[step].clock
 
   def latest(self) -> int | None:
     """Step of the newest checkpoint."""
@@ -207,7 +213,7 @@ class Checkpoints:
     state = type(abstract)(**loaded)
     if int(state.step) != step:
       raise RuntimeError(f'checkpoint {step} holds the state of step {int(state.step)}')
-    return state, stream, self._saved[step].clock
+    return state, stream, self.clock(step)
 
   def restore_params(self, step: int, abstract: Any) -> tuple[Any, tuple[jax.Array, ...]]:
     """Only what evaluation needs of the state at `step`, after a look at all its files.

@@ -145,9 +145,10 @@ def _open(run: Run, stop: cluster.Stop, workdir: pathlib.Path) -> tuple[int, Too
   found, lines = checkpoints.resume(step.abstract_state(run.setup), step.abstract_stream(run.setup))
   start = found or 0
   leads = cluster.is_leader()
+  expected = checkpoints.clock(start).lines if start else 0
   tools = Tools(
     checkpoints,
-    writer.Metrics(workdir, start) if leads else writer.Nowhere(),
+    writer.Metrics(workdir, start, expected) if leads else writer.Nowhere(),
     writer.Progress(run.steps, start) if leads else writer.Nowhere(),
     stop,
     cluster.Watchdog(run.config.mesh.stall_seconds if jax.process_count() > 1 else 0),
@@ -220,7 +221,7 @@ def _loop(run: Run, tools: Tools, start: int) -> checkpoint.Clock:
 
   def now(done: int, evaluated: bool = True) -> checkpoint.Clock:
     spent = clock.wall_seconds + time.monotonic() - began
-    return checkpoint.Clock(spent, run.train.rows_until(done), evaluated)
+    return checkpoint.Clock(spent, run.train.rows_until(done), evaluated, tools.record.lines)
 
   if not clock.evaluated:
     auc = _validate(run, tools, state, start)

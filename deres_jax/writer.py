@@ -27,18 +27,22 @@ class Metrics:
   test figures, which come last whatever the step; and a line that a crash tore.
 
   Attributes:
-    lost: a line to be shown where earlier figures are gone; most often none.
+    lines: number of lines in metrics.jsonl.
+    lost: what is to be said where earlier ones are gone; most often nothing.
   """
 
-  def __init__(self, workdir: pathlib.Path, step: int):
+  def __init__(self, workdir: pathlib.Path, step: int, expected: int):
+    """
+    Args:
+      expected: lines up to `step`, as its checkpoint says.
+    """
     self._path = workdir / 'metrics.jsonl'
     lines = [x for x in self._lines() if x['step'] <= step and x['split'] != 'test']
-    self.lost = []
-    # The figures of a step are on the disk before its checkpoint is.
-    if step and not any(x['step'] == step for x in lines):
+    self.lines, self.lost = len(lines), []
+    if self.lines < expected:
       self.lost.append(
-        f'{self._path} has no figures of step {step}, where the run goes on: those of earlier '
-        'steps are gone, in whole or in part'
+        f'{self._path} has {self.lines} of {expected} lines up to step {step}: the figures of '
+        'earlier steps are gone; the run goes on'
       )
     disk.replace(self._path, ''.join(json.dumps(x) + '\n' for x in lines))
     self._file = self._path.open('a')
@@ -60,6 +64,7 @@ class Metrics:
     values = {k: v if abs(v) < float('inf') else None for k, v in figures.items()}
     self._file.write(json.dumps({'step': step, 'split': split, **values}) + '\n')
     self._file.flush()
+    self.lines += 1
     self._events.write(step, {f'{split}/{k}': v for k, v in figures.items()})
 
   def sync(self):
@@ -115,7 +120,7 @@ class Progress:
 class Nowhere:
   """`Metrics` and `Progress` of a process that writes neither."""
 
-  lost = ()
+  lines, lost = 0, ()
 
   def write(self, step: int, split: str, figures: dict[str, float]):
     pass

@@ -258,7 +258,7 @@ def test_a_torn_line_is_dropped_and_later_steps_are_cut(tmp_path):
   test = {'step': 2, 'split': 'test', 'auc': 0.7}  # written again by the run that resumes
   text = ''.join(json.dumps(x) + '\n' for x in [test, *good]) + '{"step": 4, "spl'
   (tmp_path / 'metrics.jsonl').write_text(text)
-  record = writer.Metrics(tmp_path, 2)
+  record = writer.Metrics(tmp_path, 2, 2)
   record.write(3, 'train', {'auc': 0.6, 'bad': float('nan')})
   record.close()
   got = [json.loads(x) for x in (tmp_path / 'metrics.jsonl').read_text().splitlines()]

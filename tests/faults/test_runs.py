@@ -3,6 +3,7 @@
 
 import os
 import shutil
+import signal
 
 import pytest
 from damage import flip, rewrite, table
@@ -10,7 +11,7 @@ from kills import end_of
 from pod_state import describe
 
 from deres_jax import checkpoint, config, evaluate, step, train
-from deres_jax.errors import UserError
+from deres_jax.errors import Retry, UserError
 
 
 def settings(data):
@@ -96,19 +97,47 @@ def test_lost_figures_are_told_and_the_run_goes_on(workdir, whole, planted, caps
   else:
     record.write_text('' if how == 'emptied' else '\n'.join(before[:2]) + '\n{"step": 10, "sp')
   train.train(settings(planted), workdir)
-  assert f'{record} has no figures of step 20' in capsys.readouterr().err
+  kept = {'deleted': 0, 'emptied': 0, 'cut': 2}[how]
+  assert f'{record} has {kept} of 9 lines up to step 20' in capsys.readouterr().err
   mine, theirs = end_of(workdir), end_of(whole)
-  lost = {'deleted': 0, 'emptied': 0, 'cut': 2}[how]
-  assert mine.pop('lines') == theirs['lines'][:lost] + [
+  assert mine.pop('lines') == theirs['lines'][:kept] + [
     x for x in theirs.pop('lines') if x['step'] > 20
   ]
   assert mine == theirs
 
 
+def test_a_run_stopped_where_no_figures_are_due_has_lost_none(
+  whole, planted, tmp_path, monkeypatch, capsys
+):
+  """A stop at step 7: between two lines of metrics.jsonl."""
+  made, calls = step.make_train_step, []
+
+  def make(setup):
+    fn = made(setup)
+
+    def call(*args):
+      calls.append(0)
+      if len(calls) == 6:
+        signal.raise_signal(signal.SIGTERM)
+      return fn(*args)
+
+    return call
+
+  c = settings(planted)
+  with monkeypatch.context() as patch:
+    patch.setattr(step, 'make_train_step', make)
+    with pytest.raises(Retry, match='at step 7'):
+      train.train(c, tmp_path / 'w')
+  train.train(c, tmp_path / 'w')
+  said = capsys.readouterr().err
+  assert 'resuming at step 7' in said and 'gone' not in said
+  assert_equal(tmp_path / 'w', whole)
+
+
 def test_a_run_that_is_not_damaged_says_nothing_of_it(workdir, whole, planted, capsys):
   train.train(settings(planted), workdir)
   said = capsys.readouterr().err
-  assert 'damaged' not in said and 'figures' not in said
+  assert 'damaged' not in said and 'gone' not in said
   assert_equal(workdir, whole)
 
 
