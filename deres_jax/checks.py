@@ -183,3 +183,5 @@ def _check_durations(t: Any):
   _at_least(t, 'train', 1, 'log_steps')
   _at_least(t, 'train', 0, 'checkpoint_steps')
   _at_least(t, 'train', -1, 'micro_batch')
+  _one_of(t, 'train', 'on_nan', 'stop', 'skip', 'rollback')
+  _at_least(t, 'train', 0, 'nan_bound')

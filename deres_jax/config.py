@@ -24,6 +24,9 @@ from deres_jax.errors import UserError
 # Fields that say where or how fast a run happens, not what it computes. They may change between a
 # run and its resumption and do not enter the run's identity.
 _operational = {'operational': True}
+# Fields that came later. At their default a run computes what it did without them, and its identity
+# leaves them out: runs from before keep their name.
+_later = {'later': True}
 
 
 def _op(default):
@@ -203,6 +206,10 @@ class Train:
   # CPUs: kernels compiled by the machine's C++ compiler; auto (where there is one) | on | off
   kernels: str = _op('auto')
   log_steps: int = _op(50)  # steps between lines in metrics.jsonl
+  # A loss or gradient that is not finite: stop | skip (the step moves nothing) | rollback (to the
+  # last checkpoint, without the batches since): docs/reliability_numbers.md
+  on_nan: str = dataclasses.field(default='stop', metadata=_later)
+  nan_bound: int = _op(10)  # steps skipped, or rollbacks, after which a run stops all the same
   compilation_cache: bool = _op(True)  # keep compiled programs for the next start
 
 
@@ -352,7 +359,9 @@ def identity(config: Config) -> dict[str, Any]:
       value = getattr(node, field.name)
       if dataclasses.is_dataclass(value):
         walk(value, f'{prefix}{field.name}.')
-      elif not field.metadata.get('operational'):
+      elif 'operational' not in field.metadata and not (
+        'later' in field.metadata and value == field.default
+      ):
         out[prefix + field.name] = value
 
   walk(config, '')

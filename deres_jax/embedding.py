@@ -257,12 +257,14 @@ def update(
   g: Array,
   lr: Array,
   step: Array,
+  ok: Array | bool = True,
 ) -> tuple[Array, dict[str, Array]]:
   """Applies the row gradients of all devices to the rows that this device owns.
 
   Args:
     asked: what `lookup` says that this device was asked for.
     g: [D * K, E] gradient of the global loss by the rows that this device asked for.
+    ok: False: nothing is written.
 
   Returns:
     This device's new rows and slots.
@@ -281,7 +283,10 @@ def update(
       k: round_at_random(v, row, step * 2 + i) for i, (k, v) in enumerate(sorted(new_slots.items()))
     }
 
+  # To places beyond the last nothing is written; they still differ and ascend.
+  at = jnp.where(ok, asked, N + jnp.arange(asked.shape[0], dtype=asked.dtype))
+
   def write(old, value):
-    return old.at[asked].set(value, mode='drop', unique_indices=True, indices_are_sorted=True)
+    return old.at[at].set(value, mode='drop', unique_indices=True, indices_are_sorted=True)
 
   return jax.tree.map(write, (rows, slots), (new_w, new_slots))

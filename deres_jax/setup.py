@@ -46,6 +46,7 @@ class Setup:
   aux_weight: float  # of the auxiliary losses' mean
   steps: int  # length of the run
   seed: int
+  nan_limit: int  # steps that may be skipped because something in them was not finite
 
 
 def layout_of(schema: Schema) -> models.Layout:
@@ -101,6 +102,7 @@ def make_setup(c: config_lib.Config, schema: Schema, mesh: Mesh, steps: int) -> 
     aux_weight=c.model.aux_weight,
     steps=steps,
     seed=c.seed,
+    nan_limit=c.train.nan_bound if c.train.on_nan == 'skip' else 0,
   )
 
 
