@@ -86,7 +86,8 @@ claims: $(INSTALLED)
 	for run in $$(cd $(CLAIMS) && ls -d planted/runs/* sample/runs/*); do \
 	  mkdir -p $(RESULTS)/claims/$$run && \
 	  cp $(CLAIMS)/$$run/config.json $(RESULTS)/claims/$$run/ && \
-	  sed 's#"test_logits": ".*/#"test_logits": "#' $(CLAIMS)/$$run/result.json \
+	  sed -e 's#"test_logits": ".*/#"test_logits": "#' -e '/^ "audit": {/,/^ },$$/d' \
+	    $(CLAIMS)/$$run/result.json \
 	    > $(RESULTS)/claims/$$run/result.json || exit 1; \
 	done
 	cp $(CLAIMS)/planted/sweep.json $(RESULTS)/claims/planted/

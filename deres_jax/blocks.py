@@ -6,13 +6,17 @@
 Shapes: N rows, F fields, L events of G attributes, S = F + L * G ids of a row.
 """
 
+import pathlib
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
 
+from deres_jax import json_files
 from deres_jax.errors import UserError
 from deres_jax.schema import Schema
+
+_FEATURES = 'tensorflow_datasets.core.features.'
 
 
 class Rows(NamedTuple):
@@ -36,10 +40,13 @@ class Blocks:
   def __init__(self, schema: Schema, split: str):
     self.schema, self.split = schema, split
     self.rows = schema.splits[split].rows
+    self._check_description()
     try:
       builder = tfds.builder_from_directory(schema.path / schema.tfds)
+      self._check_inside(builder.info.splits[split].filepaths)
       self._source = builder.as_data_source(split)
-    except (OSError, ValueError, RuntimeError) as e:
+    # Of files that are not there, and of what TFDS makes of an edited description.
+    except (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError) as e:
       raise self._damaged(e) from e
     blocks = -(-self.rows // schema.block_rows)
     if len(self._source) != blocks:
@@ -48,6 +55,33 @@ class Blocks:
         f'expects {blocks}: build the folder again'
       )
     self._limits = np.array([schema.vocab_sizes[c] for c in schema.columns], np.uint32)
+
+  def _check_description(self):
+    """TFDS imports what features.json names as a class: it may name TFDS's own alone."""
+    file = self.schema.path / self.schema.tfds / 'features.json'
+    if not file.is_file():
+      raise self._damaged(FileNotFoundError(f'{file} is missing'))
+    nodes = [json_files.read(file, dict, 'build the folder again')]
+    while nodes:
+      node = nodes.pop()
+      if isinstance(node, dict):
+        name = str(node.get('pythonClassName', _FEATURES))
+        if not name.startswith(_FEATURES):
+          raise UserError(
+            f'{file}: names the Python class {name!r}, expected one of {_FEATURES}*: it is not '
+            'what data_pipelines writes; build the folder again'
+          )
+      nodes += node.values() if isinstance(node, dict) else node if isinstance(node, list) else []
+
+  def _check_inside(self, files: list):
+    """Record files lie in the folder, whatever its description says and links lead to."""
+    folder = self.schema.path.resolve()
+    for file in map(pathlib.Path, files):
+      if not file.resolve().is_relative_to(folder):
+        raise UserError(
+          f'data.path={self.schema.path}: record file {file} is outside of it '
+          f'({file.resolve()}): copy the whole folder, or build it again'
+        )
 
   def size(self, index: int) -> int:
     """Rows of a block."""

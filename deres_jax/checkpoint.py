@@ -20,11 +20,15 @@ class Clock:
   Attributes:
     evaluated: whether the validation that is due at this step was done: not where a run was stopped
       meanwhile.
+    skipped, rollbacks: steps that moved nothing because something in them was not finite, and how
+      often the run went back to a checkpoint for that.
   """
 
   wall_seconds: float
   rows_seen: int
   evaluated: bool = True
+  skipped: int = 0
+  rollbacks: int = 0
 
 
 class Checkpoints:

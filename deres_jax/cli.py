@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from absl import flags, logging
 
-from deres_jax.errors import Retry, UserError
+from deres_jax.errors import Retry, UserError, printable
 
 FAULT, MISTAKE, AGAIN, INTERRUPTED = 1, 2, 75, 130
 
@@ -43,7 +43,7 @@ def _say(kind: str, e: Exception):
   text = ' '.join(text.split())
   if isinstance(e, AttributeError | KeyError):
     text = f'unknown config field {text}'
-  print(f'{kind}: {text}', file=sys.stderr)
+  print(f'{kind}: {printable(text)}', file=sys.stderr)
 
 
 def code_of(e: BaseException) -> int | None:

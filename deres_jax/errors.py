@@ -17,6 +17,11 @@ class Retry(Exception):
   """
 
 
+def printable(text: str) -> str:
+  """Text that comes from a file, as a terminal may show it: what would steer it is escaped."""
+  return ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in text)
+
+
 def choose(name: str, choices: dict, what: str):
   """Returns choices[name], or raises UserError naming the valid ones."""
   if name not in choices:

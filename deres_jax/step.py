@@ -294,7 +294,7 @@ def _sum_of_squares(tree: Any) -> Array:
 def _train_body(setup: Setup, state: State, stream: streaming.StreamState, batch: Batch):
   found = gradients(setup, state, batch)
   g_rows = sum_by_slot(setup, found.rows, batch.inverse, found.slots)
-  # Not finite on one device, not finite on all. Squares: what overflows in the optimizers does here.
+  # Not finite on one device: on none. Of squares, as what overflows in the optimizers does here.
   mine = found.loss + _sum_of_squares(g_rows)
   g_params, all_of = _sum_over_devices((found.params, mine))
   finite = jnp.isfinite(all_of + _sum_of_squares(g_params))

@@ -50,7 +50,7 @@ def logits(run: compare.Run, labels_N: np.ndarray) -> np.ndarray:
   file = pathlib.Path(run.folder) / 'runs' / run.id / 'test_logits.npy'
   if not file.is_file():
     raise UserError(f'{file}: no such file: the run stored no logits, leave --data out')
-  logits_N = np.load(file)
+  logits_N = np.load(file, allow_pickle=False)
   if logits_N.shape != labels_N.shape:
     raise UserError(f'{file} has {logits_N.shape} logits for {len(labels_N)} rows of test')
   return logits_N
