@@ -12,6 +12,8 @@ from absl import flags, logging
 
 from deres_jax.errors import Retry, UserError, printable
 
+# What ml_collections raises for a wrong override, and Python for a wrong experiment file.
+MISTAKES = (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, UserError)
 FAULT, MISTAKE, AGAIN, INTERRUPTED = 1, 2, 75, 130
 
 
@@ -19,8 +21,7 @@ def parse(argv: list[str]) -> list[str]:
   """Parses flags; a wrong one costs one line and exit code 2. For `app.run(flags_parser=...)`."""
   try:
     return flags.FLAGS(argv)
-  # What ml_collections raises for a wrong override, and Python for a wrong experiment file.
-  except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, UserError) as e:
+  except MISTAKES as e:
     fail(e)
 
 

@@ -307,7 +307,7 @@ def _parse(text: str, kind: type, name: str):
     return text.lower() == 'true'
   try:
     value = ast.literal_eval(text)
-  except (ValueError, SyntaxError):
+  except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # as it documents
     value = None
   if kind is float and type(value) in (int, float):
     return float(value)
@@ -321,6 +321,9 @@ def resolve(config: ConfigDict) -> Config:
   frozen = _freeze(Config, config, '')
   checks.check(frozen)
   return frozen
+
+
+_MOST = 2**53  # of a whole number that every reader of JSON takes as it is; no field needs more
 
 
 def _freeze(kind: type, node, path: str):
@@ -341,6 +344,8 @@ def _freeze(kind: type, node, path: str):
       value = float(value)
     elif type(value) is not hint:
       raise UserError(f'config {path}{key}={value!r}: expected a {hint.__name__}')
+    if hint in (int, float) and not abs(value) < _MOST:
+      raise UserError(f'config {path}{key}={value:.6g}: expected a number, below {_MOST:.6g}')
     values[key] = value
   return kind(**values)
 

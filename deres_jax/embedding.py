@@ -280,7 +280,8 @@ def update(
     # A row keeps its number whatever the mesh: its place counts over all devices.
     row = jax.lax.axis_index(AXIS) * N + asked
     new_slots = {
-      k: round_at_random(v, row, step * 2 + i) for i, (k, v) in enumerate(sorted(new_slots.items()))
+      k: round_at_random(v, row, optimizer.salt(step, i))
+      for i, (k, v) in enumerate(sorted(new_slots.items()))
     }
 
   # To places beyond the last nothing is written; they still differ and ascend.

@@ -91,7 +91,7 @@ def make_setup(c: config_lib.Config, schema: Schema, mesh: Mesh, steps: int) -> 
     slot_tables=slot_tables,
     optimizer=optim.dense(o, factor, variables['params']),
     row_optimizer=RowOptimizer(
-      o.table, o.table_eps, o.table_l2, o.adam_b1, o.adam_b2, o.table_slots
+      o.table, o.table_eps, o.table_l2, o.adam_b1, o.adam_b2, o.table_slots, c.seed
     ),
     factor=factor,
     table_lr=o.table_lr,
