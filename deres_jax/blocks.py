@@ -11,11 +11,16 @@ from typing import NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
+from google.protobuf import json_format
 
 from deres_jax import json_files
-from deres_jax.errors import UserError
+from deres_jax.errors import UserError, shown
 from deres_jax.schema import Schema
 
+_TFDS_ERRORS = (
+  *(OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, AssertionError),
+  json_format.ParseError,
+)
 _FEATURES = 'tensorflow_datasets.core.features.'
 
 
@@ -46,7 +51,7 @@ class Blocks:
       self._check_inside(builder.info.splits[split].filepaths)
       self._source = builder.as_data_source(split)
     # Of files that are not there, and of what TFDS makes of an edited description.
-    except (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError) as e:
+    except _TFDS_ERRORS as e:
       raise self._damaged(e) from e
     blocks = -(-self.rows // schema.block_rows)
     if len(self._source) != blocks:
@@ -129,7 +134,7 @@ class Blocks:
 
   def _damaged(self, e: Exception) -> UserError:
     return UserError(
-      f'data.path={self.schema.path}: split {self.split} cannot be read ({e}): '
+      f'data.path={self.schema.path}: split {self.split} cannot be read ({shown(e)}): '
       f'python -m data_pipelines.doctor {self.schema.path} tells what is wrong'
     )
 

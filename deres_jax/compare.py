@@ -111,6 +111,7 @@ def _result(file: pathlib.Path) -> dict[str, Any] | None:
   found = json_files.read(file, dict, then)
   figures = ('auc', 'logloss', 'auc_validation')  # the last may be null
   good = all(isinstance(found.get(k), float | None) for k in figures)
+  good &= isinstance(found.get('dataset'), str)
   lacking = [k for k in (*figures, 'dataset', 'data_content') if k not in found]
   if lacking or not good or None in (found['auc'], found['logloss']):
     what = f'lacks {", ".join(lacking)}' if lacking else 'has no figures'

@@ -19,7 +19,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from deres_jax import checks
-from deres_jax.errors import UserError
+from deres_jax.errors import UserError, shown
 
 # Fields that say where or how fast a run happens, not what it computes. They may change between a
 # run and its resumption and do not enter the run's identity.
@@ -313,7 +313,7 @@ def _parse(text: str, kind: type, name: str):
     return float(value)
   if kind is int and type(value) is int:
     return value
-  raise UserError(f'config {name}={text!r}: expected a {kind.__name__}')
+  raise UserError(f'config {name}={shown(text)}: expected a {kind.__name__}')
 
 
 def resolve(config: ConfigDict) -> Config:
@@ -328,7 +328,7 @@ _MOST = 2**53  # of a whole number that every reader of JSON takes as it is; no 
 
 def _freeze(kind: type, node, path: str):
   if not isinstance(node, ConfigDict | dict):
-    raise UserError(f'config {path or "root"} is {node!r}: expected a section')
+    raise UserError(f'config {path or "root"} is {shown(node)}: expected a section')
   known = typing.get_type_hints(kind)
   for key in node:
     if key not in known:
@@ -343,7 +343,7 @@ def _freeze(kind: type, node, path: str):
     elif hint is float and type(value) is int:
       value = float(value)
     elif type(value) is not hint:
-      raise UserError(f'config {path}{key}={value!r}: expected a {hint.__name__}')
+      raise UserError(f'config {path}{key}={shown(value)}: expected a {hint.__name__}')
     if hint in (int, float) and not abs(value) < _MOST:
       raise UserError(f'config {path}{key}={value:.6g}: expected a number, below {_MOST:.6g}')
     values[key] = value

@@ -5,7 +5,7 @@ import json
 import pathlib
 from typing import Any
 
-from deres_jax.errors import UserError
+from deres_jax.errors import UserError, shown
 
 
 def read(file: pathlib.Path, kind: type, then: str) -> Any:
@@ -19,7 +19,7 @@ def read(file: pathlib.Path, kind: type, then: str) -> Any:
     value = json.loads(file.read_text(encoding='utf-8'))
   # Of text that is no JSON, of bytes that are no text, of brackets without end.
   except (ValueError, RecursionError) as e:
-    raise UserError(f'{file}: not valid JSON ({e}): {then}') from e
+    raise UserError(f'{file}: not valid JSON ({shown(e)}): {then}') from e
   if not isinstance(value, kind):
     names = {dict: 'an object', list: 'a list'}
     raise UserError(f'{file}: holds {type(value).__name__}, expected {names[kind]}: {then}')

@@ -6,7 +6,7 @@ import pathlib
 from typing import Any
 
 from deres_jax import json_files
-from deres_jax.errors import UserError
+from deres_jax.errors import UserError, shown
 
 FORMAT = 'deres_jax.prepared'
 FORMAT_VERSION = 3
@@ -124,7 +124,7 @@ def load_schema(path: str) -> Schema:
     schema = _schema(folder, raw)
   except (KeyError, TypeError, ValueError, AttributeError) as e:
     raise UserError(
-      f'{file}: damaged, {type(e).__name__} {e}: python -m data_pipelines.doctor {path} '
+      f'{file}: damaged, {type(e).__name__} {shown(e)}: python -m data_pipelines.doctor {path} '
       'tells more; build the folder again'
     ) from e
   train = schema.splits['train']

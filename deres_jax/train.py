@@ -193,7 +193,6 @@ def _start(run: Run, tools: Tools, start: int) -> tuple[step.State, StreamState,
   setup = run.setup
   if not start:
     return step.init_state(setup), step.init_stream(setup), checkpoint.Clock(0.0, 0)
-  tools.progress.line(f'resuming at step {start} of {run.steps}')
   abstract = step.abstract_state(setup), step.abstract_stream(setup)
   state, total, clock = tools.checkpoints.restore(start, *abstract)
   return state, step.init_stream(setup, total), clock
@@ -202,6 +201,8 @@ def _start(run: Run, tools: Tools, start: int) -> tuple[step.State, StreamState,
 def _loop(run: Run, tools: Tools, start: int) -> checkpoint.Clock:
   """Steps start .. run.steps; where train.on_nan=rollback, with returns to the last checkpoint."""
   begin = _start(run, tools, start)
+  if start:
+    tools.progress.line(f'resuming at step {start} of {run.steps}')
   while True:
     clock, failed = _steps(run, tools, start, begin)
     if not failed:
