@@ -39,7 +39,7 @@ def make(schema: Schema) -> dict[str, Any]:
     'versions': {'python': platform.python_version(), **_versions()},
     'host': {
       'name': platform.node(),
-      'system': f'{platform.system()} {platform.release()}',
+      'system': f'{sys.platform} {platform.release()}',
       'machine': platform.machine(),
       'processor': _processor(),
       'cores': os.cpu_count(),

@@ -4,13 +4,13 @@
 import itertools
 from typing import Any
 
-from deres_jax.errors import UserError
+from deres_jax.errors import UserError, shown
 
 
 def _one_of(section: Any, prefix: str, key: str, *names: str):
   value = getattr(section, key)
   if value not in names:
-    raise UserError(f'config {prefix}.{key}={value!r}: choose one of {", ".join(names)}')
+    raise UserError(f'config {prefix}.{key}={shown(value)}: choose one of {", ".join(names)}')
 
 
 def _at_least(section: Any, prefix: str, least: float, *keys: str):

@@ -31,5 +31,5 @@ def shown(value: object) -> str:
 def choose(name: str, choices: dict, what: str):
   """Returns choices[name], or raises UserError naming the valid ones."""
   if name not in choices:
-    raise UserError(f'unknown {what} {name!r}: choose one of {", ".join(sorted(choices))}')
+    raise UserError(f'unknown {what} {shown(name)}: choose one of {", ".join(sorted(choices))}')
   return choices[name]

@@ -17,6 +17,7 @@ def read(file: pathlib.Path, kind: type, then: str) -> Any:
   """
   try:
     value = json.loads(file.read_text(encoding='utf-8'))
+    json.dumps(value, ensure_ascii=False).encode()  # halves of characters, which no file can hold
   # Of text that is no JSON, of bytes that are no text, of brackets without end.
   except (ValueError, RecursionError) as e:
     raise UserError(f'{file}: not valid JSON ({shown(e)}): {then}') from e
