@@ -61,9 +61,16 @@ def listed(file: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def costs(out: pathlib.Path) -> dict[str, dict[str, Any]]:
-  """costs.json: what runs take, by id, as far as it was predicted."""
+  """costs.json: what runs take, by id, as far as it was predicted; without damaged entries."""
   file = out / 'costs.json'
-  return json_files.read(file, dict, 'delete it: it is predicted again') if file.is_file() else {}
+  if not file.is_file():
+    return {}
+  found = json_files.read(file, dict, 'delete it: it is predicted again')
+  return {k: v for k, v in found.items() if isinstance(v, dict) and all(map(_is_cost, v.values()))}
+
+
+def _is_cost(x: Any) -> bool:
+  return isinstance(x, int | float) and not isinstance(x, bool) and 0 <= x < float('inf')
 
 
 def record_costs(out: pathlib.Path, known: dict[str, dict[str, Any]]):
