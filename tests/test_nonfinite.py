@@ -66,6 +66,19 @@ def test_a_step_that_is_not_finite_moves_nothing(planted, devices, limit):
   assert int(state.step) == (3 if limit else 1) and int(state.skipped) == 1
 
 
+@pytest.mark.parametrize('devices', [1, 8])
+def test_an_infinite_loss_of_finite_gradients_is_noticed(planted, devices):
+  """On whatever device it is: an infinite logit of a row that is no click."""
+  setup, batches = make(planted, devices)
+  state = step.init_state(setup)
+  state = state._replace(params={**state.params, 'bias': jnp.float32(jnp.inf)})
+  quiet = batches[0]._replace(labels=(np.arange(256) != 200).astype(np.float32))
+  state, _ = one_step(setup, state, quiet)
+  assert int(state.skipped) == 1
+  said = nonfinite.explain(setup, state, batches, 0)
+  assert said.startswith('parameter bias;')
+
+
 def poison(state, batches, table_place=None, parameter=None):
   """The state with an infinity in one table row, or one dense parameter."""
   if parameter is None:
