@@ -33,12 +33,16 @@ class Clock:
     evaluated: whether the validation that is due at this step was done: not where a run was stopped
       meanwhile.
     lines: in metrics.jsonl by then.
+    skipped, rollbacks: steps that moved nothing because something in them was not finite, and how
+      often the run went back to a checkpoint for that.
   """
 
   wall_seconds: float
   rows_seen: int
   evaluated: bool = True
   lines: int = 0
+  skipped: int = 0
+  rollbacks: int = 0
 
 
 class Checkpoints:

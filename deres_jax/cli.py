@@ -10,8 +10,10 @@ from collections.abc import Callable
 
 from absl import flags, logging
 
-from deres_jax.errors import Retry, UserError
+from deres_jax.errors import Retry, UserError, printable
 
+# What ml_collections raises for a wrong override, and Python for a wrong experiment file.
+MISTAKES = (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, UserError)
 FAULT, MISTAKE, AGAIN, INTERRUPTED = 1, 2, 75, 130
 
 
@@ -19,8 +21,7 @@ def parse(argv: list[str]) -> list[str]:
   """Parses flags; a wrong one costs one line and exit code 2. For `app.run(flags_parser=...)`."""
   try:
     return flags.FLAGS(argv)
-  # What ml_collections raises for a wrong override, and Python for a wrong experiment file.
-  except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, UserError) as e:
+  except MISTAKES as e:
     fail(e)
 
 
@@ -43,7 +44,7 @@ def _say(kind: str, e: Exception):
   text = ' '.join(text.split())
   if isinstance(e, AttributeError | KeyError):
     text = f'unknown config field {text}'
-  print(f'{kind}: {text}', file=sys.stderr)
+  print(f'{kind}: {printable(text)}', file=sys.stderr)
 
 
 def code_of(e: BaseException) -> int | None:

@@ -16,7 +16,7 @@ from typing import Any
 from absl import app, flags
 
 from deres_jax import cli, svg
-from deres_jax.errors import UserError
+from deres_jax.errors import UserError, printable
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the finished run.')
 BASELINE = flags.DEFINE_string('baseline', None, 'Folder of the finished run to compare with.')
@@ -63,7 +63,7 @@ def gap_closed(run: Finished, baseline: Finished) -> float | None:
 
 def summary(run: Finished, baseline: Finished) -> str:
   """The comparison in a few lines for a terminal."""
-  rows = [(x.name, x.result['auc'], x.result['auc_se']) for x in (baseline, run)]
+  rows = [(printable(x.name), x.result['auc'], x.result['auc_se']) for x in (baseline, run)]
   lines = [f'{name:<34} test auc {auc:.4f}  (se {se:.4f})' for name, auc, se in rows]
   closed = gap_closed(run, baseline)
   if closed is not None:

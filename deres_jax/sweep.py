@@ -3,7 +3,7 @@
 
   python -m deres_jax.sweep --config=experiments/X.py --out=DIR --config.data.path=DATA
 
-The experiment file has, beside `get_config()`,
+The experiment file, which is Python code and is executed, has, beside `get_config()`,
 
   from deres_jax import sweep as grid
 
