@@ -48,7 +48,7 @@ class TextProtocol:
     ordered_by: an integer column whose values must not fall from a valid row to the next.
     events: the behaviour sequences, where there are any.
     recipes: by field, and by attribute of events that has ids of its own, how its tokens are made
-      of raw values, as data; held to `keys` and `tokens` by tests/test_raw_rows.py.
+      of raw values, as data: tests/data_pipelines/test_raw_rows.py holds them to `keys`.
   """
 
   table: TextTable

@@ -61,7 +61,7 @@ def subset(column: str, members: Sequence[str]) -> Recipe:
 
 
 def calendar_hour(column: str, part: str) -> Recipe:
-  """YYMMDDHH of 2010 to 2099; the token is its part: hour, weekday (0: Sunday) or weekend (0, 1)."""
+  """YYMMDDHH of 2010 to 2099; the token is the hour, weekday (0: Sunday) or weekend (1: it is)."""
   return {'column': column, 'kind': 'yymmddhh', 'missing': None, 'part': part}
 
 

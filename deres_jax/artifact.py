@@ -168,4 +168,3 @@ def _array(data: bytes) -> np.ndarray:
   if fortran_order or dtype.hasobject:
     raise ValueError(f'an array of {dtype}')
   return np.frombuffer(data, dtype, offset=reader.tell()).reshape(shape)
-

@@ -141,7 +141,10 @@ def _weights(run: Trained) -> tuple[list[artifact.Weight], Any]:
   dense, structure = jax.tree_util.tree_flatten_with_path(run.params)
   weights = [
     artifact.Weight(
-      jax.tree_util.keystr(path, simple=True, separator='.'), x.shape, x.dtype, iter([np.asarray(x)])
+      jax.tree_util.keystr(path, simple=True, separator='.'),
+      x.shape,
+      x.dtype,
+      iter([np.asarray(x)]),
     )
     for path, x in dense
   ]

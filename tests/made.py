@@ -62,6 +62,22 @@ def schema(vocab_sizes, click_rate=0.25, rows=1000):
   )
 
 
+KINDS, MINUTES = ('click', 'like', 'share', 'hide'), (0, *(1 << b for b in range(15)))
+
+
+def feed_row(schema, ids):
+  """A raw row of the planted feed, as strings, of its ids: fields, then the events' attributes."""
+  width = len(schema.fields)
+
+  def event(part):
+    values = [*(str(i - 2) for i in part[:3]), KINDS[part[3] - 2], str(MINUTES[part[4] - 2])]
+    return dict(zip(schema.sequence.attributes, values, strict=True))
+
+  parts = [ids[k : k + 5] for k in range(width, len(ids), 5)]
+  row = dict(zip(schema.fields, (str(i - 2) for i in ids), strict=False))
+  return row | {'events': [event(part) for part in parts if part[0]]}
+
+
 class ZipfBlocks:
   """Blocks of made-up rows: field f draws from vocab_sizes[f] ids, id i as often as 1 / (i + 1)^a.
 
