@@ -9,6 +9,7 @@ little more than jax for it; `deres_jax.artifact` says what is in it, docs/servi
 Shapes: b rows of a request, S ids of a row, E row width.
 """
 
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -157,6 +158,20 @@ def _weights(run: Trained) -> tuple[list[artifact.Weight], Any]:
   return weights, structure
 
 
+@contextlib.contextmanager
+def _without_places() -> Iterator[None]:
+  """What is lowered inside names no source lines.
+
+  Else the file would hold this machine's paths, and other bytes for the same run elsewhere.
+  """
+  before = jax.config.jax_traceback_in_locations_limit
+  jax.config.update('jax_traceback_in_locations_limit', 0)
+  try:
+    yield
+  finally:
+    jax.config.update('jax_traceback_in_locations_limit', before)
+
+
 def exported(run: Trained, platforms: list[str]) -> tuple[export.Exported, list[artifact.Weight]]:
   """(weights, ids [b, S] int32) -> click probabilities [b] for any b, and the weights."""
   weights, structure = _weights(run)
@@ -170,7 +185,8 @@ def exported(run: Trained, platforms: list[str]) -> tuple[export.Exported, list[
   arrays = [jax.ShapeDtypeStruct(w.shape, w.dtype) for w in weights]
   shape = export.symbolic_shape(f'b, {len(run.schema.columns)}')
   ids = jax.ShapeDtypeStruct(shape, np.int32)
-  return export.export(jax.jit(function), platforms=platforms)(arrays, ids), weights
+  with _without_places():
+    return export.export(jax.jit(function), platforms=platforms)(arrays, ids), weights
 
 
 def describe(run: Trained, function: export.Exported) -> dict[str, Any]:

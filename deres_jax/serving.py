@@ -40,6 +40,10 @@ class Model:
     """Ids of rows, [N, S] int32; see `deres_jax.raw_rows.Encoder.encode`."""
     return self._encoder.encode(rows)
 
+  def compute(self, ids_NS: np.ndarray) -> jax.Array:
+    """Probabilities of ids, [N] on the device; every new N is compiled."""
+    return self._call(self._weights, ids_NS)
+
   def predict(self, rows: list[dict[str, Any]]) -> np.ndarray:
     """Click probabilities of rows, [N] float32.
 
@@ -51,15 +55,23 @@ class Model:
       UserError: names the row, the column and what was expected there.
     """
     ids_NS = self.encode(rows)
-    parts = [ids_NS[i : i + MOST_ROWS] for i in range(0, len(ids_NS), MOST_ROWS)]
-    out = [self._call(self._weights, _padded(part)) for part in parts]  # fetched below
-    found = [np.asarray(p)[: len(part)] for p, part in zip(out, parts, strict=True)]
-    return np.concatenate([*found, np.zeros(0, np.float32)])
+    parts = range(0, len(ids_NS), MOST_ROWS)
+    # All are asked for before one is waited for.
+    out = [self.compute(_padded(ids_NS[i : i + MOST_ROWS])) for i in parts]
+    p_N = np.empty(len(ids_NS), np.float32)
+    for i, p in zip(parts, out, strict=True):
+      p_N[i : i + MOST_ROWS] = np.asarray(p)[: len(ids_NS) - i]
+    return p_N
 
 
 def _padded(ids_nS: np.ndarray) -> np.ndarray:
-  n = len(ids_nS)
-  return np.pad(ids_nS, ((0, (1 << (n - 1).bit_length()) - n), (0, 0)))
+  n, S = ids_nS.shape
+  size = 1 << (n - 1).bit_length()
+  if size == n:
+    return ids_nS
+  padded = np.zeros((size, S), np.int32)
+  padded[:n] = ids_nS
+  return padded
 
 
 def load(file: str | pathlib.Path) -> Model:

@@ -5,8 +5,8 @@ import pathlib
 
 import numpy as np
 
-from deres_jax.blocks import Rows
-from deres_jax.schema import Schema, Split
+from deres_jax.blocks import Blocks, Rows
+from deres_jax.schema import Schema, Split, load_schema
 
 
 def numbers(tables, batch, devices, slot_tables=None):
@@ -60,6 +60,14 @@ def schema(vocab_sizes, click_rate=0.25, rows=1000):
     content={},
     planted={},
   )
+
+
+def ids_of(folder, split='test'):
+  """All ids of a split of a prepared folder, a list a row: fields, then the events' attributes."""
+  schema = load_schema(str(folder))
+  blocks = Blocks(schema, split)
+  count = -(-blocks.rows // schema.block_rows)
+  return np.concatenate([blocks.read(i).ids for i in range(count)]).tolist()
 
 
 KINDS, MINUTES = ('click', 'like', 'share', 'hide'), (0, *(1 << b for b in range(15)))
