@@ -15,6 +15,7 @@ import json
 import os
 import pathlib
 import zipfile
+import zlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -117,6 +118,11 @@ def write(
     partial.unlink(missing_ok=True)
 
 
+# What the standard library raises for archives of which some bytes are others.
+_DAMAGED = (
+  *(zipfile.BadZipFile, zlib.error, EOFError, OSError, KeyError, ValueError),
+  *(NotImplementedError, RuntimeError),  # another compression; a password
+)
 _AGAIN = 'copy it again, or export it again (python -m deres_jax.export)'
 
 
@@ -131,12 +137,14 @@ def read(path: pathlib.Path) -> Artifact:
   try:
     with zipfile.ZipFile(path) as archive:
       return _read(path, archive)
-  except (zipfile.BadZipFile, EOFError, OSError, KeyError, ValueError, NotImplementedError) as e:
+  except _DAMAGED as e:
     raise UserError(f'{path}: damaged, or no file of deres_jax.export ({e}): {_AGAIN}') from e
 
 
 def _read(path: pathlib.Path, archive: zipfile.ZipFile) -> Artifact:
   description = json.loads(archive.read(DESCRIPTION))
+  if not isinstance(description, dict):
+    raise ValueError(f'{DESCRIPTION} is no object')
   found = description['format'], description['format_version']
   if found != (FORMAT, FORMAT_VERSION):
     raise UserError(

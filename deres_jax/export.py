@@ -190,8 +190,8 @@ def exported(run: Trained, platforms: list[str]) -> tuple[export.Exported, list[
 
 
 def describe(run: Trained, function: export.Exported) -> dict[str, Any]:
-  """What description.json says, but for what `deres_jax.artifact` adds."""
-  c, found = run.config, inputs.describe(run.schema)
+  """What description.json says, but for rows and what `deres_jax.artifact` adds."""
+  c = run.config
   return {
     'backbone': c.model.backbone,
     'connector': models.connector_of(c),
@@ -207,16 +207,16 @@ def describe(run: Trained, function: export.Exported) -> dict[str, Any]:
       'python': platform.python_version(),
       **{name: metadata.version(name) for name in _PACKAGES},
     },
-    'inputs': found,
-    'example': [inputs.example(found, inputs.vocabularies(run.schema))],
   }
 
 
 def write(run: Trained, out: pathlib.Path, platforms: list[str]):
   """Writes the file of a run."""
+  rows, vocabularies = inputs.describe(run.schema), inputs.vocabularies(run.schema)
   function, weights = exported(run, platforms)
-  vocabularies = inputs.vocabularies(run.schema)
-  artifact.write(out, describe(run, function), bytes(function.serialize()), vocabularies, weights)
+  description = describe(run, function)
+  description |= {'inputs': rows, 'example': [inputs.example(rows, vocabularies)]}
+  artifact.write(out, description, bytes(function.serialize()), vocabularies, weights)
 
 
 def main(argv: list[str]):

@@ -141,7 +141,7 @@ def test_serving_needs_little_more_than_jax(planted, file):
   'more',
   [
     'model.backbone=din,classic.din_units=4',
-    'model.backbone=onetrans,model.depth=2,model.pyramid_events=2',
+    'model.backbone=onetrans,model.pyramid_events=2',
   ],
   ids=['din', 'onetrans'],
 )
@@ -211,11 +211,11 @@ def flipped(member):
     (described(format='other'), "is of format .'other', 1."),
     (
       described(calling_convention_version=1),
-      'calling convention 1 of jax.export, and jax .* knows',
+      'calling convention 1 of jax.export',
     ),
     (
       described(platforms=['tpu']),
-      'is for tpu, and jax runs on cpu here: export .*--platforms=cpu',
+      'is for tpu, and jax runs on cpu here: .*--platforms=cpu',
     ),
     (described(sha256={}), 'damaged, or no file of deres_jax.export'),
     (lambda name, data: '[]' if name == artifact.DESCRIPTION else data, 'damaged, or no file'),
@@ -237,9 +237,9 @@ def test_a_file_that_is_cut_or_another_gets_a_line(file, planted, tmp_path):
   ):
     path = tmp_path / f'{k}.zip'
     path.write_bytes(content)
-    with pytest.raises(UserError, match='damaged, or no file of deres_jax.export'):
+    with pytest.raises(UserError, match=r'damaged, or no file of deres_jax.export'):
       serving.load(path)
-  with pytest.raises(UserError, match='no such file: give what python -m deres_jax.export'):
+  with pytest.raises(UserError, match=r'no such file: give what python -m deres_jax.export'):
     serving.load(planted)
 
 
@@ -279,10 +279,10 @@ def test_mistakes_get_a_line(run, tmp_path, monkeypatch, flags, words):
 
 def test_a_run_or_data_that_cannot_be_exported_gets_a_line(planted, feed, run, tmp_path):
   data = shutil.copytree(planted, tmp_path / 'data')
-  with pytest.raises(UserError, match='holds other data than .* was trained on'):
+  with pytest.raises(UserError, match=r'holds other data than .* was trained on'):
     export.best_of(run, str(feed))
   shutil.copy(run / 'config.json', tmp_path)
-  with pytest.raises(UserError, match='holds no finished checkpoint: train on'):
+  with pytest.raises(UserError, match=r'holds no finished checkpoint: train on'):
     export.best_of(tmp_path, None)
   vocabulary = data / 'vocabulary' / 'f02.txt'
   vocabulary.write_text(vocabulary.read_text() + 'more\n')
@@ -292,7 +292,7 @@ def test_a_run_or_data_that_cannot_be_exported_gets_a_line(planted, feed, run, t
   schema = json.loads((data / 'schema.json').read_text())
   del schema['recipes']
   (data / 'schema.json').write_text(json.dumps(schema))
-  with pytest.raises(UserError, match='does not say how raw values become ids.*build it again'):
+  with pytest.raises(UserError, match=r'does not say how raw values become ids.*build it again'):
     export.write(moved, tmp_path / 'f', ['cpu'])
   assert not list(tmp_path.glob('f*'))
 
@@ -317,12 +317,9 @@ def test_the_service_of_the_page_answers(planted, file, tmp_path):
       status, answer = post(json.dumps(rows))
       assert (host, status) == ('127.0.0.1', 200)
       np.testing.assert_allclose(answer['probability'], model.predict(rows), rtol=0, atol=1e-6)
-      assert post(json.dumps([{'f01': 1}])) == (
-        400,
-        {
-          'error': 'row 0: f01 is 1 (int): expected a string, as in the raw file; leave the key out '
-          'where the value is missing'
-        },
+      status, answer = post(json.dumps([{'f01': 1}]))
+      assert status == 400 and answer['error'].startswith(
+        'row 0: f01 is 1 (int): expected a string'
       )
       assert post('no JSON')[0] == 400
     finally:
