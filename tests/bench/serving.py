@@ -26,8 +26,9 @@ PERCENTILES = 50, 95, 99
 def serving() -> Iterator[list[dict]]:
   """Percentiles of requests of one row and of many."""
   with tempfile.TemporaryDirectory() as folder:
+    file = _exported(Path(folder))
     began = time.perf_counter()
-    model = served.load(_exported(Path(folder)))
+    model = served.load(file)
     seconds = time.perf_counter() - began
   rng = np.random.default_rng(0)
   # A field's ids are skewed, as in real data: the fourth power of a uniform number.
