@@ -225,7 +225,13 @@ def encode(
     events=protocol.events,
   )
   source = _encode_all(plan, ingested, split_counts, site)
-  encoded = Encoded(tuple(fields), source, ingested.raw_files, ingested.rows_read)
+  encoded = Encoded(
+    tuple(fields),
+    source,
+    ingested.raw_files,
+    ingested.rows_read,
+    recipes=None if protocol.recipes is None else dict(protocol.recipes),
+  )
   return _with_events(encoded, protocol, ingested, plan, site) if protocol.events else encoded
 
 

@@ -118,6 +118,11 @@ LEVEL = {
   'deres_jax.mesh_plan': 10,
   'deres_jax.result': 10,
   'deres_jax.train': 11,
+  'deres_jax.raw_rows': 2,
+  'deres_jax.artifact': 1,
+  'deres_jax.serving': 3,
+  'deres_jax.inputs': 3,
+  'deres_jax.export': 12,
   'deres_jax.main': 12,
 }
 
