@@ -72,7 +72,8 @@ def changes(s: Structure) -> dict[str, Change]:
     out[f'without {name}'] = none._replace(keep=keep | {name: 0.0})
   if s.gates:
     out |= {title: none._replace(gate=g) for g, title in GATES.items()}
-  return jax.tree.map(np.float32, out)
+  # One by one: a map over the whole would sort the names.
+  return {name: jax.tree.map(np.float32, change) for name, change in out.items()}
 
 
 def deep_and_early(s: Structure) -> dict[int, int]:
@@ -186,6 +187,7 @@ def content(model: Model, seen: Seen) -> dict[str, Any]:
     'weights': [
       _weights(model, seen, kind, site) for kind, site in sorted(s.sources, key=lambda k: k[1])
     ],
+    'gate_multiplies': _gated(model.config),
     'simplex': s.simplex,
     'depth': [_depth(seen, site) for site in range(len(s.names) + 1)],
     'gradient_tokens': _mean(seen.gradients[-1]),
@@ -194,6 +196,14 @@ def content(model: Model, seen: Seen) -> dict[str, Any]:
     'checks': checks,
     'early': _early_weights(seen),
   }
+
+
+def _gated(c: config_lib.Config) -> str:
+  if c.model.connector == 'highway':
+    return 'the sub-layer’s output (1 − g: the stream)'
+  if c.deres.gate_form == 'additive_gated':
+    return 'twice the recall path (the identity path is whole)'
+  return 'the identity path (1 − g: the recall path)'
 
 
 def _gate(model: Model, seen: Seen, site: int) -> dict[str, Any]:
@@ -279,7 +289,9 @@ def _early_weights(seen: Seen) -> dict[str, Any] | None:
   all_of = {site: seen.found['weights'][f'recall {site}'] for site in deep}
   negative = [moments.over_tokens(m).share_negative()[0][: deep[s]] for s, m in all_of.items()]
   out = {
-    'reads': {str(site): list(seen.structure.sources['recall', site][:n]) for site, n in deep.items()},
+    'reads': {
+      str(site): list(seen.structure.sources['recall', site][:n]) for site, n in deep.items()
+    },
     'share_negative': float(np.concatenate(negative).mean()),
   }
   if seen.early_N is None:  # static weights: nothing varies over rows

@@ -18,7 +18,17 @@ from typing import Any
 
 from absl import app, flags
 
-from deres_jax import checkpoint, cli, findings, inspect_page, models, step, train, writer
+from deres_jax import (
+  checkpoint,
+  cli,
+  findings,
+  inspect_claims,
+  inspect_page,
+  models,
+  step,
+  train,
+  writer,
+)
 from deres_jax import config as config_lib
 from deres_jax.errors import Retry, UserError
 
@@ -93,7 +103,7 @@ def load(workdir: pathlib.Path) -> findings.Model:
 
 
 def inspect(model: findings.Model, workdir: str, split: str, rows: int) -> dict[str, Any]:
-  """The content of inspect.json. Raises UserError for a split or a number of rows that cannot be."""
+  """The content of inspect.json. Raises UserError for a split or rows that cannot be."""
   c, schema = model.config, model.schema
   if split not in schema.splits:
     raise UserError(f'--split={split}: expected one of {", ".join(schema.splits)}')
@@ -124,6 +134,7 @@ def inspect(model: findings.Model, workdir: str, split: str, rows: int) -> dict[
     'rows': len(seen.labels_N),
     'rows_of_split': schema.splits[split].rows,
     'versions': {name: metadata.version(name) for name in ('deres_jax', 'jax', 'flax', 'numpy')},
+    'claims': inspect_claims.claims(found),
     **found,
   }
 

@@ -225,7 +225,9 @@ def make(setup: Setup) -> Programs:
 
     grads = jax.grad(loss)({k: jnp.zeros(shape) for k, shape in structure.branches.items()})
     norms = {k: jnp.sqrt(jnp.sum(g**2, axis=(1, 2)))[:, None] for k, g in grads.items()}
-    return {k: jax.tree.map(lambda x: x[None], moments.of(n, rows_b[:, None])) for k, n in norms.items()}
+    return {
+      k: jax.tree.map(lambda x: x[None], moments.of(n, rows_b[:, None])) for k, n in norms.items()
+    }
 
   both = (parallel.BATCH,) * 3
   return Programs(

@@ -253,9 +253,9 @@ class DeRes(nn.Module):
       return h.x
     reader = self.reads.index(site)
     r = self._recall(h, site, reader)
-    probe.now().paths(h.x, r, site)
     if self.path == 'attn':
       return r
+    probe.now().paths(h.x, r, site)
     if self.gate_form == 'additive':
       return h.x + r
     g = probe.now().gate(self._gate(h.x, reader), site)
