@@ -197,8 +197,8 @@ def _fields(c: dict[str, Any]) -> str:
     said = f'<h3>Mean gate</h3>{table(head, lines, "Mean gate by kind of token")}'
   return (
     '<h2>By kind of token</h2><p>Mean weight on each source, over the reads of the last half of '
-    f'the depth that have it.</p><figure>{_map(rows, columns, cells, "Weights by token and source")}'
-    f'</figure>{said}'
+    'the depth that have it.</p><figure>'
+    f'{_map(rows, columns, cells, "Weights by token and source")}</figure>{said}'
   )
 
 

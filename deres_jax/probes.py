@@ -199,41 +199,63 @@ class Programs:
   structure: Structure
 
 
+def record(
+  structure: Structure, rows_b: Array, forward: Callable[[], Array]
+) -> tuple[Array, dict[str, Any], dict[str, Array]]:
+  """Logits, what a `Recorder` finds, and mean weights of each row. Fills `structure`."""
+  recorder = Recorder(structure, rows_b)
+  with probe.using(recorder):
+    logits_b = forward()
+  rows = recorder.found.pop('rows')
+  return logits_b, recorder.found, rows
+
+
+def changed(what: Change, forward: Callable[[], Array]) -> Array:
+  """Logits of the changed model."""
+  with probe.using(Changer(what)):
+    return forward()
+
+
+def gradients(
+  structure: Structure, rows_b: Array, labels_b: Array, forward: Callable[[], Array]
+) -> dict[int, moments.Moments]:
+  """By site: norms of each row's gradient with respect to the branch, -1 to the tokens."""
+
+  def loss(nudges):
+    with probe.using(Nudger(nudges)):
+      logits_b = forward()
+    return losses.bce_sum(logits_b, labels_b, rows_b)
+
+  grads = jax.grad(loss)({k: jnp.zeros(shape) for k, shape in structure.branches.items()})
+  norms = {k: jnp.sqrt(jnp.sum(g**2, axis=(1, 2)))[:, None] for k, g in grads.items()}
+  return {k: moments.of(norm, rows_b[:, None]) for k, norm in norms.items()}
+
+
 def make(setup: Setup) -> Programs:
   """The programs for the mesh and model of `setup`."""
   structure = Structure()
 
+  def forward(*args):
+    return lambda: step.forward(setup, *args)
+
   def look(params, tables, at, batch, count):
-    recorder = Recorder(structure, _counted(batch, count))
-    with probe.using(recorder):
-      logits = step.forward(setup, params, tables, at, batch)
-    rows = recorder.found.pop('rows')
-    return logits, jax.tree.map(lambda x: x[None], recorder.found), rows
+    counted = _counted(batch, count)
+    logits, found, rows = record(structure, counted, forward(params, tables, at, batch))
+    return logits, jax.tree.map(lambda x: x[None], found), rows
 
   def change(params, tables, at, batch, count, what):
     del count
-    with probe.using(Changer(what)):
-      return step.forward(setup, params, tables, at, batch)
+    return changed(what, forward(params, tables, at, batch))
 
-  def gradients(params, tables, at, batch, count):
-    rows_b = _counted(batch, count)
+  def slopes(params, tables, at, batch, count):
+    counted = _counted(batch, count)
+    found = gradients(structure, counted, batch.labels, forward(params, tables, at, batch))
+    return jax.tree.map(lambda x: x[None], found)
 
-    def loss(nudges):
-      with probe.using(Nudger(nudges)):
-        logits = step.forward(setup, params, tables, at, batch)
-      return losses.bce_sum(logits, batch.labels, rows_b)
-
-    grads = jax.grad(loss)({k: jnp.zeros(shape) for k, shape in structure.branches.items()})
-    norms = {k: jnp.sqrt(jnp.sum(g**2, axis=(1, 2)))[:, None] for k, g in grads.items()}
-    return {
-      k: jax.tree.map(lambda x: x[None], moments.of(n, rows_b[:, None])) for k, n in norms.items()
-    }
-
-  both = (parallel.BATCH,) * 3
   return Programs(
-    look=_program(setup, look, both),
+    look=_program(setup, look, (parallel.BATCH,) * 3),
     change=_program(setup, change, parallel.BATCH, parallel.REPLICATED),
-    gradients=_program(setup, gradients, parallel.BATCH),
+    gradients=_program(setup, slopes, parallel.BATCH),
     structure=structure,
   )
 
