@@ -231,7 +231,12 @@ def _first(below: np.ndarray, q: float) -> int:
 
 def _by_kind(model: Model, m: moments.Moments) -> dict[str, Any]:
   kinds = tokens_of(model, len(m.count))
-  return {name: moments.over_tokens(m, at).mean[0].tolist() for name, at in kinds.items()}
+  out = {}
+  for name, at in kinds.items():
+    of_kind = moments.over_tokens(m, at)
+    share = of_kind.share_negative()[0].tolist()
+    out[name] = {'mean': of_kind.mean[0].tolist(), 'negative': share}
+  return out
 
 
 def _weights(model: Model, seen: Seen, kind: str, site: int) -> dict[str, Any]:

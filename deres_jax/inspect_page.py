@@ -185,15 +185,18 @@ def _fields(c: dict[str, Any]) -> str:
   for j, name in enumerate(columns):
     having = [w for w in deep if name in w['sources']]
     for i, kind in enumerate(rows):
-      values = [w['tokens'][kind][w['sources'].index(name)] for w in having if kind in w['tokens']]
-      mean = sum(values) / len(values)
-      cells[i, j] = {'mean': mean, 'sd': 0.0, 'negative': float(mean < 0)}
+      own = [(w['tokens'][kind], w['sources'].index(name)) for w in having if kind in w['tokens']]
+      if own:
+        mean, negative = (sum(x[k][at] for x, at in own) / len(own) for k in ('mean', 'negative'))
+        cells[i, j] = {'mean': mean, 'sd': 0.0, 'negative': negative}
   gates = [g for g in c['gates'] if g['tokens']]
   said = ''
   if gates:
     head = ['', *(site_name(c['sites'][g['site']]) for g in gates)]
-    lines = [[kind, *(f'{g["tokens"][kind]:.3f}' if kind in g['tokens'] else '' for g in gates)]
-             for kind in rows]  # fmt: skip
+    lines = [
+      [kind, *(f'{g["tokens"][kind]["mean"]:.3f}' if kind in g['tokens'] else '' for g in gates)]
+      for kind in rows
+    ]
     said = f'<h3>Mean gate</h3>{table(head, lines, "Mean gate by kind of token")}'
   return (
     '<h2>By kind of token</h2><p>Mean weight on each source, over the reads of the last half of '
@@ -253,8 +256,9 @@ def _checks(c: dict[str, Any]) -> str:
     ends += f'{signed(x["difference"] + x["interval"], ".5f")}]'
     said = f'{x["change"]}: {signed(x["difference"], ".5f")} {ends}'
     drawn = pictures.strip(scale, x['difference'], x['interval'], said)
-    rows.append([x['change'], f'{x["auc"]:.5f}', signed(x['difference'], '.5f'), ends,
-                 f'{x["p_holm"]:.2g}', Html(drawn)])  # fmt: skip
+    p = f'{x["p_holm"]:.2g}' if x['p_holm'] > 1e-99 else '< 1e-99'
+    figures = f'{x["auc"]:.5f}', signed(x['difference'], '.5f'), ends, p
+    rows.append([x['change'], *figures, Html(drawn)])
   scaled = (
     ' The weights that are left are scaled to sum to 1 again.' if c['simplex'] else
     ' The weights that are left stay as they are.'

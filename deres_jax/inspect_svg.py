@@ -8,7 +8,7 @@ from typing import Any
 from deres_jax import svg
 from deres_jax.scaling_svg import Look
 
-_LABEL, _CELL, _SMALL = 132, (62, 38), (26, 24)
+_LABEL, _CELL, _SMALL = 132, (74, 40), (26, 24)
 _MOST_WRITTEN = 9  # columns whose cells have room for a figure
 _LETTER = 7.2  # px of a letter of 12 px, about
 
@@ -35,7 +35,7 @@ def heat(
   written = len(columns) <= _MOST_WRITTEN
   width, height = _CELL if written else _SMALL
   label = max(40.0, min(_LABEL, _LETTER * max(map(len, rows)) + 10))
-  over = 20 if written else 12 + 5.5 * max(map(len, columns))
+  over = 22 if written else 12 + 5.5 * max(map(len, columns))
   parts = []
   for j, name in enumerate(columns):
     x = label + (j + 0.5) * width
@@ -159,10 +159,11 @@ def strip(x: svg.Scale, difference: float, half: float, said: str) -> str:
   height, parts = 22, []
   parts.append(svg.line(x(0), 0, x(0), height, 'one'))
   ends = []
-  for end, sign in ((difference - half, -1), (difference + half, 1)):
+  for end in (difference - half, difference + half):
     place = x(min(max(end, x.low), x.high))
     ends.append(place)
     if not x.low <= end <= x.high:
+      sign = -1 if end < x.low else 1
       tip = [(place - 5 * sign, 7), (place, 11), (place - 5 * sign, 15)]
       parts.append(svg.polyline(tip, 'whisker c1'))
   parts.append(svg.line(ends[0], 11, ends[1], 11, 'whisker c1'))

@@ -51,7 +51,9 @@ def made(workdir):
 def test_untouched_logits_are_those_of_evaluation(made, workdir):
   """Over two devices, in batches of another size, of the rows that were asked for."""
   _, seen, c = made
-  np.testing.assert_allclose(seen.logits[''], np.load(workdir / 'test_logits.npy')[:1200], atol=1e-6)
+  np.testing.assert_allclose(
+    seen.logits[''], np.load(workdir / 'test_logits.npy')[:1200], atol=1e-6
+  )
   assert c['untouched']['rows'] == 1200 == len(seen.labels_N)
 
 
@@ -80,8 +82,10 @@ def test_the_page_is_one_file_without_script(made):
   assert '<script' not in text and '&lt;script&gt;' in text and 'a &amp; b' in text
   assert 'https:' not in text and '@import' not in text and 'src=' not in text
   tree = Node(text)
-  assert len(tree.all('svg')) >= 8 and all(x.attrs.get('aria-label') for x in tree.all('svg', 'heat'))
-  marks = [x for x in tree.all('svg', 'heat')[0].all('path', 'neg')]
+  assert len(tree.all('svg')) >= 8 and all(
+    x.attrs.get('aria-label') for x in tree.all('svg', 'heat')
+  )
+  marks = tree.all('svg', 'heat')[0].all('path', 'neg')
   recall = [w for w in c['weights'] if w['kind'] == 'recall']
   assert len(marks) == sum(m < 0 for w in recall for m in w['mean'])
   assert all(x['verdict'] in text for x in c['claims'])
@@ -194,7 +198,9 @@ def test_effective_rank_of_known_spectra():
       parts.append(moments.Scatter(len(rows), rows.mean(0), centred.T @ centred))
     p = np.array(sigma) / np.sum(sigma)
     want = np.exp(-np.sum(p * np.log(p)))
-    np.testing.assert_allclose(moments.effective_rank(moments.merged_scatter(parts)), want, rtol=1e-5)
+    np.testing.assert_allclose(
+      moments.effective_rank(moments.merged_scatter(parts)), want, rtol=1e-5
+    )
   assert moments.effective_rank(moments.Scatter(4, np.ones(3), np.zeros((3, 3)))) is None
 
 
