@@ -90,19 +90,25 @@ def deep_and_early(s: Structure) -> dict[int, int]:
   }
 
 
-def look(model: Model, split: str, rows: int, tell: Callable[[int, int], None]) -> Seen:
+def batches_of(model: Model, split: str, rows: int) -> data.Batches:
+  """Batches that hold the first `rows` rows of a split, in the order that they are stored in."""
+  c, devices = model.config, model.setup.mesh.size
+  size = min(c.data.eval_batch_size, MOST_ROWS * devices)
+  blocks = Blocks(model.schema, split)
+  return data.Batches(
+    blocks, model.setup.tables, size, devices, c.data.window_blocks, shuffle_seed=None
+  )
+
+
+def look(model: Model, batches: data.Batches, rows: int, tell: Callable[[int], None]) -> Seen:
   """Runs everything over the first `rows` rows of a split.
 
   Args:
-    tell: called with the number of batches that are done and of all.
+    rows: at most those of the split.
+    tell: called with the number of batches that are done.
   """
   c, setup = model.config, model.setup
-  size = min(c.data.eval_batch_size, MOST_ROWS * setup.mesh.size)
-  blocks = Blocks(model.schema, split)
-  batches = data.Batches(
-    blocks, setup.tables, size, setup.mesh.size, c.data.window_blocks, shuffle_seed=None
-  )
-  rows = min(rows, blocks.rows)
+  size = batches.batch_size
   last = -(-rows // size)
   programs, at = probes.make(setup), np.int32(model.step)
   seen = Seen(programs.structure, {}, {}, None, {}, np.zeros(0))
@@ -125,7 +131,7 @@ def look(model: Model, split: str, rows: int, tell: Callable[[int, int], None]) 
     _add(seen.found, found)
     labels.append(fed.kept[:count])
     early.append(_early(programs.structure, by_row, count))
-    tell(k + 1, last)
+    tell(k + 1)
   seen.logits = {name: np.concatenate(parts) for name, parts in logits.items()}
   seen.labels_N = np.concatenate(labels)
   seen.early_N = None if early[0] is None else np.concatenate(early)

@@ -109,15 +109,18 @@ def inspect(model: findings.Model, workdir: str, split: str, rows: int) -> dict[
     raise UserError(f'--split={split}: expected one of {", ".join(schema.splits)}')
   if rows < 1:
     raise UserError(f'--rows={rows}: expected at least 1')
-  progress = writer.Progress(100, 0)
-  seen = findings.look(
-    model, split, rows, lambda done, of: progress.step(100 * done // of, f'batch {done} of {of}')
-  )
-  progress.close()
-  if seen.labels_N.min() == seen.labels_N.max():
+  rows = min(rows, schema.splits[split].rows)
+  batches = findings.batches_of(model, split, rows)
+  progress = writer.Progress(-(-rows // batches.batch_size), 0)
+  try:
+    seen = findings.look(model, batches, rows, lambda done: progress.step(done, f'of {split}'))
+  finally:
+    progress.close()
+  clicks = int(seen.labels_N.sum())
+  if min(clicks, rows - clicks) < 2:
     raise UserError(
-      f'--rows={rows}: these {len(seen.labels_N)} rows of {split} hold one class only, so there is '
-      'no AUC: take more'
+      f'--rows={rows}: {clicks} of these rows of {split} are clicks, and an interval of AUC takes '
+      'two rows of each kind: take more'
     )
   found = findings.content(model, seen)
   return {

@@ -42,8 +42,8 @@ def site_name(name: str) -> str:
   return f'{int(layer) + 1} {kind}' if kind and layer.isdigit() else name
 
 
-def interval(x: dict[str, Any], form: str = '.4f') -> str:
-  """'−0.0253 [−0.0256, −0.0251]'."""
+def interval(x: dict[str, Any], form: str = '.5f') -> str:
+  """'−0.02536 [−0.02544, −0.02528]'."""
   if x['figure'] is None:
     return 'no figure'
   return f'{signed(x["figure"], form)} [{signed(x["low"], form)}, {signed(x["high"], form)}]'
@@ -180,7 +180,7 @@ def _fields(c: dict[str, Any]) -> str:
   ]  # fmt: skip
   if not deep:
     return ''
-  columns, rows = _columns(deep), list(deep[-1]['tokens'])
+  columns, rows = _columns(deep), list(deep[0]['tokens'])  # a pyramid drops some later
   cells = {}
   for j, name in enumerate(columns):
     having = [w for w in deep if name in w['sources']]

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -12,7 +13,16 @@ from ml_collections import ConfigDict
 from test_scaling_page import Node
 from test_train import EXPERIMENT, REPO
 
-from deres_jax import config, findings, inspect, inspect_claims, inspect_page, moments, train
+from deres_jax import (
+  config,
+  findings,
+  inspect,
+  inspect_claims,
+  inspect_page,
+  models,
+  moments,
+  train,
+)
 from deres_jax.errors import UserError
 
 
@@ -38,7 +48,8 @@ def workdir(planted, tmp_path_factory):
 def made(workdir):
   """Model, what was seen of the test split, and inspect.json's content."""
   model = inspect.load(workdir)
-  seen = findings.look(model, 'test', 1200, lambda done, of: None)
+  batches = findings.batches_of(model, 'test', 1200)
+  seen = findings.look(model, batches, 1200, lambda done: None)
   found = findings.content(model, seen)
   more = {
     'workdir': '<script>alert(1)</script>', 'config_hash': 'abc', 'backbone': 'onetrans',
@@ -151,11 +162,35 @@ def test_mistakes(planted, workdir, tmp_path, made):
     inspect.inspect(made[0], 'w', 'dev', 5)
   with pytest.raises(UserError, match='--rows=0: expected at least 1'):
     inspect.inspect(made[0], 'w', 'test', 0)
+  with pytest.raises(UserError, match='--rows=1: . of these rows of test are clicks'):
+    inspect.inspect(made[0], 'w', 'test', 1)
 
 
 def test_config_of_a_workdir_is_read_as_it_was(workdir, planted):
   c, _ = inspect._config(workdir)
   assert c == tiny(planted) and isinstance(config.base(), ConfigDict)
+
+
+def test_kinds_of_tokens(planted):
+  """Events are one kind, what a pyramid has left of them; without attention to them they are means."""
+  c = tiny(planted)
+  schema = types.SimpleNamespace(
+    fields=('user', 'item'), sequence=types.SimpleNamespace(attributes=('item', 'kind'))
+  )
+
+  def of(tokens, **model):
+    changed = dataclasses.replace(c, model=dataclasses.replace(c.model, **model))
+    setup = types.SimpleNamespace(layout=models.Layout(2, 5, 2))
+    whole = findings.Model(changed, schema, setup, 0, (), 1)
+    return {k: v.tolist() for k, v in findings.tokens_of(whole, tokens).items()}
+
+  assert of(7) == {'events': [0, 1, 2, 3, 4], 'user': [5], 'item': [6]}
+  assert of(3) == {'events': [0], 'user': [1], 'item': [2]}
+  assert of(2) == {'user': [0], 'item': [1]}
+  assert list(of(4, backbone='wukong')) == [
+    'user', 'item', 'mean item of events', 'mean kind of events'
+  ]  # fmt: skip
+  assert list(of(3, tokenizer='slice', tokens=2)) == ['events', 'token 1', 'token 2']
 
 
 # Sums.
