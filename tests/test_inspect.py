@@ -162,7 +162,7 @@ def test_mistakes(planted, workdir, tmp_path, made):
     inspect.inspect(made[0], 'w', 'dev', 5)
   with pytest.raises(UserError, match='--rows=0: expected at least 1'):
     inspect.inspect(made[0], 'w', 'test', 0)
-  with pytest.raises(UserError, match='--rows=1: . of these rows of test are clicks'):
+  with pytest.raises(UserError, match=r'--rows=1: \d of these rows of test are clicks'):
     inspect.inspect(made[0], 'w', 'test', 1)
 
 
@@ -172,7 +172,7 @@ def test_config_of_a_workdir_is_read_as_it_was(workdir, planted):
 
 
 def test_kinds_of_tokens(planted):
-  """Events are one kind, what a pyramid has left of them; without attention to them they are means."""
+  """Events are one kind, as many as a pyramid has left; to others they are means."""
   c = tiny(planted)
   schema = types.SimpleNamespace(
     fields=('user', 'item'), sequence=types.SimpleNamespace(attributes=('item', 'kind'))
