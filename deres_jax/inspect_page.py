@@ -22,7 +22,7 @@ svg .mean-of{font-size:13px;font-weight:600}svg .sd-of{font-size:10.5px;fill:var
 .small{display:grid;grid-template-columns:repeat(auto-fill,minmax(11rem,1fr));gap:1.2rem 1.6rem}
 .small h3{margin:0 0 .2rem}.word{font-weight:650;white-space:nowrap}
 .claims{display:grid;grid-template-columns:minmax(0,1.1fr) minmax(0,1fr);gap:.9rem 2.4rem}
-.claims p{margin:0}.strip{min-width:12rem}
+.checks :is(td,th){vertical-align:middle}.claims p{margin:0}.strip{min-width:12rem}
 @media(max-width:42rem){.claims{grid-template-columns:minmax(0,1fr);gap:.2rem}
 .claims p:nth-child(even){margin-bottom:.9rem}}
 """
@@ -80,7 +80,7 @@ def _gates(c: dict[str, Any]) -> str:
   names = [site_name(c['sites'][g['site']]) for g in c['gates']]
   drawn = ''.join(
     pictures.gates(names, c['gates'], width, kind)
-    for width, kind in ((720, 'wide'), (400, 'narrow'))
+    for width, kind in ((940, 'wide'), (400, 'narrow'))
   )
   static = not any(g['depends_on_input'] for g in c['gates'])
   rows = [
@@ -271,7 +271,7 @@ def _checks(c: dict[str, Any]) -> str:
     f'the same {c["rows"]:,} rows; untouched it has AUC {untouched["auc"]:.5f} ± '
     f'{untouched["auc_se"]:.5f}. A source that is removed is read by no sub-layer and not by the '
     f'head{stays}.{scaled} Intervals are DeLong’s, paired.</p>'
-    f'{table(head, rows, "Changes and what they cost")}'
+    f'{table(head, rows, "Changes and what they cost", kind="checks")}'
     '<p class="note">A trained model with a part taken out is not a model trained without it: a '
     'small cost may still mean that training would have been worse.</p>'
   )
