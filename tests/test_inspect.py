@@ -171,18 +171,18 @@ def test_config_of_a_workdir_is_read_as_it_was(workdir, planted):
   assert c == tiny(planted) and isinstance(config.base(), ConfigDict)
 
 
-def test_kinds_of_tokens(planted):
+def test_kinds_of_tokens():
   """Events are one kind, as many as a pyramid has left; to others they are means."""
-  c = tiny(planted)
+  c = tiny('nowhere')
   schema = types.SimpleNamespace(
     fields=('user', 'item'), sequence=types.SimpleNamespace(attributes=('item', 'kind'))
   )
 
-  def of(tokens, **model):
+  def of(count, **model):
     changed = dataclasses.replace(c, model=dataclasses.replace(c.model, **model))
     setup = types.SimpleNamespace(layout=models.Layout(2, 5, 2))
     whole = findings.Model(changed, schema, setup, 0, (), 1)
-    return {k: v.tolist() for k, v in findings.tokens_of(whole, tokens).items()}
+    return {k: v.tolist() for k, v in findings.tokens_of(whole, count).items()}
 
   assert of(7) == {'events': [0, 1, 2, 3, 4], 'user': [5], 'item': [6]}
   assert of(3) == {'events': [0], 'user': [1], 'item': [2]}
