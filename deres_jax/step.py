@@ -347,18 +347,25 @@ def make_train_step(setup: Setup) -> Callable:
   return parallel.settled(setup.mesh, jax.jit(step, donate_argnums=(0, 1)))
 
 
+def forward(
+  setup: Setup, params: Any, tables: tuple[Array, ...], step: Array, batch: Batch
+) -> Array:
+  """Logits [b] float32 of a device's part of a batch, without noise; for bodies of shard_map."""
+  rows, _ = _lookup(tables, batch)
+  ctx = Context(progress=_progress(setup, step), mask_BT=_mask(setup, batch.there))
+  x = by_slot(setup, rows, batch.inverse)
+  return setup.model.apply({'params': params}, x, ctx).astype(jnp.float32)
+
+
 def make_eval_step(setup: Setup) -> Callable:
   """(params, rows, step, batch) -> logits [B] float32, split over the mesh like the batch.
 
   `step` is the one that the parameters are of: annealed temperatures depend on it.
   """
 
-  def body(params, tables, step, batch):
-    ctx = Context(progress=_progress(setup, step), mask_BT=_mask(setup, batch.there))
+  def body(*args):
     with library.using(setup.kernels):
-      rows, _ = _lookup(tables, batch)
-      x = by_slot(setup, rows, batch.inverse)
-      return setup.model.apply({'params': params}, x, ctx).astype(jnp.float32)
+      return forward(setup, *args)
 
   step = jax.shard_map(
     body,

@@ -78,6 +78,7 @@ LEVEL = {
   'deres_jax.kernels': 0,
   'deres_jax.kernels.library': 0,
   'deres_jax.kernels.ops': 0,
+  'deres_jax.models.probe': 0,
   'deres_jax.models.layers': 1,
   'deres_jax.models.stack': 2,
   'deres_jax.models.heads': 2,
@@ -96,6 +97,7 @@ LEVEL = {
   'deres_jax.models.backbones': 5,
   'deres_jax.models.connectors': 5,
   'deres_jax.models': 6,
+  'deres_jax.moments': 1,
   'deres_jax.rows': 1,
   'deres_jax.embedding': 2,
   'deres_jax.optim': 3,
@@ -124,6 +126,12 @@ LEVEL = {
   'deres_jax.inputs': 3,
   'deres_jax.export': 12,
   'deres_jax.main': 12,
+  'deres_jax.probes': 9,
+  'deres_jax.findings': 10,
+  'deres_jax.inspect_claims': 11,
+  'deres_jax.inspect_svg': 3,
+  'deres_jax.inspect_page': 4,
+  'deres_jax.inspect': 12,
 }
 
 
