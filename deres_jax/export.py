@@ -10,8 +10,6 @@ Shapes: b rows of a request, S ids of a row, E row width.
 """
 
 import contextlib
-import dataclasses
-import json
 import pathlib
 import platform
 from collections.abc import Callable, Iterator
@@ -24,42 +22,20 @@ import numpy as np
 from absl import app, flags
 from jax import export
 
-from deres_jax import artifact, checkpoint, cli, inputs, models, parallel, step, train
+from deres_jax import artifact, cli, inputs, models, trained
 from deres_jax import config as config_lib
 from deres_jax.embedding import Tables
 from deres_jax.errors import UserError
 from deres_jax.models.layers import Context
-from deres_jax.schema import Schema, load_schema
-from deres_jax.setup import Setup, make_setup
+from deres_jax.schema import Schema
+from deres_jax.setup import Setup
+from deres_jax.trained import Trained
 
 Array = jax.Array
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 _PACKAGES = ('deres_jax', 'jax', 'jaxlib', 'flax', 'numpy')
 _PART_ROWS = 1 << 18  # of a table, written at a time
-
-WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.')
-OUT = flags.DEFINE_string('out', None, 'File to write.')
-FOR = flags.DEFINE_list('platforms', list(PLATFORMS), f'Some of {", ".join(PLATFORMS)}.')
-DATA = flags.DEFINE_string('data', None, "The run's prepared folder, if it was moved.")
-
-
-@dataclasses.dataclass(frozen=True)
-class Trained:
-  """The best state of a run.
-
-  Attributes:
-    params, rows: as of `step.State`, on one device.
-    at: the step that they are of; auc: on the validation split, None if it was never evaluated.
-  """
-
-  config: config_lib.Config
-  schema: Schema
-  setup: Setup
-  params: Any
-  rows: tuple[Array, ...]
-  at: int
-  auc: float | None
 
 
 def make_function(setup: Setup, schema: Schema, at: int) -> Callable:
@@ -90,42 +66,6 @@ def make_function(setup: Setup, schema: Schema, at: int) -> Callable:
     return jax.nn.sigmoid(logits_b.astype(jnp.float32))
 
   return probabilities
-
-
-def best_of(workdir: pathlib.Path, data: str | None) -> Trained:
-  """The checkpoint of a run with the best validation AUC.
-
-  Args:
-    data: the prepared folder; None: where config.json says that it is.
-
-  Raises:
-    UserError: no run, no checkpoint, no data or other data than the run's.
-  """
-  file = workdir / 'config.json'
-  if not file.is_file():
-    raise UserError(f'--workdir={workdir}: holds no config.json, so no run: give the folder of one')
-  claimed = json.loads(file.read_text())
-  c = config_lib.resolve(claimed['config'])
-  folder = c.data.path if data is None else data
-  if not pathlib.Path(folder).is_dir():
-    raise UserError(
-      f'the prepared folder {folder} of the run is not here: say where it is, --data=DIR'
-    )
-  schema = load_schema(folder)
-  if schema.content != claimed['data_content']:
-    raise UserError(f'{folder} holds other data than {workdir} was trained on: give --data=DIR')
-  c = dataclasses.replace(c, train=dataclasses.replace(c.train, kernels='off'))
-  setup = make_setup(c, schema, parallel.make_mesh(1), train.steps_of(c, schema))
-  checkpoints = None
-  if (workdir / 'checkpoints').is_dir():
-    checkpoints = checkpoint.Checkpoints(workdir / 'checkpoints')
-  if checkpoints is None or checkpoints.latest() is None:
-    raise UserError(f'--workdir={workdir}: holds no finished checkpoint: train on (--mode=train)')
-  best = checkpoints.best()
-  at, auc = best if best else (checkpoints.latest(), None)
-  params, rows = checkpoints.restore_params(at, step.abstract_state(setup))
-  checkpoints.close()
-  return Trained(c, schema, setup, params, rows, at, auc)
 
 
 def _in_order(tables: Tables, t: int, rows: Array) -> Iterator[np.ndarray]:
@@ -219,26 +159,38 @@ def write(run: Trained, out: pathlib.Path, platforms: list[str]):
   artifact.write(out, description, bytes(function.serialize()), vocabularies, weights)
 
 
+def _define_flags():
+  flags.DEFINE_string('workdir', None, 'Folder of the run.')
+  flags.DEFINE_string('out', None, 'File to write.')
+  flags.DEFINE_list('platforms', list(PLATFORMS), f'Some of {", ".join(PLATFORMS)}.')
+  flags.DEFINE_string('data', None, "The run's prepared folder, if it was moved.")
+
+
 def main(argv: list[str]):
   cli.no_arguments(argv)
-  if not WORKDIR.value or not OUT.value:
+  f = flags.FLAGS
+  if not f.workdir or not f.out:
     raise UserError('give both --workdir=DIR, a trained run, and --out=FILE')
-  out = pathlib.Path(OUT.value)
+  export_run(pathlib.Path(f.workdir), pathlib.Path(f.out), f.platforms, f.data)
+
+
+def export_run(workdir: pathlib.Path, out: pathlib.Path, platforms: list[str], data: str | None):
+  """Writes the file of the best checkpoint of a run. Raises UserError."""
   if out.is_dir() or not out.parent.is_dir():
     what = 'is a folder' if out.is_dir() else f'there is no folder {out.parent}'
     raise UserError(f'--out={out}: {what}, expected a file to write')
-  wrong = [name for name in FOR.value if name not in PLATFORMS]
-  if wrong or not FOR.value:
+  if not platforms or not set(platforms) <= set(PLATFORMS):
     raise UserError(
-      f'--platforms={",".join(FOR.value)}: expected some of {", ".join(PLATFORMS)}, by commas'
+      f'--platforms={",".join(platforms)}: expected some of {", ".join(PLATFORMS)}, by commas'
     )
-  run = best_of(pathlib.Path(WORKDIR.value), DATA.value)
-  write(run, out, FOR.value)
+  run = trained.load(workdir, data)
+  write(run, out, platforms)
   print(
-    f'{out}: {out.stat().st_size / 1e6:,.1f} MB, step {run.at}, for {", ".join(FOR.value)}; '
+    f'{out}: {out.stat().st_size / 1e6:,.1f} MB, step {run.at}, for {", ".join(platforms)}; '
     'docs/serving.md says how to load it'
   )
 
 
 if __name__ == '__main__':
+  _define_flags()
   app.run(cli.guarded(main), flags_parser=cli.parse)

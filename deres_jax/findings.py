@@ -18,8 +18,7 @@ from deres_jax.blocks import Blocks
 from deres_jax.feed import Ahead, feed
 from deres_jax.models.backbones import READS_EVENTS
 from deres_jax.probes import Change, Structure
-from deres_jax.schema import Schema
-from deres_jax.setup import Setup
+from deres_jax.trained import Trained
 
 MOST_ROWS = 1024  # of a batch on a device: gradients keep the activations of all of them
 GRADIENT_BATCHES = 8
@@ -27,18 +26,6 @@ QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 NEAR = 0.05  # a gate below this, or above 1 less this, is near an end
 HEAD = 'head'
 NEGATIVES, GATES = 'negative weights zeroed', {0.0: 'gate 0', 0.5: 'gate 0.5', 1.0: 'gate 1'}
-
-
-@dataclasses.dataclass(frozen=True)
-class Model:
-  """A trained model and where it came from."""
-
-  config: config_lib.Config
-  schema: Schema
-  setup: Setup
-  params: Any
-  tables: tuple[jax.Array, ...]
-  step: int
 
 
 @dataclasses.dataclass
@@ -90,7 +77,7 @@ def deep_and_early(s: Structure) -> dict[int, int]:
   }
 
 
-def batches_of(model: Model, split: str, rows: int) -> data.Batches:
+def batches_of(model: Trained, split: str, rows: int) -> data.Batches:
   """Batches that hold the first `rows` rows of a split, in the order that they are stored in."""
   c, devices = model.config, model.setup.mesh.size
   size = min(c.data.eval_batch_size, MOST_ROWS * devices)
@@ -100,7 +87,7 @@ def batches_of(model: Model, split: str, rows: int) -> data.Batches:
   )
 
 
-def look(model: Model, batches: data.Batches, rows: int, tell: Callable[[int], None]) -> Seen:
+def look(model: Trained, batches: data.Batches, rows: int, tell: Callable[[int], None]) -> Seen:
   """Runs everything over the first `rows` rows of a split.
 
   Args:
@@ -110,7 +97,7 @@ def look(model: Model, batches: data.Batches, rows: int, tell: Callable[[int], N
   c, setup = model.config, model.setup
   size = batches.batch_size
   last = -(-rows // size)
-  programs, at = probes.make(setup), np.int32(model.step)
+  programs, at = probes.make(setup), np.int32(model.at)
   seen = Seen(programs.structure, {}, {}, None, {}, np.zeros(0))
   tried: dict[str, Change] = {}
   logits: dict[str, list] = {}
@@ -119,7 +106,7 @@ def look(model: Model, batches: data.Batches, rows: int, tell: Callable[[int], N
   stream = feed(batches, setup.mesh, (0, last), ahead, lambda: False, lambda r: r.labels.copy())
   for k, fed in enumerate(stream):
     count = min(size, rows - k * size)
-    args = model.params, model.tables, at, fed.batch, np.int32(count)
+    args = model.params, model.rows, at, fed.batch, np.int32(count)
     out, found, by_row = programs.look(*args)
     tried = tried or changes(programs.structure)
     logits.setdefault('', []).append(np.asarray(out)[:count])
@@ -165,7 +152,7 @@ def _add(total: dict[str, dict], found: dict[str, dict]):
 # Tokens.
 
 
-def tokens_of(model: Model, tokens: int) -> dict[str, np.ndarray]:
+def tokens_of(model: Trained, tokens: int) -> dict[str, np.ndarray]:
   """Places of each kind of token among the last `tokens` ones: events, and fields by name."""
   c, layout, schema = model.config, model.setup.layout, model.schema
   reads = c.model.backbone in READS_EVENTS
@@ -183,7 +170,7 @@ def tokens_of(model: Model, tokens: int) -> dict[str, np.ndarray]:
 # The content.
 
 
-def content(model: Model, seen: Seen) -> dict[str, Any]:
+def content(model: Trained, seen: Seen) -> dict[str, Any]:
   """What inspect.json holds of the model, but for how it was made."""
   s = seen.structure
   checks = _checks(seen)
@@ -212,7 +199,7 @@ def _gated(c: config_lib.Config) -> str:
   return 'the identity path (1 − g: the recall path)'
 
 
-def _gate(model: Model, seen: Seen, site: int) -> dict[str, Any]:
+def _gate(model: Trained, seen: Seen, site: int) -> dict[str, Any]:
   count = seen.found['gates'][str(site)]
   total, middle = count.sum(), (np.arange(probes.BINS) + 0.5) / probes.BINS
   below = np.cumsum(count) / total
@@ -235,7 +222,7 @@ def _first(below: np.ndarray, q: float) -> int:
   return int(np.searchsorted(below, max(q, 1e-12) * (1 - 1e-12)))
 
 
-def _by_kind(model: Model, m: moments.Moments) -> dict[str, Any]:
+def _by_kind(model: Trained, m: moments.Moments) -> dict[str, Any]:
   kinds = tokens_of(model, len(m.count))
   out = {}
   for name, at in kinds.items():
@@ -245,7 +232,7 @@ def _by_kind(model: Model, m: moments.Moments) -> dict[str, Any]:
   return out
 
 
-def _weights(model: Model, seen: Seen, kind: str, site: int) -> dict[str, Any]:
+def _weights(model: Trained, seen: Seen, kind: str, site: int) -> dict[str, Any]:
   m = seen.found['weights'][f'{kind} {site}']
   static = (kind, site) in seen.structure.static
   whole = moments.over_tokens(m)

@@ -18,10 +18,6 @@ from absl import app, flags
 from deres_jax import cli, svg
 from deres_jax.errors import UserError, printable
 
-WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the finished run.')
-BASELINE = flags.DEFINE_string('baseline', None, 'Folder of the finished run to compare with.')
-OUT = flags.DEFINE_string('out', None, 'Page to write; default: report.html in the workdir.')
-
 
 @dataclasses.dataclass(frozen=True)
 class Finished:
@@ -161,15 +157,23 @@ def page(run: Finished, baseline: Finished) -> str:
   )
 
 
+def _define_flags():
+  flags.DEFINE_string('workdir', None, 'Folder of the finished run.')
+  flags.DEFINE_string('baseline', None, 'Folder of the finished run to compare with.')
+  flags.DEFINE_string('out', None, 'Page to write; default: report.html in the workdir.')
+
+
 def main(argv: list[str]):
   cli.no_arguments(argv)
-  if not WORKDIR.value or not BASELINE.value:
+  f = flags.FLAGS
+  if not f.workdir or not f.baseline:
     raise UserError('give both --workdir=RUN and --baseline=RUN')
-  run, baseline = load(WORKDIR.value), load(BASELINE.value)
-  out = pathlib.Path(OUT.value) if OUT.value else run.workdir / 'report.html'
+  run, baseline = load(f.workdir), load(f.baseline)
+  out = pathlib.Path(f.out) if f.out else run.workdir / 'report.html'
   out.write_text(page(run, baseline))
   print(f'{summary(run, baseline)}\n{out}')
 
 
 if __name__ == '__main__':
+  _define_flags()
   app.run(cli.guarded(main), flags_parser=cli.parse)

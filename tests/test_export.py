@@ -22,7 +22,7 @@ from data_pipelines import build
 from data_pipelines.avazu_protocol import SPLIT_PROTOCOLS as AVAZU_SPLITS
 from data_pipelines.criteo_parse import FIELD_NAMES
 from data_pipelines.criteo_protocol import SPLIT_PROTOCOLS as CRITEO_SPLITS
-from deres_jax import artifact, config, export, serving, train
+from deres_jax import artifact, config, export, serving, train, trained
 from deres_jax.errors import UserError
 from deres_jax.schema import load_schema
 
@@ -35,14 +35,14 @@ TINY = (
 )
 
 
-def trained(folder, workdir, more=''):
+def train_in(folder, workdir, more=''):
   """Three steps; returns the workdir."""
   train.train(config.resolve(config.base(f'{TINY},data.path={folder},{more}')), workdir)
   return workdir
 
 
 def written(workdir, out, platforms=export.PLATFORMS):
-  export.write(export.best_of(workdir, None), out, list(platforms))
+  export.write(trained.load(workdir), out, list(platforms))
   return serving.load(out)
 
 
@@ -65,13 +65,13 @@ def planted_rows(folder):
 
 @pytest.fixture(scope='module')
 def run(planted, tmp_path_factory):
-  return trained(planted, tmp_path_factory.mktemp('run') / 'w')
+  return train_in(planted, tmp_path_factory.mktemp('run') / 'w')
 
 
 @pytest.fixture(scope='module')
 def file(run, tmp_path_factory):
   out = tmp_path_factory.mktemp('file') / 'model.zip'
-  export.write(export.best_of(run, None), out, list(export.PLATFORMS))
+  export.write(trained.load(run), out, list(export.PLATFORMS))
   return out
 
 
@@ -100,7 +100,7 @@ def test_the_file_says_what_it_is(planted, run, file):
   with zipfile.ZipFile(file) as archive:
     assert set(archive.namelist()) == {*d['sha256'], artifact.DESCRIPTION}
     table = np.load(archive.open('weights/table_0.npy'), allow_pickle=False)
-  best = export.best_of(run, None)
+  best = trained.load(run)
   assert table.shape == (best.setup.tables.rows, 4)
   # Row offset + id of each column, whatever the order in memory.
   in_memory = np.asarray(best.rows[0])
@@ -109,7 +109,7 @@ def test_the_file_says_what_it_is(planted, run, file):
 
 
 def test_the_same_run_gives_the_same_bytes(run, file, tmp_path):
-  export.write(export.best_of(run, None), tmp_path / 'again', list(export.PLATFORMS))
+  export.write(trained.load(run), tmp_path / 'again', list(export.PLATFORMS))
   assert (tmp_path / 'again').read_bytes() == file.read_bytes()
   with zipfile.ZipFile(file) as archive:
     function = archive.read(artifact.FUNCTION)
@@ -146,7 +146,7 @@ def test_serving_needs_little_more_than_jax(planted, file):
   ids=['din', 'onetrans'],
 )
 def test_histories_predict_as_evaluation_did(feed, tmp_path, more):
-  workdir, schema = trained(feed, tmp_path / 'w', more), load_schema(str(feed))
+  workdir, schema = train_in(feed, tmp_path / 'w', more), load_schema(str(feed))
   rows = [feed_row(schema, ids) for ids in ids_of(feed)]
   assert {0, 6} <= {len(row['events']) for row in rows}
   model = written(workdir, tmp_path / 'f')
@@ -165,7 +165,7 @@ def test_real_criteo_rows_predict_as_evaluation_did(samples, tmp_path):
   ids = np.array(ids_of(tmp_path / 'data'))
   assert (ids[:, 13:] == 1).any() and min(map(len, rows)) < 39
   more = 'model.backbone=deepfm,model.embed_dim_of_few=50:2'
-  workdir = trained(tmp_path / 'data', tmp_path / 'w', more)
+  workdir = train_in(tmp_path / 'data', tmp_path / 'w', more)
   model = written(workdir, tmp_path / 'f')
   assert_predicts(model, rows, workdir)
   assert {'table_0', 'table_1'} <= set(model.description['weights'])
@@ -181,7 +181,7 @@ def test_real_avazu_rows_predict_as_evaluation_did(samples, tmp_path):
   assert not build.main(flags)
   numbers = AVAZU_SPLITS['x4'].rows(len(lines), 0)['test']
   rows = [{k: v for k, v in lines[i].items() if k not in ('id', 'click')} for i in numbers]
-  workdir = trained(tmp_path / 'data', tmp_path / 'w', 'model.backbone=lr,model.embed_dim=1')
+  workdir = train_in(tmp_path / 'data', tmp_path / 'w', 'model.backbone=lr,model.embed_dim=1')
   assert_predicts(written(workdir, tmp_path / 'f'), rows, workdir)
 
 
@@ -258,7 +258,6 @@ def test_the_command_writes_the_file_or_ends_with_2(run, file, tmp_path):
 @pytest.mark.parametrize(
   ('flags', 'words'),
   [
-    ({'out': ''}, 'give both --workdir=DIR, a trained run, and --out=FILE'),
     ({'out': '.'}, '--out=.: is a folder, expected a file'),
     ({'out': 'gone/f'}, '--out=gone/f: there is no folder gone'),
     ({'platforms': ['cpu', 'gpu']}, '--platforms=cpu,gpu: expected some of cpu, cuda, tpu'),
@@ -270,23 +269,26 @@ def test_the_command_writes_the_file_or_ends_with_2(run, file, tmp_path):
 def test_mistakes_get_a_line(run, tmp_path, monkeypatch, flags, words):
   monkeypatch.chdir(tmp_path)
   values = {'workdir': str(run), 'out': 'f', 'platforms': ['cpu'], 'data': None} | flags
-  for flag in (export.WORKDIR, export.OUT, export.FOR, export.DATA):
-    monkeypatch.setattr(export.flags.FLAGS[flag.name], 'value', values[flag.name])
   with pytest.raises(UserError, match=re.escape(words)) as caught:
-    export.main(['export'])
+    export.export_run(
+      pathlib.Path(values['workdir']),
+      pathlib.Path(values['out']),
+      values['platforms'],
+      values['data'],
+    )
   assert '\n' not in str(caught.value) and not (tmp_path / 'f').exists()
 
 
 def test_a_run_or_data_that_cannot_be_exported_gets_a_line(planted, feed, run, tmp_path):
   data = shutil.copytree(planted, tmp_path / 'data')
   with pytest.raises(UserError, match=r'holds other data than .* was trained on'):
-    export.best_of(run, str(feed))
+    trained.load(run, str(feed))
   shutil.copy(run / 'config.json', tmp_path)
   with pytest.raises(UserError, match=r'holds no finished checkpoint: train on'):
-    export.best_of(tmp_path, None)
+    trained.load(tmp_path)
   vocabulary = data / 'vocabulary' / 'f02.txt'
   vocabulary.write_text(vocabulary.read_text() + 'more\n')
-  moved = export.best_of(run, str(data))
+  moved = trained.load(run, str(data))
   with pytest.raises(UserError, match=r'f02.txt: is missing or altered'):
     export.write(moved, tmp_path / 'f', ['cpu'])
   schema = json.loads((data / 'schema.json').read_text())

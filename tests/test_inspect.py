@@ -22,8 +22,10 @@ from deres_jax import (
   models,
   moments,
   train,
+  trained,
 )
 from deres_jax.errors import UserError
+from deres_jax.trained import Trained
 
 
 def tiny(planted, overrides=''):
@@ -53,7 +55,7 @@ def made(workdir):
   found = findings.content(model, seen)
   more = {
     'workdir': '<script>alert(1)</script>', 'config_hash': 'abc', 'backbone': 'onetrans',
-    'connector': 'deres', 'layers': 2, 'dim': 8, 'seed': 0, 'step': model.step, 'dataset': 'a & b',
+    'connector': 'deres', 'layers': 2, 'dim': 8, 'seed': 0, 'step': model.at, 'dataset': 'a & b',
     'split': 'test', 'rows': 1200, 'rows_of_split': 1500, 'versions': {'jax': '1'},
   }  # fmt: skip
   return model, seen, more | {'claims': inspect_claims.claims(found)} | found
@@ -120,7 +122,7 @@ def test_the_command_writes_both_files(workdir, tmp_path):
 
 def test_a_save_under_way_is_left_alone(workdir, tmp_path):
   """Opening a folder of checkpoints removes unfinished ones; a run's own may be among them."""
-  folder = workdir / 'checkpoints' / '99.orbax-checkpoint-tmp'
+  folder = workdir / 'checkpoints' / '99.saving'
   folder.mkdir()
   try:
     inspect.load(workdir)
@@ -137,26 +139,26 @@ def _written(folder, c, content=None):
 
 
 def test_mistakes(planted, workdir, tmp_path, made):
-  with pytest.raises(UserError, match='no such folder'):
+  with pytest.raises(UserError, match=r'holds no config\.json'):
     inspect.load(tmp_path / 'nowhere')
   with pytest.raises(UserError, match=r'holds no config\.json'):
     inspect.load(tmp_path)
   c = tiny(planted)
-  with pytest.raises(UserError, match='holds no checkpoints: train first'):
+  with pytest.raises(UserError, match='holds other data than'):
     inspect.load(_written(tmp_path / 'untrained', c))
   lr = dataclasses.replace(c, model=dataclasses.replace(c.model, backbone='dnn'))
   with pytest.raises(UserError, match='dnn is a classic model'):
     inspect.load(_written(tmp_path / 'classic', lr))
   other = _written(tmp_path / 'other', c, {'train': 'x'})
   (other / 'checkpoints').mkdir()
-  with pytest.raises(UserError, match='was trained on other data'):
+  with pytest.raises(UserError, match='holds other data than'):
     inspect.load(other)
   empty = _written(tmp_path / 'empty', c, made[0].schema.content)
   (empty / 'checkpoints').mkdir()
   with pytest.raises(UserError, match='holds no finished checkpoint'):
     inspect.load(empty)
   (other / 'config.json').write_text('{}')
-  with pytest.raises(UserError, match='damaged'):
+  with pytest.raises(UserError, match='does not say which run'):
     inspect.load(other)
   with pytest.raises(UserError, match='--split=dev: expected one of train, validation, test'):
     inspect.inspect(made[0], 'w', 'dev', 5)
@@ -167,7 +169,7 @@ def test_mistakes(planted, workdir, tmp_path, made):
 
 
 def test_config_of_a_workdir_is_read_as_it_was(workdir, planted):
-  c, _ = inspect._config(workdir)
+  c, _ = trained.config_of(workdir)
   assert c == tiny(planted) and isinstance(config.base(), ConfigDict)
 
 
@@ -181,7 +183,7 @@ def test_kinds_of_tokens():
   def of(count, **model):
     changed = dataclasses.replace(c, model=dataclasses.replace(c.model, **model))
     setup = types.SimpleNamespace(layout=models.Layout(2, 5, 2))
-    whole = findings.Model(changed, schema, setup, 0, (), 1)
+    whole = Trained(changed, schema, setup, 0, (), 1, None)
     return {k: v.tolist() for k, v in findings.tokens_of(whole, count).items()}
 
   assert of(7) == {'events': [0, 1, 2, 3, 4], 'user': [5], 'item': [6]}

@@ -11,6 +11,7 @@ from deres_jax.models.backbones import TOKEN_BACKBONES
 from deres_jax.models.layers import Context
 from deres_jax.schema import load_schema
 from deres_jax.setup import abstract_rows, make_setup
+from deres_jax.trained import Trained
 
 TINY = (
   'model.depth=1,model.dim=8,model.heads=2,model.embed_dim=4,model.ffn_ratio=2,mlp.units=8,'
@@ -32,7 +33,7 @@ def untrained(folder, more):
   )['params']
   params = jax.tree.map(lambda p: np.float32(0.4 * rng.normal(size=p.shape)), shapes)
   rows = tuple(np.float32(rng.normal(size=table.shape)) for table in setup.tables.parts)
-  return export.Trained(c, schema, setup, params, rows, 4, None)
+  return Trained(c, schema, setup, params, rows, 4, None)
 
 
 def check_symbolic(run):
