@@ -142,10 +142,10 @@ lock: $(INSTALLED)
 # make audit   known vulnerabilities of what is in requirements.lock, as pip-audit finds them
 ADVISORIES := https://pypi.org/pypi/pip/json
 audit: $(INSTALLED)
-	$(BIN)/python -m pip install -q pip-audit
 	@$(BIN)/python -c 'import urllib.request as r; r.urlopen("$(ADVISORIES)", timeout=20).read(1)' \
 	  2>/dev/null || { echo 'make audit: no advisories from $(ADVISORIES): no network to it' >&2; \
 	  exit 75; }
+	$(BIN)/python -m pip install -q pip-audit
 	$(BIN)/pip-audit --require-hashes --disable-pip -r requirements.lock
 
 # make bench   steps, tables, starts and metrics beside PyTorch, scikit-learn and limits
