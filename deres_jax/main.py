@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trains, evaluates or plans one run.
 
-  python -m deres_jax.main --config=experiments/criteo_8l.py --workdir=DIR --config.data.path=DATA
+  python -m deres_jax.main --config=criteo_8l --workdir=DIR --config.data.path=DATA
 
 The same command goes on after an interruption. --config is Python code and is executed. On several
 hosts the same command is started on each: docs/pods.md. DERES_JAX_ALLOCATOR=system keeps it from
@@ -28,7 +28,7 @@ from deres_jax import config as config_lib
 from deres_jax.errors import UserError
 
 CONFIG = config_flags.DEFINE_config_file(
-  'config', None, 'Experiment file; --config.a.b=v changes a field, FILE.py:a.b=v,c=w several.'
+  'config', None, 'Experiment by name or path; NAME:depth=16,seed=2 or --config.a.b=v sets fields.'
 )
 WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run: checkpoints, metrics, result.')
 MODE = flags.DEFINE_enum(
@@ -51,7 +51,7 @@ PROCESS = flags.DEFINE_integer('process', None, 'This process, from 0, beside --
 def main(argv: list[str]):
   cli.no_arguments(argv)
   if CONFIG.value is None:
-    raise UserError('no --config: give an experiment file, such as experiments/criteo_8l.py')
+    raise UserError('no --config: give an experiment by name or path, such as --config=criteo_8l')
   c = config_lib.resolve(CONFIG.value)
   place = launcher.where(
     DISTRIBUTED.value, COORDINATOR.value, PROCESSES.value, PROCESS.value, os.environ
