@@ -6,7 +6,7 @@ RUN ?= runs/quickstart
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: run claims pod-local pod-tpu pod-gke pod-slurm criteo-sample test test-slow bench bench-data bench-scale lint format clean help
+.PHONY: run claims pod-local pod-tpu pod-gke pod-slurm criteo-sample test test-slow bench bench-data bench-scale faults soak lint format clean help
 
 help:
 	@sed -n 's/^# //p' $(MAKEFILE_LIST)
@@ -104,6 +104,25 @@ test: $(INSTALLED)
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow
+
+# make faults KILLS=100 SEED=1   a small run killed so often at random, in saves too, ends bit-equal
+SMALL := --rows_train=6000 --rows_validation=1500 --rows_test=1500 --fields=6 --cardinality_max=40
+KILLS ?= 100
+SEED ?= 1
+FAULTS := runs/faults
+faults: $(INSTALLED)
+	rm -rf $(FAULTS)
+	$(BIN)/python -m data_pipelines.build --dataset=synthetic --out=$(FAULTS)/data $(SMALL)
+	$(BIN)/python tests/faults/kills.py --data=$(FAULTS)/data --out=$(FAULTS)/kills \
+	  --kills=$(KILLS) --seed=$(SEED)
+
+# make soak MINUTES=30   trains, evaluates and saves for so long: growth of memory, number of files
+MINUTES ?= 30
+SOAK := runs/soak
+soak: $(INSTALLED)
+	rm -rf $(SOAK)
+	$(BIN)/python -m data_pipelines.build --dataset=synthetic --out=$(SOAK)/data $(SMALL)
+	$(BIN)/python tests/faults/soak.py --data=$(SOAK)/data --out=$(SOAK)/out --minutes=$(MINUTES)
 
 # make bench   steps, tables, starts and metrics beside PyTorch, scikit-learn and limits
 bench: $(INSTALLED)

@@ -2,9 +2,9 @@
 """The malloc of a run: jemalloc where it is installed.
 
 XLA:CPU takes its temporary buffer from malloc at every call. glibc gives large blocks back to the
-kernel, so each step pays for their pages anew; jemalloc is told to keep them. A process can only be
-started with another malloc (LD_PRELOAD), so a run starts itself once more, in place.
-DERES_JAX_ALLOCATOR says what it takes:
+kernel, so each step pays for their pages anew; jemalloc is told to keep them, those above 8 MB too
+(oversize_threshold). A process can only be started with another malloc (LD_PRELOAD), so a run
+starts itself once more, in place. DERES_JAX_ALLOCATOR says what it takes:
 
   auto      jemalloc on Linux, if it is installed
   jemalloc  it must be

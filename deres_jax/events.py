@@ -24,7 +24,10 @@ class Events:
   def __init__(self, folder: pathlib.Path, step: int):
     """From `step` on, this file replaces what earlier ones say."""
     folder.mkdir(parents=True, exist_ok=True)
-    name = f'events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}'
+    # TensorBoard reads files in the order of their stamps, whatever the clock did meanwhile.
+    stamps = [int(x.name.split('.')[3]) for x in folder.glob('events.out.tfevents.*')]
+    stamp = max([int(time.time()), *(x + 1 for x in stamps)])
+    name = f'events.out.tfevents.{stamp}.{socket.gethostname()}.{os.getpid()}'
     self._file = (folder / name).open('ab')
     self._write(0, _VERSION, b'brain.Event:2')
     self._write(step, _SESSION, _SESSION_START)

@@ -17,11 +17,22 @@ from typing import Any
 import jax
 import numpy as np
 
-from deres_jax import checkpoint, cluster, data, evaluate, parallel, result, step, writer
+from deres_jax import (
+  checkpoint,
+  cluster,
+  data,
+  disk,
+  evaluate,
+  parallel,
+  result,
+  step,
+  writer,
+)
 from deres_jax import config as config_lib
 from deres_jax.blocks import Blocks
 from deres_jax.errors import Retry, UserError
 from deres_jax.feed import Ahead, feed
+from deres_jax.lock import held
 from deres_jax.schema import Schema, load_schema
 from deres_jax.setup import Setup, make_setup
 from deres_jax.streaming import StreamState
@@ -52,8 +63,9 @@ class Tools:
 
   def close(self):
     """Waits for the save in progress."""
-    for tool in (self.progress, self.record, self.checkpoints, self.watchdog):
-      tool.close()
+    with contextlib.ExitStack() as stack:  # all, whatever one of them raises
+      for tool in (self.watchdog, self.checkpoints, self.record, self.progress):
+        stack.callback(tool.close)
 
 
 def assemble(c: config_lib.Config, mesh: jax.sharding.Mesh | None = None) -> Run:
@@ -97,12 +109,14 @@ def train(c: config_lib.Config, workdir: pathlib.Path) -> dict[str, Any]:
   """Trains, or goes on training, until result.json is written; returns its content.
 
   Order, and why:
-    1. Config and data are compared with what the workdir was started with, before anything in it
-       is touched.
-    2. The newest checkpoint, if any, gives state, position, clock and the metrics under way.
+    1. The workdir is locked; config and data are compared with what it was started with, before
+       anything in it is touched.
+    2. The newest checkpoint that is whole, if any, gives state, position, clock and the metrics
+       under way.
     3. metrics.jsonl loses the lines after that step; they are written again.
     4. At an evaluation step: training figures, then validation, then the checkpoint that carries
-       the validation AUC. A crash between them repeats them all.
+       the validation AUC. A crash between them repeats them all. The figures are on the disk before
+       the checkpoint is.
     5. SIGTERM on any host: all save at the same step and end with code 75. What validation was due
        there is done first when the run goes on.
     6. The checkpoint with the best validation AUC is evaluated on the test split, once.
@@ -111,27 +125,37 @@ def train(c: config_lib.Config, workdir: pathlib.Path) -> dict[str, Any]:
   Raises:
     Retry: stopped by SIGTERM; the same command goes on.
   """
-  with cluster.Stop() as stop:
+  with cluster.Stop() as stop, disk.faults(workdir):
     run = assemble(c)
-    finished = cluster.leader(lambda: _claim(run, workdir))
-    if finished:
-      return finished
-    checkpoints = checkpoint.Checkpoints(workdir / 'checkpoints')
-    start = checkpoints.latest() or 0
-    leads = cluster.is_leader()
-    tools = Tools(
-      checkpoints,
-      writer.Metrics(workdir, start) if leads else writer.Nowhere(),
-      writer.Progress(run.steps, start) if leads else writer.Nowhere(),
-      stop,
-      cluster.Watchdog(c.mesh.stall_seconds if jax.process_count() > 1 else 0),
-    )
-    try:
-      clock = _loop(run, tools, start)
-      content = _finish(run, tools, clock, workdir)
-    finally:
-      tools.close()
-  return content
+    with held(workdir):
+      finished = cluster.leader(lambda: _claim(run, workdir))
+      if finished:
+        return finished
+      start, tools = _open(run, stop, workdir)
+      try:
+        clock = _loop(run, tools, start)
+        return _finish(run, tools, clock, workdir)
+      finally:
+        tools.close()
+
+
+def _open(run: Run, stop: cluster.Stop, workdir: pathlib.Path) -> tuple[int, Tools]:
+  """The step to go on from, and the tools."""
+  checkpoints = checkpoint.Checkpoints(workdir / 'checkpoints')
+  found, lines = checkpoints.resume(step.abstract_state(run.setup), step.abstract_stream(run.setup))
+  start = found or 0
+  leads = cluster.is_leader()
+  expected = checkpoints.clock(start).lines if start else 0
+  tools = Tools(
+    checkpoints,
+    writer.Metrics(workdir, start, expected) if leads else writer.Nowhere(),
+    writer.Progress(run.steps, start) if leads else writer.Nowhere(),
+    stop,
+    cluster.Watchdog(run.config.mesh.stall_seconds if jax.process_count() > 1 else 0),
+  )
+  for line in (*lines, *tools.record.lost):
+    tools.progress.line(line)
+  return start, tools
 
 
 def _claim(run: Run, workdir: pathlib.Path) -> dict[str, Any] | None:
@@ -145,7 +169,7 @@ def _claim(run: Run, workdir: pathlib.Path) -> dict[str, Any] | None:
     'identity': config_lib.identity(run.config),
   }
   if file.exists():
-    old = json.loads(file.read_text())
+    old = _read(file)
     now = mine['identity']
     changed = [
       f'{k}: {old["identity"].get(k)!r} -> {now.get(k)!r}'
@@ -164,7 +188,16 @@ def _claim(run: Run, workdir: pathlib.Path) -> dict[str, Any] | None:
       )
   writer.write_json(file, mine)
   finished = workdir / 'result.json'
-  return json.loads(finished.read_text()) if finished.exists() else None
+  return _read(finished) if finished.exists() else None
+
+
+def _read(file: pathlib.Path) -> dict[str, Any]:
+  try:
+    return json.loads(file.read_text())
+  except ValueError as e:
+    raise UserError(
+      f'{file}: damaged ({e}): put back a copy, or remove it and the same command writes it anew'
+    ) from e
 
 
 def _start(run: Run, tools: Tools, start: int) -> tuple[step.State, StreamState, checkpoint.Clock]:
@@ -188,11 +221,12 @@ def _loop(run: Run, tools: Tools, start: int) -> checkpoint.Clock:
 
   def now(done: int, evaluated: bool = True) -> checkpoint.Clock:
     spent = clock.wall_seconds + time.monotonic() - began
-    return checkpoint.Clock(spent, run.train.rows_until(done), evaluated)
+    return checkpoint.Clock(spent, run.train.rows_until(done), evaluated, tools.record.lines)
 
   if not clock.evaluated:
     auc = _validate(run, tools, state, start)
-    tools.checkpoints.save(start, state, total(stream), now(start), auc)
+    tools.record.sync()
+    tools.checkpoints.evaluated(start, now(start), auc)
   ahead = Ahead(c.data.threads, c.data.prefetch)
   batches = feed(run.train, setup.mesh, (start, run.steps), ahead, lambda: tools.stop.asked)
   for done, fed in enumerate(batches, start + 1):
@@ -220,6 +254,7 @@ def _loop(run: Run, tools: Tools, start: int) -> checkpoint.Clock:
         with contextlib.suppress(evaluate.Stopped):
           auc = _validate(run, tools, state, done)
           evaluated = True
+      tools.record.sync()
       tools.checkpoints.save(done, state, total(stream), now(done, evaluated), auc)
       tools.watchdog.beat()
       shown_at = time.monotonic()
@@ -273,6 +308,7 @@ def _finish(run: Run, tools: Tools, clock, workdir: pathlib.Path) -> dict[str, A
   content |= {'step_chosen': chosen, 'auc_validation': best[1] if best else None}
   if cluster.is_leader():
     np.save(workdir / 'test_logits.npy', logits_N)
+    disk.sync(workdir / 'test_logits.npy')
     writer.write_json(workdir / 'result.json', content)
   return content
 
@@ -282,7 +318,12 @@ def evaluate_best(c: config_lib.Config, workdir: pathlib.Path) -> dict[str, Any]
   if not (workdir / 'checkpoints').is_dir():
     raise UserError(f'workdir {workdir} holds no checkpoints: train first (--mode=train)')
   run = assemble(c)
-  cluster.leader(lambda: _claim(run, workdir))
+  with held(workdir), disk.faults(workdir):
+    cluster.leader(lambda: _claim(run, workdir))
+    return _evaluate_best(run, workdir)
+
+
+def _evaluate_best(run: Run, workdir: pathlib.Path) -> dict[str, Any]:
   checkpoints = checkpoint.Checkpoints(workdir / 'checkpoints')
   best = checkpoints.best()
   chosen = best[0] if best else checkpoints.latest()

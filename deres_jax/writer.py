@@ -11,14 +11,13 @@ from typing import Any
 from rich import progress
 from rich.console import Console
 
+from deres_jax import disk
 from deres_jax.events import Events
 
 
 def write_json(path: pathlib.Path, value: Any):
   """Writes the whole file or leaves the old one."""
-  partial = path.with_name(path.name + '.partial')
-  partial.write_text(json.dumps(value, indent=1) + '\n')
-  os.replace(partial, path)
+  disk.replace(path, json.dumps(value, indent=1) + '\n')
 
 
 class Metrics:
@@ -26,14 +25,26 @@ class Metrics:
 
   A run that resumes at step s drops what it will write again: the lines of later steps and the
   test figures, which come last whatever the step; and a line that a crash tore.
+
+  Attributes:
+    lines: number of lines in metrics.jsonl.
+    lost: what is to be said where earlier ones are gone; most often nothing.
   """
 
-  def __init__(self, workdir: pathlib.Path, step: int):
+  def __init__(self, workdir: pathlib.Path, step: int, expected: int):
+    """
+    Args:
+      expected: lines up to `step`, as its checkpoint says.
+    """
     self._path = workdir / 'metrics.jsonl'
     lines = [x for x in self._lines() if x['step'] <= step and x['split'] != 'test']
-    partial = self._path.with_name('metrics.jsonl.partial')
-    partial.write_text(''.join(json.dumps(x) + '\n' for x in lines))
-    os.replace(partial, self._path)
+    self.lines, self.lost = len(lines), []
+    if self.lines < expected:
+      self.lost.append(
+        f'{self._path} has {self.lines} of {expected} lines up to step {step}: the figures of '
+        'earlier steps are gone; the run goes on'
+      )
+    disk.replace(self._path, ''.join(json.dumps(x) + '\n' for x in lines))
     self._file = self._path.open('a')
     self._events = Events(workdir / 'tensorboard', step + 1)
 
@@ -53,7 +64,12 @@ class Metrics:
     values = {k: v if abs(v) < float('inf') else None for k, v in figures.items()}
     self._file.write(json.dumps({'step': step, 'split': split, **values}) + '\n')
     self._file.flush()
+    self.lines += 1
     self._events.write(step, {f'{split}/{k}': v for k, v in figures.items()})
+
+  def sync(self):
+    """Returns when all lines are on the disk."""
+    os.fsync(self._file.fileno())
 
   def close(self):
     self._file.close()
@@ -104,6 +120,8 @@ class Progress:
 class Nowhere:
   """`Metrics` and `Progress` of a process that writes neither."""
 
+  lines, lost = 0, ()
+
   def write(self, step: int, split: str, figures: dict[str, float]):
     pass
 
@@ -111,6 +129,9 @@ class Nowhere:
     pass
 
   def line(self, text: str):
+    pass
+
+  def sync(self):
     pass
 
   def close(self):

@@ -17,7 +17,7 @@ from deres_jax.errors import UserError
 REPO = pathlib.Path(__file__).resolve().parents[1]
 LIBRARY = '/usr/lib/libjemalloc.so.2'
 SYSTEM = platform.libc_ver()[0] or 'system'
-KEEP = 'dirty_decay_ms:-1,muzzy_decay_ms:-1'
+KEEP = 'oversize_threshold:0,dirty_decay_ms:-1,muzzy_decay_ms:-1'
 
 
 @pytest.fixture

@@ -63,3 +63,13 @@ def test_a_run_imports_neither_pytorch_nor_tensorflow():
     [sys.executable, '-c', code], capture_output=True, text=True, cwd=REPO, check=True
   )
   assert done.stdout == 'set()\n'
+
+
+def test_a_clock_that_jumps_back_changes_no_order(tmp_path, monkeypatch):
+  """A later start comes later in TensorBoard, which reads files in the order of their names."""
+  for now, step in ((2e9, 1), (1.9e9, 5), (1.9e9, 9)):
+    monkeypatch.setattr(events.time, 'time', lambda now=now: now)
+    file = events.Events(tmp_path, step)
+    file.write(step, {'train/auc': 0.5})
+    file.close()
+  assert [e.step for e in read(tmp_path) if e.HasField('summary')] == [1, 5, 9]
