@@ -203,6 +203,8 @@ class Train:
   kernels: str = _op('auto')
   log_steps: int = _op(50)  # steps between lines in metrics.jsonl
   compilation_cache: bool = _op(True)  # keep compiled programs for the next start
+  profile: str = _op('')  # START:STEPS: a profile of these steps, in workdir/profile; empty: none
+  wandb: str = _op('')  # project of Weights & Biases that gets the figures; empty: none
 
 
 @dataclasses.dataclass(frozen=True)
