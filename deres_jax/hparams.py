@@ -12,10 +12,8 @@ from deres_jax import wire
 
 _STARTED, _ENDED = 3, 4  # fields of HParamsPluginData; its version is 0, which is not written
 _SUCCESS = b'\x08\x01'  # SessionEndInfo.status
-_DOUBLE_NUMBER, _BOOL = (
-  b'\x11',
-  b'\x20',
-)  # keys of google.protobuf.Value's fields: number << 3 | type
+# Keys of fields, number << 3 | type: of google.protobuf.Value, of SessionStartInfo and ...EndInfo.
+_NUMBER, _BOOL = b'\x11', b'\x20'
 _START_SECONDS, _END_SECONDS = b'\x29', b'\x11'
 _NO_TENSOR = b'\x08\x01\x12\x04\x12\x02\x08\x00'  # TensorProto: float, of shape [0]
 
@@ -39,7 +37,7 @@ def _value(x: Any) -> bytes:
   if isinstance(x, bool):
     return _BOOL + bytes([x])
   if isinstance(x, int | float):
-    return _DOUBLE_NUMBER + struct.pack('<d', x)
+    return _NUMBER + struct.pack('<d', x)
   return wire.field(3, x.encode())
 
 

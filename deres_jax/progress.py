@@ -94,9 +94,7 @@ class Progress:
       self._live.update(self._task, completed=step, **new)
     elif text and now - self._last > _PERIOD:
       self._last = now
-      self.line(
-        '  '.join(filter(None, (f'step {step}/{self._total}', text, self._left.text(step))))
-      )
+      self.line(f'step {step}/{self._total}  {text}  {self._left.text(step)}'.rstrip())
 
   def line(self, text: str):
     """A line that stays."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a run's figures go besides metrics.jsonl: TensorBoard, and Weights & Biases if asked for."""
+"""Where figures go besides metrics.jsonl: TensorBoard, and Weights & Biases if asked for."""
 
 import hashlib
 import importlib
