@@ -57,12 +57,11 @@ def parse_flags(argv: list[str], others: bool = False):
   Exits with code 2 on a mistake.
   """
   names = '; '.join(f'{name}: {dataset.about}' for name, dataset in DATASETS.items())
-  first = OneLineParser(prog='python -m data_pipelines.build', add_help=False)
+  prog = f'python -m data_pipelines.{"beam_build" if others else "build"}'
+  first = OneLineParser(prog=prog, add_help=False)
   first.add_argument('--dataset')
   name = first.parse_known_args(argv)[0].dataset
-  parser = OneLineParser(
-    prog='python -m data_pipelines.build', description=f'Raw file to prepared data. {names}.'
-  )
+  parser = OneLineParser(prog=prog, description=f'Raw file to prepared data. {names}.')
   parser.add_argument('--dataset', required=True, metavar='NAME', help=' or '.join(DATASETS))
   parser.add_argument('--raw', type=Path, help='raw data file or folder (see --dataset)')
   parser.add_argument('--out', type=Path, required=True, help='folder to write')

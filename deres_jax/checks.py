@@ -2,6 +2,7 @@
 """What can be wrong with a config before data or devices are touched, a section at a time."""
 
 import itertools
+import re
 from typing import Any
 
 from deres_jax.errors import UserError, shown
@@ -40,6 +41,8 @@ def check(c: Any):
     raise UserError(f'config hyper.streams={c.hyper.streams}: expected 2 to 5')
   _check_optim(c.optim)
   _check_durations(c.train)
+  if c.train.profile:
+    window(c.train.profile)
   _one_of(c.train, 'train', 'kernels', 'auto', 'on', 'off')
   _at_least(c.mesh, 'mesh', 0, 'devices', 'stall_seconds')
   if c.mesh.topology and c.mesh.devices:
@@ -185,3 +188,15 @@ def _check_durations(t: Any):
   _at_least(t, 'train', -1, 'micro_batch')
   _one_of(t, 'train', 'on_nan', 'stop', 'skip', 'rollback')
   _at_least(t, 'train', 0, 'nan_bound')
+
+
+def window(profile: str) -> tuple[int, int]:
+  """First and last step of train.profile, 'START:STEPS', both from 1. Raises UserError."""
+  match = re.fullmatch(r'([1-9]\d{0,14}):([1-9]\d{0,14})', profile, re.ASCII)
+  if not match:
+    raise UserError(
+      f'profile {profile!r}: expected START:STEPS, the first step (from 1) and their number, '
+      'such as 20:5'
+    )
+  first, count = map(int, match.groups())
+  return first, first + count - 1

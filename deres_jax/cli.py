@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from absl import flags, logging
 
+from deres_jax import experiment_file, usage
 from deres_jax.errors import Retry, UserError, printable
 
 # What ml_collections raises for a wrong override, and Python for a wrong experiment file.
@@ -17,12 +18,32 @@ MISTAKES = (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSErro
 FAULT, MISTAKE, AGAIN, INTERRUPTED = 1, 2, 75, 130
 
 
+_HELP = {'--help', '-help', '-h', '-?', '--helpshort', '-helpshort'}
+_HELP_FULL = {'--helpfull', '-helpfull'}
+
+
 def parse(argv: list[str]) -> list[str]:
-  """Parses flags; a wrong one costs one line and exit code 2. For `app.run(flags_parser=...)`."""
+  """Parses flags; a wrong one costs one line and exit code 2. For `app.run(flags_parser=...)`.
+
+  --help prints a screen, --helpfull the flags of all modules; both end with code 0. --config may be
+  the name of an experiment.
+  """
+  ours = argv[: argv.index('--')] if '--' in argv else argv
+  if not (_HELP | _HELP_FULL).isdisjoint(ours):
+    _help(not _HELP_FULL.isdisjoint(ours))
+    sys.exit()
   try:
-    return flags.FLAGS(argv)
+    return flags.FLAGS(experiment_file.in_arguments(argv))
   except MISTAKES as e:
     fail(e)
+
+
+def _help(full: bool):
+  doc = sys.modules['__main__'].__doc__
+  if full:
+    print(f'{doc}\n{flags.FLAGS.get_help()}')
+  else:
+    print(usage.screen(doc, flags.FLAGS.get_key_flags_for_module(sys.argv[0])))
 
 
 def this_command() -> list[str]:

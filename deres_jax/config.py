@@ -6,7 +6,6 @@ An experiment file starts from `base()`, changes what it needs and returns the r
 devices are touched; below `resolve()` no code sees a ConfigDict.
 """
 
-import ast
 import dataclasses
 import hashlib
 import importlib.util
@@ -18,7 +17,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from deres_jax import checks
+from deres_jax import checks, config_string
 from deres_jax.errors import UserError, shown
 
 # Fields that say where or how fast a run happens, not what it computes. They may change between a
@@ -211,6 +210,8 @@ class Train:
   on_nan: str = dataclasses.field(default='stop', metadata=_later)
   nan_bound: int = _op(10)  # steps skipped, or rollbacks, after which a run stops all the same
   compilation_cache: bool = _op(True)  # keep compiled programs for the next start
+  profile: str = _op('')  # START:STEPS: a profile of these steps, in workdir/profile; empty: none
+  wandb: str = _op('')  # project of Weights & Biases that gets the figures; empty: none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -247,7 +248,7 @@ def base(overrides: str = '') -> ConfigDict:
   """Returns every field at its default, locked: an unknown name is an error.
 
   Args:
-    overrides: what stands after the colon in `--config=FILE.py:model.depth=16,seed=1`.
+    overrides: what stands after the colon in `--config=NAME:model.depth=16,seed=1`.
   """
   config = ConfigDict(dataclasses.asdict(Config())).lock()
   return update(config, overrides)
@@ -273,47 +274,8 @@ def variant_of(file: str, sibling: str) -> ConfigDict:
 
 
 def update(config: ConfigDict, overrides: str) -> ConfigDict:
-  """Applies 'a.b=v,c=w' to `config`, each value read in the type of the field's default."""
-  for item in filter(None, overrides.split(',')):
-    name, equals, text = item.partition('=')
-    if not equals:
-      raise UserError(f'config string {item!r}: expected name=value, such as model.depth=16')
-    *path, leaf = name.split('.')
-    node = config
-    for key in path:
-      node = _child(node, key, name)
-    old = _child(node, leaf, name)
-    if isinstance(old, ConfigDict):
-      raise UserError(f'config {name!r} is a section: name one of its fields, {_names(old)}')
-    node[leaf] = _parse(text, type(old), name)
-  return config
-
-
-def _child(node: ConfigDict, key: str, name: str):
-  if not isinstance(node, ConfigDict) or key not in node:
-    fields = _names(node) if isinstance(node, ConfigDict) else 'none, it is a value'
-    raise UserError(f'unknown config field {name!r}: {key!r} is not one of {fields}')
-  return node[key]
-
-
-def _names(node: ConfigDict) -> str:
-  return ', '.join(sorted(node))
-
-
-def _parse(text: str, kind: type, name: str):
-  if kind is str:
-    return text
-  if kind is bool and text.lower() in ('true', 'false'):
-    return text.lower() == 'true'
-  try:
-    value = ast.literal_eval(text)
-  except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # as it documents
-    value = None
-  if kind is float and type(value) in (int, float):
-    return float(value)
-  if kind is int and type(value) is int:
-    return value
-  raise UserError(f'config {name}={shown(text)}: expected a {kind.__name__}')
+  """Applies 'a.b=v,w=1' to `config`, as `deres_jax.config_string` says."""
+  return config_string.apply(config, overrides)
 
 
 def resolve(config: ConfigDict) -> Config:

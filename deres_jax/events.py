@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scalars in TensorBoard's event files.
+"""Scalars and hyper-parameters in TensorBoard's event files.
 
 Written by hand because libraries that do it import PyTorch or TensorFlow where they find it, which
 takes longer than all else that a run imports. A file is a row of TFRecords (length, its checksum,
@@ -11,6 +11,9 @@ import pathlib
 import socket
 import struct
 import time
+from typing import Any
+
+from deres_jax import hparams, wire
 
 _WALL_TIME, _STEP = b'\x09', b'\x10'  # keys of Event's fields: number << 3 | type
 _VERSION, _SUMMARY, _SESSION = 3, 5, 7  # numbers of Event's other fields
@@ -21,8 +24,12 @@ _SIMPLE_VALUE = b'\x15'
 class Events:
   """The event file of one start of a run; TensorBoard shows all files of a folder as one."""
 
-  def __init__(self, folder: pathlib.Path, step: int):
-    """From `step` on, this file replaces what earlier ones say."""
+  def __init__(self, folder: pathlib.Path, step: int, settings: dict[str, Any] | None = None):
+    """
+    Args:
+      step: from it on, this file replaces what earlier ones say.
+      settings: of the run, for the table of hyper-parameters.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     # TensorBoard reads files in the order of their stamps, whatever the clock did meanwhile.
     stamps = [int(x.name.split('.')[3]) for x in folder.glob('events.out.tfevents.*')]
@@ -31,34 +38,27 @@ class Events:
     self._file = (folder / name).open('ab')
     self._write(0, _VERSION, b'brain.Event:2')
     self._write(step, _SESSION, _SESSION_START)
+    self._in_table = settings is not None
+    if settings is not None:
+      self._write(0, _SUMMARY, wire.field(1, hparams.started(settings, time.time())))
 
   def write(self, step: int, figures: dict[str, float]):
-    """One event with all figures of a step."""
+    """One event with all figures of a step. Those of the test split are the end of the run."""
     values = [
-      _field(1, tag.encode()) + _SIMPLE_VALUE + struct.pack('<f', x) for tag, x in figures.items()
+      wire.field(1, tag.encode()) + _SIMPLE_VALUE + struct.pack('<f', x)
+      for tag, x in figures.items()
     ]
-    self._write(step, _SUMMARY, b''.join(_field(1, value) for value in values))
+    if self._in_table and any(tag.startswith('test/') for tag in figures):
+      values.append(hparams.ended(time.time()))
+    self._write(step, _SUMMARY, b''.join(wire.field(1, value) for value in values))
 
   def close(self):
     self._file.close()
 
   def _write(self, step: int, number: int, content: bytes):
-    event = _WALL_TIME + struct.pack('<d', time.time()) + _STEP + _varint(step)
-    self._file.write(_record(event + _field(number, content)))
+    event = _WALL_TIME + struct.pack('<d', time.time()) + _STEP + wire.varint(step)
+    self._file.write(_record(event + wire.field(number, content)))
     self._file.flush()
-
-
-def _varint(n: int) -> bytes:
-  out = bytearray()
-  while n > 127:
-    out.append(n & 127 | 128)
-    n >>= 7
-  return bytes([*out, n])
-
-
-def _field(number: int, content: bytes) -> bytes:
-  """A field of bytes, as protocol buffers hold it."""
-  return bytes([number << 3 | 2]) + _varint(len(content)) + content
 
 
 def _record(data: bytes) -> bytes:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What runs will take, for `deres_jax.sweep`: reads a request as JSON and prints the answers.
 
+  python -m deres_jax.forecast < REQUEST.json
+
 The request: {"configs": [...], "budget": FLOPs or null, "solve": "steps" or "width"}. An answer
 for each config: {"cost": {"train_flops", "steps", "memory"}, "solved": {field: value}, "error"}.
 Nothing is compiled. Configs that differ in seed, rates or length only are traced once.
@@ -13,10 +15,11 @@ import sys
 from typing import Any
 
 import jax
+from absl import app
 
 from deres_jax import budget as budget_lib
+from deres_jax import cli, data, flops, parallel, peak, plan, step, train
 from deres_jax import config as config_lib
-from deres_jax import data, flops, parallel, peak, plan, step, train
 from deres_jax.costs import Cost, without_rates
 from deres_jax.errors import UserError
 from deres_jax.models.layers import Context
@@ -147,5 +150,10 @@ def answer(request: dict[str, Any]) -> list[dict[str, Any]]:
   return out
 
 
-if __name__ == '__main__':
+def main(argv: list[str]):
+  cli.no_arguments(argv)
   print(json.dumps(answer(json.load(sys.stdin))))
+
+
+if __name__ == '__main__':
+  app.run(cli.guarded(main), flags_parser=cli.parse)

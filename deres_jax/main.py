@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trains, evaluates or plans one run.
 
-  python -m deres_jax.main --config=experiments/criteo_8l.py --workdir=DIR --config.data.path=DATA
+  python -m deres_jax.main --config=criteo_8l --workdir=DIR --config.data.path=DATA
 
 The same command goes on after an interruption. --config is Python code and is executed. On several
 hosts the same command is started on each: docs/pods.md. DERES_JAX_ALLOCATOR=system keeps it from
 starting itself anew with jemalloc: `deres_jax.allocator`.
 """
 
+import dataclasses
 import gc
 import json
 import os
@@ -23,16 +24,19 @@ import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from deres_jax import cluster, guard, launcher, mesh_plan, plan, topology, train
+from deres_jax import cluster, guard, launcher, mesh_plan, plan, result, topology, train
 from deres_jax import config as config_lib
 from deres_jax.errors import UserError
 
 CONFIG = config_flags.DEFINE_config_file(
-  'config', None, 'Experiment file; --config.a.b=v changes a field, FILE.py:a.b=v,c=w several.'
+  'config', None, 'Experiment by name or path; NAME:depth=16,seed=2 or --config.a.b=v sets fields.'
 )
 WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run: checkpoints, metrics, result.')
 MODE = flags.DEFINE_enum(
   'mode', 'train', ['train', 'eval', 'plan'], 'train (and resume) | eval | plan (no training)'
+)
+PROFILE = flags.DEFINE_string(
+  'profile', None, 'START:STEPS: profile these steps into WORKDIR/profile, such as 20:5.'
 )
 
 DISTRIBUTED = flags.DEFINE_enum(
@@ -51,8 +55,10 @@ PROCESS = flags.DEFINE_integer('process', None, 'This process, from 0, beside --
 def main(argv: list[str]):
   cli.no_arguments(argv)
   if CONFIG.value is None:
-    raise UserError('no --config: give an experiment file, such as experiments/criteo_8l.py')
+    raise UserError('no --config: give an experiment by name or path, such as --config=criteo_8l')
   c = config_lib.resolve(CONFIG.value)
+  if PROFILE.value is not None:
+    c = dataclasses.replace(c, train=dataclasses.replace(c.train, profile=PROFILE.value))
   place = launcher.where(
     DISTRIBUTED.value, COORDINATOR.value, PROCESSES.value, PROCESS.value, os.environ
   )
@@ -103,13 +109,7 @@ def _work(c: config_lib.Config):
     figures = train.evaluate_best(c, workdir)
     text = json.dumps(figures, indent=1)
   else:
-    result = train.train(c, workdir)
-    text = (
-      f'test auc {result["auc"]:.5f} (se {result["auc_se"]:.5f})  '
-      f'logloss {result["logloss"]:.5f}  {result["rows_per_second"]:,.0f} rows/s  '
-      f'malloc of {result.get("allocator", "unknown")}  '
-      f'{workdir / "result.json"}'
-    )
+    text = result.line(train.train(c, workdir), workdir / 'result.json')
   if cluster.is_leader():
     print(text)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from deres_jax import allocator, audit, models
+from deres_jax import allocator, audit, live, models
 from deres_jax import config as config_lib
 from deres_jax import plan as plan_lib
 from deres_jax.checkpoint import Clock
@@ -67,3 +67,20 @@ def content(
     'planted': schema.planted,
     'test_logits': str((workdir / 'test_logits.npy').absolute()),
   }
+
+
+def line(content: dict[str, Any], file: pathlib.Path) -> str:
+  """A finished run in one line, as a command ends with it.
+
+  Args:
+    content: of result.json, which may be of an earlier version.
+    file: where it is.
+  """
+  device = content['device']
+  return (
+    f'test auc {content["auc"]:.5f} (se {content["auc_se"]:.5f})  '
+    f'logloss {content["logloss"]:.5f}  {content["rows_per_second"]:,.0f} rows/s  '
+    f'{content["steps"]:,} steps in {live.duration(content["wall_seconds"])} '
+    f'on {device["count"]} x {device["kind"]}  malloc of {content.get("allocator", "unknown")}  '
+    f'{file}'
+  )

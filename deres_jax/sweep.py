@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many runs of one experiment: its `sweep()` lists them, each runs in a process of its own.
+"""Many runs of one experiment: its `sweep()` lists them, each in its own process.
 
-  python -m deres_jax.sweep --config=experiments/X.py --out=DIR --config.data.path=DATA
+  python -m deres_jax.sweep --config=baselines --out=DIR --config.data.path=DATA
 
 The experiment file, which is Python code and is executed, has, beside `get_config()`,
 
@@ -51,7 +51,7 @@ from collections.abc import Iterable
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from deres_jax import cli, costs, ledger, live, machine, runner
+from deres_jax import cli, config_string, costs, ledger, live, machine, runner
 from deres_jax.errors import UserError
 from deres_jax.points import Overrides, Point, as_flag, flat, resolve, shard, written
 
@@ -114,7 +114,7 @@ def _join(a: Overrides, b: Overrides) -> Overrides:
 def _define_flags():
   """Not at import: experiments import this module under `deres_jax.main`, which has its own."""
   config_flags.DEFINE_config_file(
-    'config', None, 'Experiment file with sweep(); --config.a.b=v changes a field of all points.'
+    'config', None, 'Experiment with sweep(), by name or path; NAME:seed=2 sets a field of all.'
   )
   flags.DEFINE_string('out', None, 'Folder of the sweep: sweep.json and runs/.')
   flags.DEFINE_string('shard', '0/1', 'i/n: run only the points whose index % n is i.')
@@ -150,10 +150,10 @@ def _points() -> list[Point]:
   file, _, text = config_flags.get_config_filename(flag).partition(':')
   if not pathlib.Path(file).is_file():
     raise UserError(f'--config={file}: no such file')
-  in_text = {item.partition('=')[0] for item in text.split(',') if item}
-  given = in_text | config_flags.get_override_values(flag).keys()
   if not isinstance(flag.value, ConfigDict):
     raise UserError(f'{file}: get_config() returned {flag.value!r}: return config.update(...)')
+  in_text = {name for name, _ in config_string.settings(flag.value, text)}
+  given = in_text | config_flags.get_override_values(flag).keys()
   points = resolve(flag.value.to_dict(), _load(file), given, pathlib.Path(file).stem)
   budget, solve = flags.FLAGS.flops_budget, flags.FLAGS.solve
   if budget is None:

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import math
 import pathlib
+import shutil
 import time
 from collections.abc import Callable
 from typing import Any
@@ -20,12 +21,16 @@ from deres_jax import (
   checkpoint,
   cluster,
   data,
+  differences,
   disk,
   evaluate,
   json_files,
   nonfinite,
   parallel,
+  profiling,
+  progress,
   result,
+  sinks,
   step,
   writer,
 )
@@ -58,14 +63,15 @@ class Tools:
 
   checkpoints: checkpoint.Checkpoints
   record: writer.Metrics | writer.Nowhere
-  progress: writer.Progress | writer.Nowhere
+  progress: progress.Progress | writer.Nowhere
   stop: cluster.Stop
   watchdog: cluster.Watchdog
+  profile: profiling.Window
 
   def close(self):
     """Waits for the save in progress."""
     with contextlib.ExitStack() as stack:  # all, whatever one of them raises
-      for tool in (self.watchdog, self.checkpoints, self.record, self.progress):
+      for tool in (self.watchdog, self.checkpoints, self.record, self.progress, self.profile):
         stack.callback(tool.close)
 
 
@@ -78,6 +84,7 @@ def assemble(c: config_lib.Config, mesh: jax.sharding.Mesh | None = None) -> Run
   schema = load_schema(c.data.path)
   mesh = mesh or parallel.make_mesh(c.mesh.devices)
   steps = steps_of(c, schema)
+  profiling.check(c.train.profile, steps)
   per_epoch = -(-schema.splits['train'].rows // c.data.batch_size)
   eval_every = c.train.eval_steps or max(1, round(c.train.eval_epochs * per_epoch))
   setup = make_setup(c, schema, mesh, steps)
@@ -147,20 +154,24 @@ def _open(run: Run, stop: cluster.Stop, workdir: pathlib.Path) -> tuple[int, Too
   start = found or 0
   leads = cluster.is_leader()
   expected = checkpoints.clock(start).lines if start else 0
+  c, nowhere = run.config, writer.Nowhere()
   tools = Tools(
     checkpoints,
-    writer.Metrics(workdir, start, expected) if leads else writer.Nowhere(),
-    writer.Progress(run.steps, start) if leads else writer.Nowhere(),
+    writer.Metrics(workdir, start, expected, sinks.opened(c, workdir, start)) if leads else nowhere,
+    progress.Progress(run.steps, start, run.eval_every) if leads else nowhere,
     stop,
-    cluster.Watchdog(run.config.mesh.stall_seconds if jax.process_count() > 1 else 0),
+    cluster.Watchdog(c.mesh.stall_seconds if jax.process_count() > 1 else 0),
+    profiling.Window(c.train.profile if leads else '', workdir / 'profile'),
   )
-  for line in (*lines, *tools.record.lost):
+  screen = shutil.get_terminal_size().lines
+  for line in (differences.text(c, max(8, screen - 4)), *lines, *tools.record.lost):
     tools.progress.line(line)
   return start, tools
 
 
 def _claim(run: Run, workdir: pathlib.Path) -> dict[str, Any] | None:
   """Writes config.json, or compares with the one that is there; the result of a finished run."""
+  sinks.check(run.config)
   workdir.mkdir(parents=True, exist_ok=True)
   file = workdir / 'config.json'
   mine = {
@@ -248,6 +259,7 @@ def _steps(
   c, setup = run.config, run.setup
   state, stream, clock = begin
   train_step, total = step.make_train_step(setup), step.make_sum_stream(setup)
+  train_step = tools.profile.around(train_step, start)
   is_finite = nonfinite.make_finite_leaves(setup)
   began = time.monotonic()
   shown, shown_at, skipped = start, began, clock.skipped
@@ -393,7 +405,8 @@ def _evaluate_best(run: Run, workdir: pathlib.Path) -> dict[str, Any]:
   out = {'step': chosen}
   nowhere = writer.Nowhere()
   with cluster.Stop() as stop:
-    tools = Tools(checkpoints, nowhere, nowhere, stop, cluster.Watchdog(0))
+    off = cluster.Watchdog(0), profiling.Window('', workdir)
+    tools = Tools(checkpoints, nowhere, nowhere, stop, *off)
     params, tables = checkpoints.restore_params(chosen, step.abstract_state(run.setup))
     try:
       for split in ('validation', 'test'):

@@ -1,18 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run writes while it goes: metrics.jsonl (the record), TensorBoard, a progress line."""
+"""What a run writes while it goes: metrics.jsonl, the record, and what its sinks take of it."""
 
 import json
 import os
 import pathlib
-import sys
-import time
-from typing import Any
-
-from rich import progress
-from rich.console import Console
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 from deres_jax import disk
-from deres_jax.events import Events
 
 
 def write_json(path: pathlib.Path, value: Any):
@@ -20,8 +15,17 @@ def write_json(path: pathlib.Path, value: Any):
   disk.replace(path, json.dumps(value, indent=1) + '\n')
 
 
+class Sink(Protocol):
+  """Takes the figures of a run: `deres_jax.sinks`."""
+
+  def write(self, step: int, figures: dict[str, float]):
+    """Args: figures by tag, such as 'train/auc'; those of the test split come last."""
+
+  def close(self): ...
+
+
 class Metrics:
-  """metrics.jsonl and TensorBoard events of one run.
+  """metrics.jsonl of one run, and the sinks that get the same figures.
 
   A run that resumes at step s drops what it will write again: the lines of later steps and the
   test figures, which come last whatever the step; and a line that a crash tore.
@@ -31,10 +35,11 @@ class Metrics:
     lost: what is to be said where earlier ones are gone; most often nothing.
   """
 
-  def __init__(self, workdir: pathlib.Path, step: int, expected: int):
+  def __init__(self, workdir: pathlib.Path, step: int, expected: int, sinks: Sequence[Sink] = ()):
     """
     Args:
       expected: lines up to `step`, as its checkpoint says.
+      sinks: get all figures that are written, and are closed with this.
     """
     self._path = workdir / 'metrics.jsonl'
     lines = [x for x in self._lines() if x['step'] <= step and x['split'] != 'test']
@@ -46,7 +51,7 @@ class Metrics:
       )
     disk.replace(self._path, ''.join(json.dumps(x) + '\n' for x in lines))
     self._file = self._path.open('a')
-    self._events = Events(workdir / 'tensorboard', step + 1)
+    self._sinks = sinks
 
   def _lines(self) -> list[dict[str, Any]]:
     if not self._path.exists():
@@ -65,7 +70,8 @@ class Metrics:
     self._file.write(json.dumps({'step': step, 'split': split, **values}) + '\n')
     self._file.flush()
     self.lines += 1
-    self._events.write(step, {f'{split}/{k}': v for k, v in figures.items()})
+    for sink in self._sinks:
+      sink.write(step, {f'{split}/{k}': v for k, v in figures.items()})
 
   def sync(self):
     """Returns when all lines are on the disk."""
@@ -73,48 +79,8 @@ class Metrics:
 
   def close(self):
     self._file.close()
-    self._events.close()
-
-
-class Progress:
-  """How far a run is: a live line on a terminal, plain lines otherwise. Writes to stderr."""
-
-  def __init__(self, total: int, start: int):
-    self._total, self._start, self._began = total, start, time.monotonic()
-    self._last = self._began
-    self._live = None
-    dumb = os.environ.get('TERM', '') in ('', 'dumb')
-    if sys.stderr.isatty() and not dumb:
-      self._live = progress.Progress(
-        progress.TextColumn('step'),
-        progress.MofNCompleteColumn(),
-        progress.BarColumn(),
-        progress.TimeRemainingColumn(),
-        progress.TextColumn('{task.description}'),
-        console=Console(stderr=True),
-      )
-      self._task = self._live.add_task('', total=total, completed=start)
-      self._live.start()
-
-  def step(self, step: int, text: str = ''):
-    """Shows that `step` steps are done. Without a terminal a line appears every 10 s at most."""
-    if self._live:
-      self._live.update(self._task, completed=step, description=text or None)
-    elif text and time.monotonic() - self._last > 10:
-      self._last = time.monotonic()
-      left = (self._last - self._began) / max(step - self._start, 1) * (self._total - step)
-      self.line(f'step {step}/{self._total}  {text}  {left:.0f} s left')
-
-  def line(self, text: str):
-    """A line that stays."""
-    if self._live:
-      self._live.console.print(text, highlight=False)
-    else:
-      print(text, file=sys.stderr, flush=True)
-
-  def close(self):
-    if self._live:
-      self._live.stop()
+    for sink in self._sinks:
+      sink.close()
 
 
 class Nowhere:

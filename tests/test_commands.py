@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all commands share: --help in one screen, experiments by name, config strings."""
+
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+from deres_jax import config, config_string, experiment_file
+from deres_jax.errors import UserError
+
+REPO = pathlib.Path(__file__).resolve().parents[1]
+COMMANDS = sorted(
+  f'{file.parent.name}.{file.stem}'
+  for folder in ('deres_jax', 'data_pipelines')
+  for file in (REPO / folder).glob('*.py')
+  if "if __name__ == '__main__':" in file.read_text()
+)
+
+
+@pytest.fixture(scope='module')
+def screens():
+  """What every command prints for --help, beside its exit code."""
+  done = subprocess.run(
+    [sys.executable, REPO / 'tests' / 'help_screens.py', *COMMANDS],
+    env={**os.environ, 'COLUMNS': '80', 'DERES_JAX_ALLOCATOR': 'system', 'PYTHONPATH': str(REPO)},
+    capture_output=True,
+    text=True,
+    cwd=REPO,
+    check=True,
+  )
+  return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize('command', COMMANDS)
+def test_help_is_one_screen_and_no_mistake(screens, command):
+  code, out, err = screens[command]
+  lines = out.splitlines()
+  assert code == 0 and not err, err
+  assert len(lines) <= 24 and max(map(len, lines)) <= 80, out
+  assert f'python -m {command}' in out
+
+
+def test_an_experiment_is_found_by_name_here_or_beside_the_package(tmp_path, monkeypatch):
+  beside = str(REPO / 'experiments' / 'criteo_8l.py')
+  monkeypatch.chdir(tmp_path)
+  for name in ('criteo_8l', 'criteo_8l.py'):
+    assert experiment_file.find(name) == beside
+  assert experiment_file.find('criteo_8l:depth=2,a=b:c') == f'{beside}:depth=2,a=b:c'
+  (tmp_path / 'experiments').mkdir()
+  (tmp_path / 'experiments' / 'criteo_8l.py').touch()
+  assert experiment_file.find('criteo_8l') == 'experiments/criteo_8l.py'
+  (tmp_path / 'criteo_8l.py').touch()  # a path is a path
+  assert experiment_file.find('criteo_8l.py:a=b') == 'criteo_8l.py:a=b'
+  assert experiment_file.find('criteo_8l') == 'experiments/criteo_8l.py'
+
+
+@pytest.mark.parametrize('name', ['criteo_8', 'criteo_8.py', 'experiments/criteo_8.py', ''])
+def test_an_unknown_experiment_is_answered_with_names(name):
+  with pytest.raises(UserError) as e:
+    experiment_file.find(f'{name}:depth=2')
+  text = str(e.value)
+  assert text.startswith(f'--config={name}: no such file or experiment')
+  assert ('did you mean criteo_8l' in text) == bool(name) and '\n' not in text
+  assert all(file.stem in text for file in (REPO / 'experiments').glob('*.py'))
+
+
+def test_only_the_value_of_config_is_looked_up():
+  given = ['main', '--config.seed=1', '--config', 'social', '-config=criteo_lr:seed=3']
+  found = experiment_file.in_arguments([*given, '--', '--config=nowhere'])
+  experiments = REPO / 'experiments'
+  assert [pathlib.Path(x.partition('=')[2].partition(':')[0]).name for x in found][
+    4
+  ] == 'criteo_lr.py'
+  assert found[4].endswith(':seed=3') and found[4].startswith('-config=')
+  assert pathlib.Path(found[3]).resolve() == experiments / 'social.py'
+  assert found[:3] == given[:3] and found[5:] == ['--', '--config=nowhere']
+
+
+def test_a_short_name_is_the_one_field_that_has_it():
+  """Every field but those of three names, which the head of config_string lists."""
+  ambiguous = set()
+  for section, node in config.base().items():
+    for name in node if section != 'seed' else ():
+      try:
+        [(full, text)] = config_string.settings(config.base(), f'{name}=7')
+      except UserError as e:
+        assert f'{section}.{name}' in str(e) and ' or ' in str(e) and 'several' in str(e)
+        ambiguous.add(name)
+      else:
+        assert (full, text) == (f'{section}.{name}', '7')
+  listed = re.search(r'several sections have \((.*?)\)', config_string.__doc__)[1]
+  assert ambiguous == set(listed.split(', '))
+  c = config.resolve(config.base('connector=mhc,depth=16,seed=3,dense_lr=1,deres.path=dual'))
+  assert (c.model.connector, c.model.depth, c.seed, c.optim.dense_lr) == ('mhc', 16, 3, 1.0)
+
+
+@pytest.mark.parametrize(
+  ('text', 'words'),
+  [
+    ('dept=16', ["'dept'", 'did you mean model.depth?', 'sections are attnres']),
+    ('zzz=1', ["unknown config field 'zzz': sections are"]),
+    ('depth=deep', ["model.depth='deep'", 'int']),
+    ('model=1', ['section', 'depth']),
+    ('dropout=0.1', ['mlp.dropout or model.dropout']),
+  ],
+)
+def test_a_wrong_config_string_is_one_line(text, words):
+  with pytest.raises(UserError) as e:
+    config.base(text)
+  assert '\n' not in str(e.value) and all(word in str(e.value) for word in words), e.value
