@@ -13,7 +13,16 @@ from typing import Any
 
 from absl import app, flags
 
-from deres_jax import cli, findings, inspect_claims, inspect_page, models, trained, writer
+from deres_jax import (
+  cli,
+  findings,
+  inspect_claims,
+  inspect_page,
+  models,
+  progress,
+  trained,
+  writer,
+)
 from deres_jax import config as config_lib
 from deres_jax.errors import UserError
 from deres_jax.trained import Trained
@@ -39,11 +48,12 @@ def inspect(model: Trained, workdir: str, split: str, rows: int) -> dict[str, An
     raise UserError(f'--rows={rows}: expected at least 1')
   rows = min(rows, schema.splits[split].rows)
   batches = findings.batches_of(model, split, rows)
-  progress = writer.Progress(-(-rows // batches.batch_size), 0)
+  steps = -(-rows // batches.batch_size)
+  shown = progress.Progress(steps, 0, steps)
   try:
-    seen = findings.look(model, batches, rows, lambda done: progress.step(done, f'of {split}'))
+    seen = findings.look(model, batches, rows, lambda done: shown.step(done, f'of {split}'))
   finally:
-    progress.close()
+    shown.close()
   clicks = int(seen.labels_N.sum())
   if min(clicks, rows - clicks) < 2:
     raise UserError(

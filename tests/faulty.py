@@ -13,7 +13,7 @@ import sys
 
 import jax.numpy as jnp
 
-from deres_jax import config, data, losses, train, writer
+from deres_jax import config, data, losses, progress, train
 
 MARK = 7  # a label that no data set has
 ROW = 5  # of a batch, the one that is marked
@@ -50,14 +50,14 @@ def configured(folder, on_nan, more=''):
 
 def main(folder, workdir, on_nan, kill_at):
   data.Batches.rows, losses.bce_sum = rows_of(BATCHES), bce_sum
-  shown = writer.Progress.step
+  shown = progress.Progress.step
 
   def show(self, step, text=''):
     shown(self, step, text)
     if step == int(kill_at):
       os.kill(os.getpid(), signal.SIGKILL)
 
-  writer.Progress.step = show
+  progress.Progress.step = show
   train.train(configured(folder, on_nan), pathlib.Path(workdir))
 
 

@@ -248,7 +248,7 @@ def test_a_workdir_of_other_data_is_refused(planted, tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_the_run(planted, tmp_path):
   overrides = f'data.path={planted},mesh.devices=1,model.depth=1,model.dim=8,model.heads=2'
-  overrides += ',optim.table_lr=1e38,optim.dense_lr=1e38,data.batch_size=128,train.log_steps=1'
+  overrides += ',optim.table_lr=1e15,optim.dense_lr=1e15,data.batch_size=128,train.log_steps=1'
   with pytest.raises(UserError, match=r'step \d+ is not finite: .*; the last checkpoint'):
     train.train(config.resolve(config.base(overrides)), tmp_path)
 
