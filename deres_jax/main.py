@@ -49,6 +49,7 @@ PROCESS = flags.DEFINE_integer('process', None, 'This process, from 0, beside --
 
 
 def main(argv: list[str]):
+  """The command: checks the flags, then plans, trains or evaluates."""
   cli.no_arguments(argv)
   if CONFIG.value is None:
     raise UserError('no --config: give an experiment file, such as experiments/criteo_8l.py')

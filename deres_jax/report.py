@@ -33,6 +33,7 @@ class Finished:
 
   @property
   def name(self) -> str:
+    """How the page calls the run."""
     if self.result['backbone'] == 'lr':
       return 'logistic regression'
     return f'{self.result["backbone"]} + {self.result["connector"]}, {self.result["depth"]} layers'
@@ -162,6 +163,7 @@ def page(run: Finished, baseline: Finished) -> str:
 
 
 def main(argv: list[str]):
+  """The command: writes the page."""
   cli.no_arguments(argv)
   if not WORKDIR.value or not BASELINE.value:
     raise UserError('give both --workdir=RUN and --baseline=RUN')

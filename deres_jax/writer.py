@@ -56,6 +56,7 @@ class Metrics:
     self._events.write(step, {f'{split}/{k}': v for k, v in figures.items()})
 
   def close(self):
+    """Closes the files."""
     self._file.close()
     self._events.close()
 
@@ -97,6 +98,7 @@ class Progress:
       print(text, file=sys.stderr, flush=True)
 
   def close(self):
+    """Ends the line."""
     if self._live:
       self._live.stop()
 
@@ -105,13 +107,13 @@ class Nowhere:
   """`Metrics` and `Progress` of a process that writes neither."""
 
   def write(self, step: int, split: str, figures: dict[str, float]):
-    pass
+    """Writes nothing."""
 
   def step(self, step: int, text: str = ''):
-    pass
+    """Shows nothing."""
 
   def line(self, text: str):
-    pass
+    """Prints nothing."""
 
   def close(self):
-    pass
+    """There is nothing to close."""

@@ -55,7 +55,9 @@ def put(page: str, folder: pathlib.Path):
     if name:
       (folder / name).write_text(text)
     elif language == 'diff':
-      subprocess.run(['git', 'apply', '--recount', '-'], cwd=folder, input=text, text=True, check=True)
+      subprocess.run(
+        ['git', 'apply', '--recount', '-'], cwd=folder, input=text, text=True, check=True
+      )
 
 
 def commands(page: str) -> list[str]:
