@@ -6,7 +6,7 @@ RUN ?= runs/quickstart
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: run claims pod-local pod-tpu pod-gke pod-slurm criteo-sample test test-slow bench bench-data bench-scale lint format clean help
+.PHONY: run tutorial claims pod-local pod-tpu pod-gke pod-slurm criteo-sample test test-slow bench bench-data bench-scale lint format clean help
 
 help:
 	@sed -n 's/^# //p' $(MAKEFILE_LIST)
@@ -104,6 +104,10 @@ test: $(INSTALLED)
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow
+
+# make tutorial   every command of docs/tutorial.md, as it stands
+tutorial: $(INSTALLED)
+	$(BIN)/python -m pytest -m slow tests/test_guide.py
 
 # make bench   steps, tables, starts and metrics beside PyTorch, scikit-learn and limits
 bench: $(INSTALLED)
