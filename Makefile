@@ -6,7 +6,7 @@ RUN ?= runs/quickstart
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: run claims pod-local pod-tpu pod-gke pod-slurm criteo-sample test test-slow fuzz faults soak lock audit bench bench-data bench-scale lint format clean help
+.PHONY: run tutorial claims pod-local pod-tpu pod-gke pod-slurm criteo-sample test test-slow fuzz faults soak lock audit bench bench-data bench-scale lint format clean help
 
 help:
 	@sed -n 's/^# //p' $(MAKEFILE_LIST)
@@ -127,6 +127,7 @@ soak: $(INSTALLED)
 	rm -rf $(SOAK)
 	$(BIN)/python -m data_pipelines.build --dataset=synthetic --out=$(SOAK)/data $(SMALL)
 	$(BIN)/python tests/faults/soak.py --data=$(SOAK)/data --out=$(SOAK)/out --minutes=$(MINUTES)
+
 # make fuzz   damaged files and settings, FUZZ times as many examples as in the suite, new ones
 FUZZ ?= 50
 fuzz: $(INSTALLED)
@@ -147,6 +148,10 @@ audit: $(INSTALLED)
 	  exit 75; }
 	$(BIN)/python -m pip install -q pip-audit
 	$(BIN)/pip-audit --require-hashes --disable-pip -r requirements.lock
+
+# make tutorial   every command of docs/tutorial.md, as it stands
+tutorial: $(INSTALLED)
+	$(BIN)/python -m pytest -m slow tests/test_guide.py
 
 # make bench   steps, tables, starts and metrics beside PyTorch, scikit-learn and limits
 bench: $(INSTALLED)

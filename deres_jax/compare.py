@@ -48,6 +48,7 @@ class Setting:
   missing: int  # runs that others have and this one has not
 
   def mean(self, figure: str) -> float:
+    """Of a figure of result.json over the runs."""
     return statistics.fmean(run.result[figure] for run in self.runs.values())
 
 
@@ -344,6 +345,7 @@ def _define_flags():
 
 
 def main(argv: list[str]):
+  """The command: writes the table and the JSON beside it."""
   cli.no_arguments(argv)
   f = flags.FLAGS
   if not f.sweeps or not f.out:

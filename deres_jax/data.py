@@ -256,6 +256,7 @@ class Distinct:
 
 
 def power_of_two(n: int) -> int:
+  """The least power of two that is not below n, n >= 1."""
   return 1 << max(0, int(n) - 1).bit_length()
 
 

@@ -166,6 +166,7 @@ class Tables:
 
   def check(self, devices: int):
     # Numbers beyond the last row are padding too, as many as a batch may need.
+    """Raises UserError where the tables are too large or cannot be split over `devices`."""
     if self.padding >= 2**31 - 2**24:
       raise UserError(f'the vocabulary has {self.rows} rows: at most 2^31 - 2^24 fit int32 ids')
     if GROUP % devices:

@@ -21,6 +21,7 @@ from deres_jax.points import Point, written
 
 
 def workdir(out: pathlib.Path, point: Point) -> pathlib.Path:
+  """The folder of a run in that of its sweep."""
   return out / 'runs' / point.id
 
 

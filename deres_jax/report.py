@@ -29,6 +29,7 @@ class Finished:
 
   @property
   def name(self) -> str:
+    """How the page calls the run."""
     if self.result['backbone'] == 'lr':
       return 'logistic regression'
     return f'{self.result["backbone"]} + {self.result["connector"]}, {self.result["depth"]} layers'
@@ -164,6 +165,7 @@ def _define_flags():
 
 
 def main(argv: list[str]):
+  """The command: writes the page."""
   cli.no_arguments(argv)
   f = flags.FLAGS
   if not f.workdir or not f.baseline:

@@ -219,6 +219,7 @@ def limits(jobs: int | None, memory: float, largest: int, count: int) -> runner.
 
 
 def main(argv: list[str]):
+  """The command: lists the points, or runs those that are not done."""
   cli.no_arguments(argv)
   jobs, memory = _asked_jobs(), _memory()
   points = _points()
