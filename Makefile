@@ -6,15 +6,18 @@ RUN ?= runs/quickstart
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: run claims pod-local pod-tpu pod-gke pod-slurm criteo-sample test test-slow bench bench-data bench-scale faults soak lint format clean help
+.PHONY: run tutorial claims pod-local pod-tpu pod-gke pod-slurm criteo-sample test test-slow fuzz faults soak lock audit bench bench-data bench-scale lint format clean help
 
 help:
 	@sed -n 's/^# //p' $(MAKEFILE_LIST)
 
-$(INSTALLED): pyproject.toml
+# LOCK=requirements.lock installs exactly what is in it, checked by hashes (Python 3.11, Linux x86-64)
+LOCK ?=
+$(INSTALLED): pyproject.toml $(LOCK)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --upgrade pip
-	$(BIN)/python -m pip install -q -e '.[dev]'
+	$(if $(LOCK),$(BIN)/python -m pip install -q --require-hashes -r $(LOCK))
+	$(BIN)/python -m pip install -q $(if $(LOCK),--no-deps --no-build-isolation) -e '.[dev]'
 	touch $@
 
 run: $(INSTALLED)
@@ -86,7 +89,8 @@ claims: $(INSTALLED)
 	for run in $$(cd $(CLAIMS) && ls -d planted/runs/* sample/runs/*); do \
 	  mkdir -p $(RESULTS)/claims/$$run && \
 	  cp $(CLAIMS)/$$run/config.json $(RESULTS)/claims/$$run/ && \
-	  sed 's#"test_logits": ".*/#"test_logits": "#' $(CLAIMS)/$$run/result.json \
+	  sed -e 's#"test_logits": ".*/#"test_logits": "#' -e '/^ "audit": {/,/^ },$$/d' \
+	    $(CLAIMS)/$$run/result.json \
 	    > $(RESULTS)/claims/$$run/result.json || exit 1; \
 	done
 	cp $(CLAIMS)/planted/sweep.json $(RESULTS)/claims/planted/
@@ -123,6 +127,31 @@ soak: $(INSTALLED)
 	rm -rf $(SOAK)
 	$(BIN)/python -m data_pipelines.build --dataset=synthetic --out=$(SOAK)/data $(SMALL)
 	$(BIN)/python tests/faults/soak.py --data=$(SOAK)/data --out=$(SOAK)/out --minutes=$(MINUTES)
+
+# make fuzz   damaged files and settings, FUZZ times as many examples as in the suite, new ones
+FUZZ ?= 50
+fuzz: $(INSTALLED)
+	FUZZ=$(FUZZ) $(BIN)/python -m pytest tests/test_fuzz.py tests/data_pipelines/test_fuzz_raw.py
+
+# make lock   requirements.lock: exact versions with hashes, for Python 3.11 on Linux x86-64
+lock: $(INSTALLED)
+	$(BIN)/python -m pip install -q uv
+	echo 'setuptools>=77' | $(BIN)/uv pip compile -q pyproject.toml - --extra dev \
+	  --generate-hashes --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
+	  --upgrade --no-header --no-emit-index-url -o requirements.lock
+
+# make audit   known vulnerabilities of what is in requirements.lock, as pip-audit finds them
+ADVISORIES := https://pypi.org/pypi/pip/json
+audit: $(INSTALLED)
+	@$(BIN)/python -c 'import urllib.request as r; r.urlopen("$(ADVISORIES)", timeout=20).read(1)' \
+	  2>/dev/null || { echo 'make audit: no advisories from $(ADVISORIES): no network to it' >&2; \
+	  exit 75; }
+	$(BIN)/python -m pip install -q pip-audit
+	$(BIN)/pip-audit --require-hashes --disable-pip -r requirements.lock
+
+# make tutorial   every command of docs/tutorial.md, as it stands
+tutorial: $(INSTALLED)
+	$(BIN)/python -m pytest -m slow tests/test_guide.py
 
 # make bench   steps, tables, starts and metrics beside PyTorch, scikit-learn and limits
 bench: $(INSTALLED)

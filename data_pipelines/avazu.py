@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
+from data_pipelines import recipes
 from data_pipelines.avazu_parse import AVAZU_TEXT, HEXES, INTEGERS, faults, hours_of
-from data_pipelines.avazu_protocol import FIELDS, MIN_COUNTS, SPLIT_PROTOCOLS, calendar
+from data_pipelines.avazu_protocol import CALENDAR, FIELDS, MIN_COUNTS, SPLIT_PROTOCOLS, calendar
 from data_pipelines.avazu_tfds import Avazu
 from data_pipelines.dataset import Dataset, Encoded, Site
 from data_pipelines.ingest import TextProtocol
@@ -53,6 +54,13 @@ def tokens(fields: tuple[str, ...], f: int, keys_U: np.ndarray) -> np.ndarray:
   return hex_tokens(keys_U) if fields[f] in HEXES else decimal_tokens(keys_U)
 
 
+def recipe(field: str) -> recipes.Recipe:
+  """How its tokens are made of raw values."""
+  if field in CALENDAR:
+    return recipes.calendar_hour('hour', field)
+  return recipes.hexadecimal(field) if field in HEXES else recipes.integer(field)
+
+
 def text_protocol(name: str) -> TextProtocol:
   """How `--protocol=NAME` reads the file."""
   fields = FIELDS[name]
@@ -65,6 +73,7 @@ def text_protocol(name: str) -> TextProtocol:
     expected='id, click, hour, C1, banner_pos, ..., C21: 24 comma-separated columns',
     faults=faults,
     ordered_by='hour' if SPLIT_PROTOCOLS[name].by_time else None,
+    recipes={field: recipe(field) for field in fields},
   )
 
 

@@ -36,9 +36,17 @@ class OneLineParser(argparse.ArgumentParser):
     self.exit(USER_MISTAKE, f'error: {message}; see --help\n')
 
 
+def printable(text: str) -> str:
+  """Text with names from files in it, as a terminal may show it: but for newlines and tabs, what
+  would steer it is escaped."""
+  return ''.join(
+    c if c.isprintable() or c in '\n\t' else c.encode('unicode_escape').decode() for c in text
+  )
+
+
 def say(line: str) -> None:
   """Prints a progress line at once."""
-  print(line, flush=True)
+  print(printable(line), flush=True)
 
 
 def guarded(command: Callable[[], int]) -> int:
@@ -55,5 +63,5 @@ def guarded(command: Callable[[], int]) -> int:
       raise
     place = error.filename or 'output'
     line = f'{place}: {error.strerror}; give another place, or make room and run it again'
-  print(f'error: {line}', file=sys.stderr)
+  print(f'error: {printable(line)}', file=sys.stderr)
   return USER_MISTAKE

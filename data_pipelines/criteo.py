@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_pipelines import recipes
 from data_pipelines.criteo_parse import CRITEO_TEXT, FIELD_NAMES, NUM_CATEGORIES, NUM_INTEGERS
 from data_pipelines.criteo_protocol import MIN_COUNTS, SPLIT_PROTOCOLS, bucketise
 from data_pipelines.criteo_tfds import CriteoDisplay
@@ -56,6 +57,10 @@ CRITEO_PROTOCOL = TextProtocol(
   missing_kept=(True,) * NUM_INTEGERS + (False,) * NUM_CATEGORIES,
   tokens=tokens,
   expected='label, I1..I13, C1..C26, tab-separated, no header',
+  recipes={
+    **{name: recipes.log_squared(name, missing='0') for name in FIELD_NAMES[:NUM_INTEGERS]},
+    **{name: recipes.hexadecimal(name) for name in FIELD_NAMES[NUM_INTEGERS:]},
+  },
 )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from data_pipelines.progress import Log
 from data_pipelines.rawfile import check_raw
+from data_pipelines.recipes import Recipe
 from data_pipelines.rejects import Rejects
 from data_pipelines.schema import FIRST_TOKEN_ID
 from data_pipelines.shards import BlockSource
@@ -122,6 +123,8 @@ class Encoded:
     rows_read: rows of the raw files, good and bad.
     planted: what is known about the labels; only for generated data.
     sequence, group, items: of data with behaviour sequences, users and items.
+    recipes: by vocabulary or hashed field, how its tokens are made of raw values (see recipes);
+      None: nobody says.
   """
 
   fields: tuple[FieldInfo, ...]
@@ -132,6 +135,7 @@ class Encoded:
   sequence: SequenceInfo | None = None
   group: GroupInfo | None = None
   items: ItemInfo | None = None
+  recipes: dict[str, Recipe] | None = None
 
 
 def one_raw_file(raw: Path, options: dict) -> list[Path]:

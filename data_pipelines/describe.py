@@ -17,7 +17,7 @@ from data_pipelines.describe_figures import figures
 from data_pipelines.describe_page import page
 from data_pipelines.describe_text import text
 from data_pipelines.errors import UserError
-from data_pipelines.schema import SPLITS, read_schema, structure_problems
+from data_pipelines.schema import SPLITS, check_inside, read_schema, structure_problems
 from data_pipelines.tfds_blocks import split_files
 from data_pipelines.workers import Workers, default_workers
 
@@ -36,7 +36,9 @@ def describe(folder: Path, out: Path, workers: int) -> int:
     raise UserError(f'{folder}: {problems[0]}; build it again')
   for split in SPLITS:
     expected = sorted(schema['splits'][split]['files'])
-    found = [path.name for path in split_files(folder / schema['tfds'], split)]
+    files = split_files(folder / schema['tfds'], split)
+    check_inside(folder, files)
+    found = [path.name for path in files]
     if expected != found:
       raise UserError(
         f'{folder}: {split} has {len(found)} record files where schema.json names {len(expected)}; '

@@ -25,6 +25,7 @@ from data_pipelines.schema import (
   REJECTS_FILE,
   SPLITS,
   VOCABULARY_FOLDER,
+  check_inside,
   read_schema,
   structure_problems,
 )
@@ -39,7 +40,8 @@ def check_folder(folder: Path, workers: Workers, tell: Callable[[str], None]) ->
   """Runs all checks on a prepared folder.
 
   Raises:
-    UserError: no schema of this format, so there is nothing to check against.
+    UserError: no schema of this format, so there is nothing to check against; or files that are
+      links out of the folder.
   """
   checks = Checks(tell)
   schema = read_schema(folder)
@@ -47,6 +49,9 @@ def check_folder(folder: Path, workers: Workers, tell: Callable[[str], None]) ->
   shown = '; '.join(problems[:SHOWN_FAILURES])
   if not checks.holds('schema: all entries', not problems, shown):
     return checks
+  vocabularies = (folder / VOCABULARY_FOLDER / name for name in schema['vocabulary'])
+  records = [path for s in SPLITS for path in split_files(folder / schema['tfds'], s)]
+  check_inside(folder, [*vocabularies, *records, folder / REJECTS_FILE])
   _check_counts(schema, checks)
   _check_rejects(folder, schema['raw']['rows_rejected'], checks)
   _check_vocabularies(folder, schema, checks)

@@ -67,7 +67,7 @@ class EncodedRows:
     plan = self.plan
     shard = plan.borders.index(low)
     assert plan.borders[shard + 1] == high, 'not a whole shard'
-    before = np.load(self.before, mmap_mode='r')
+    before = np.load(self.before, mmap_mode='r', allow_pickle=False)
     small_NF = np.empty((high - low, len(plan.small)), np.uint16)
     large_NF = np.empty((high - low, len(plan.large)), np.int32)
     label_N = np.empty(high - low, np.uint8)

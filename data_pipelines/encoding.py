@@ -70,7 +70,7 @@ def _count(task: _FieldTask) -> tuple[vocabulary.Counter, int]:
   """Keys of a field in the training rows (none if hashed), and how many of these miss it."""
   counter, missing = vocabulary.Counter(), 0
   hashed = task.protocol.hash_size(task.field) is not None
-  position_N = np.load(task.positions, mmap_mode='r')
+  position_N = np.load(task.positions, mmap_mode='r', allow_pickle=False)
   starts = _starts(task.ingested.rows)
   for path, rows, start in zip(task.ingested.files, task.ingested.rows, starts, strict=False):
     if not rows:
@@ -147,7 +147,8 @@ def _encode_rows(task: _GroupTask) -> dict[str, np.ndarray]:
   behaviour sequences as `sequences` says."""
   plan, rows = task.plan, sum(task.rows)
   lookups = _lookups(plan.lookups, plan.hash_sizes, tuple(map(_state, plan.lookups)))
-  position_N = np.load(plan.positions, mmap_mode='r')[task.start : task.start + rows]
+  positions_N = np.load(plan.positions, mmap_mode='r', allow_pickle=False)
+  position_N = positions_N[task.start : task.start + rows]
   order = np.argsort(position_N)
   place_N = np.empty(rows, np.int64)
   place_N[order] = np.arange(rows)
@@ -224,7 +225,13 @@ def encode(
     events=protocol.events,
   )
   source = _encode_all(plan, ingested, split_counts, site)
-  encoded = Encoded(tuple(fields), source, ingested.raw_files, ingested.rows_read)
+  encoded = Encoded(
+    tuple(fields),
+    source,
+    ingested.raw_files,
+    ingested.rows_read,
+    recipes=None if protocol.recipes is None else dict(protocol.recipes),
+  )
   return _with_events(encoded, protocol, ingested, plan, site) if protocol.events else encoded
 
 

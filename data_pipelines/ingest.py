@@ -18,6 +18,7 @@ from data_pipelines.dataset import Site
 from data_pipelines.errors import UserError
 from data_pipelines.progress import Progress
 from data_pipelines.rawfile import Chunk, RawFile
+from data_pipelines.recipes import Recipe
 from data_pipelines.rejects import BadLine
 from data_pipelines.row_checks import Fall, Span
 from data_pipelines.sequences import EventSpec
@@ -46,6 +47,8 @@ class TextProtocol:
     faults: rows whose values cannot be, by number, and why; they are rejected.
     ordered_by: an integer column whose values must not fall from a valid row to the next.
     events: the behaviour sequences, where there are any.
+    recipes: by field, and by attribute of events that has ids of its own, how its tokens are made
+      of raw values, as data: tests/data_pipelines/test_raw_rows.py holds them to `keys`.
   """
 
   table: TextTable
@@ -58,6 +61,7 @@ class TextProtocol:
   faults: Callable[[Parsed], Mapping[int, str]] | None = None
   ordered_by: str | None = None
   events: EventSpec | None = None
+  recipes: Mapping[str, Recipe] | None = None
 
   def hash_size(self, f: int) -> int | None:
     """Of a field; see hash_sizes."""

@@ -112,6 +112,8 @@ def write_prepared(
       'rows_rejected': rows_rejected,
     },
   }
+  if encoded.recipes is not None:
+    schema['recipes'] = encoded.recipes
   if encoded.planted is not None:
     schema['planted'] = encoded.planted
   shutil.rmtree(records)

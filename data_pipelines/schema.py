@@ -4,6 +4,7 @@
 import dataclasses
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,7 +79,7 @@ def read_schema(folder: Path) -> dict:
     )
   try:
     schema = json.loads(path.read_text(encoding='utf-8'))
-  except ValueError as error:
+  except (ValueError, RecursionError) as error:
     raise UserError(f'{path}: not JSON ({error}); build the data set again') from error
   found = None
   if isinstance(schema, dict):
@@ -141,8 +142,32 @@ _STRUCTURE = {
 
 
 def structure_problems(schema: dict) -> list[str]:
-  """What is missing or of the wrong type in a schema; empty if nothing."""
-  return list(_problems(schema, _STRUCTURE, 'schema'))
+  """What is missing or of the wrong type in a schema, or no name of a file in its folder."""
+  return list(_problems(schema, _STRUCTURE, 'schema')) or list(_unsafe_names(schema))
+
+
+def _unsafe_names(schema: dict):
+  """Names that would lead out of the folder, or steer a terminal."""
+  attributes = schema['sequence']['attributes'] if schema['sequence'] else []
+  names = [x['name'] for x in (*schema['fields'], *attributes)] + [*schema['vocabulary']]
+  names += [name for split in SPLITS for name in schema['splits'][split]['files']]
+  names += schema['tfds'].split('/')
+  for name in names:
+    if name in ('', '.', '..') or '/' in name or '\\' in name or not name.isprintable():
+      yield f'schema: {name!r} cannot be the name of a file in the folder'
+  if not schema['dataset'].isprintable():
+    yield f'schema.dataset: {schema["dataset"]!r} is not a line of text'
+
+
+def check_inside(folder: Path, files: Iterable[Path]) -> None:
+  """Raises UserError where one of the files is a link that leads out of the prepared folder."""
+  root = folder.resolve()
+  for file in files:
+    if not file.resolve().is_relative_to(root):
+      raise UserError(
+        f'{file}: leads out of the folder, to {file.resolve()}; copy the whole folder, or build '
+        'it again'
+      )
 
 
 def _problems(value, expected, where: str):

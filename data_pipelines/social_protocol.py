@@ -9,6 +9,7 @@ import math
 
 import numpy as np
 
+from data_pipelines import recipes
 from data_pipelines.ingest import TextProtocol
 from data_pipelines.schema import FIRST_TOKEN_ID
 from data_pipelines.sequences import EventAttribute, EventSpec
@@ -88,6 +89,31 @@ def tokens(texts: dict[str, tuple[bytes, ...]], f: int, keys_U: np.ndarray) -> n
   return decimal_tokens(keys_U)
 
 
+def field_recipe(name: str) -> recipes.Recipe:
+  """How the tokens of a field are made of the columns of the logs and the side tables."""
+  if name in ('hour', 'weekday'):
+    return recipes.calendar_ms('time_ms', name, _UTC_OFFSET_MS)
+  if name == 'duration':
+    edges = DURATION_EDGES_MS.tolist()
+    return recipes.buckets('duration_ms', edges, ['0', *map(str, edges)])
+  if name in (*USER_TEXTS, *VIDEO_TEXTS):
+    return recipes.text(name)
+  if name in (*USER_INTEGERS, *VIDEO_INTEGERS):
+    return recipes.integer_of_list(name)
+  return recipes.integer(name)
+
+
+def event_recipes() -> dict[str, recipes.Recipe]:
+  """The same of the attributes that only events have."""
+  names = [name.removeprefix('is_') for name in FEEDBACK]
+  tokens = [token.decode('ascii') for token in gap_tokens()]
+  edges = [1000 << k for k in range(GAP_BUCKETS - 1)]
+  return {
+    'feedback': recipes.subset('feedback', names),
+    'gap': recipes.age_buckets('time_ms', edges, tokens),
+  }
+
+
 def event_spec(length: int) -> EventSpec:
   """Sequences of `length` events."""
   return EventSpec(
@@ -117,4 +143,5 @@ def row_protocol(label: str, length: int, texts: dict[str, tuple[bytes, ...]]) -
     tokens=functools.partial(tokens, texts),
     expected=logs.expected,
     events=event_spec(length),
+    recipes={**{name: field_recipe(name) for name in FIELDS}, **event_recipes()},
   )

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipelines import option_flags, synthetic_options
+from data_pipelines import option_flags, recipes, synthetic_options
 from data_pipelines.counter_random import uniforms
 from data_pipelines.dataset import Dataset, Encoded, FieldInfo, Site
 from data_pipelines.planted_metrics import bayes_metrics
@@ -109,7 +109,14 @@ def encode_dataset(options: dict, raw: Path | None, site: Site) -> Encoded:
   for split in SPLITS:
     planted['splits'][split] = split_metrics(source, split)
     site.log(f'drew {source.rows[split]:,} rows of {split}')
-  return Encoded(tuple(fields), source, (), sum(source.rows.values()), planted)
+  return Encoded(
+    tuple(fields),
+    source,
+    (),
+    sum(source.rows.values()),
+    planted,
+    recipes={name: recipes.integer(name) for name in names},
+  )
 
 
 SYNTHETIC = Dataset(

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipelines import option_flags, shards, synthetic_social_options
+from data_pipelines import option_flags, recipes, shards, synthetic_social_options
 from data_pipelines.counter_random import uniforms
 from data_pipelines.dataset import (
   AttributeInfo,
@@ -34,6 +34,7 @@ from data_pipelines.synthetic_social_options import PARTS, SocialOptions
 from data_pipelines.synthetic_social_teacher import (
   ATTRIBUTES,
   FIELDS,
+  GAP_BUCKETS,
   HOURS,
   ITEM,
   KINDS,
@@ -209,6 +210,17 @@ def _write_vocabularies(options: SocialOptions, folder: Path) -> dict[str, int]:
   return {name: len(own) + FIRST_TOKEN_ID for name, own in tokens.items()}
 
 
+def _recipes() -> dict[str, recipes.Recipe]:
+  """A gap is given in minutes."""
+  edges = [1 << b for b in range(GAP_BUCKETS - 1)]
+  tokens = [token.decode('ascii') for token in gap_tokens()]
+  return {
+    **{name: recipes.integer(name) for name in FIELDS},
+    'kind': recipes.text('kind'),
+    'gap': recipes.buckets('gap', edges, tokens),
+  }
+
+
 def encode_dataset(options: dict, raw: Path | None, site: Site) -> Encoded:
   """See Dataset.encode."""
   del raw  # nothing is read
@@ -229,6 +241,7 @@ def encode_dataset(options: dict, raw: Path | None, site: Site) -> Encoded:
     group=GroupInfo('user_id', o.users),
     # Expected rows, not counted ones: ids are then the same for any number of users.
     items=item_info(FIELDS[ITEM], teacher.catalogue.probability_I * source.rows['train']),
+    recipes=_recipes(),
   )
 
 

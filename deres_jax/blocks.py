@@ -6,13 +6,26 @@
 Shapes: N rows, F fields, L events of G attributes, S = F + L * G ids of a row.
 """
 
+import pathlib
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
+from google.protobuf import json_format
 
-from deres_jax.errors import UserError
+from deres_jax import json_files
+from deres_jax.errors import UserError, shown
 from deres_jax.schema import Schema
+
+# What TFDS makes of files that are gone, cut short or edited.
+_TFDS_ERRORS = (
+  *(OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, AssertionError),
+  *(ImportError, json_format.ParseError),
+)
+_CLASSES = (
+  'tensorflow_datasets.core.features.features_dict.FeaturesDict',
+  'tensorflow_datasets.core.features.tensor_feature.Tensor',
+)
 
 
 class Rows(NamedTuple):
@@ -36,18 +49,48 @@ class Blocks:
   def __init__(self, schema: Schema, split: str):
     self.schema, self.split = schema, split
     self.rows = schema.splits[split].rows
+    self._check_description()
     try:
       builder = tfds.builder_from_directory(schema.path / schema.tfds)
+      self._check_inside(builder.info.splits[split].filepaths)
       self._source = builder.as_data_source(split)
-    except (OSError, ValueError, RuntimeError) as e:
+      found = len(self._source)
+    except _TFDS_ERRORS as e:
       raise self._damaged(e) from e
     blocks = -(-self.rows // schema.block_rows)
-    if len(self._source) != blocks:
+    if found != blocks:
       raise UserError(
-        f'data.path={schema.path}: split {split} has {len(self._source)} blocks, schema.json '
+        f'data.path={schema.path}: split {split} has {found} blocks, schema.json '
         f'expects {blocks}: build the folder again'
       )
     self._limits = np.array([schema.vocab_sizes[c] for c in schema.columns], np.uint32)
+
+  def _check_description(self):
+    """TFDS imports what features.json names as a class: it may name what we write alone."""
+    folder = self.schema.path / self.schema.tfds
+    for name in ('dataset_info.json', 'features.json'):
+      if not (folder / name).is_file():
+        raise self._damaged(FileNotFoundError(f'{folder / name} is missing'))
+      nodes = [json_files.read(folder / name, dict, 'build the folder again')]
+      while nodes:
+        node = nodes.pop()
+        named = node.get('pythonClassName', _CLASSES[0]) if isinstance(node, dict) else _CLASSES[0]
+        if named not in _CLASSES:
+          raise UserError(
+            f'{folder / name}: names the Python class {shown(named)}, expected one of '
+            f'{", ".join(_CLASSES)}: it is not what data_pipelines writes; build the folder again'
+          )
+        nodes += node.values() if isinstance(node, dict) else node if isinstance(node, list) else []
+
+  def _check_inside(self, files: list):
+    """Record files lie in the folder, whatever its description says and links lead to."""
+    folder = self.schema.path.resolve()
+    for file in map(pathlib.Path, files):
+      if not file.resolve().is_relative_to(folder):
+        raise UserError(
+          f'data.path={self.schema.path}: record file {file} is outside of it '
+          f'({file.resolve()}): copy the whole folder, or build it again'
+        )
 
   def size(self, index: int) -> int:
     """Rows of a block."""
@@ -57,7 +100,7 @@ class Blocks:
     """One block."""
     try:
       example = self._source[index]
-    except (OSError, RuntimeError, ValueError) as e:  # a file that is gone, cut short or altered
+    except _TFDS_ERRORS as e:
       raise self._damaged(e) from e
     n, schema = self.size(index), self.schema
     expected = {'ids': ((n, len(schema.fields)), np.int32), 'label': ((n,), np.uint8)}
@@ -95,7 +138,7 @@ class Blocks:
 
   def _damaged(self, e: Exception) -> UserError:
     return UserError(
-      f'data.path={self.schema.path}: split {self.split} cannot be read ({e}): '
+      f'data.path={self.schema.path}: split {self.split} cannot be read ({shown(e)}): '
       f'python -m data_pipelines.doctor {self.schema.path} tells what is wrong'
     )
 

@@ -33,12 +33,16 @@ class Clock:
     evaluated: whether the validation that is due at this step was done: not where a run was stopped
       meanwhile.
     lines: in metrics.jsonl by then.
+    skipped, rollbacks: steps that moved nothing because something in them was not finite, and how
+      often the run went back to a checkpoint for that.
   """
 
   wall_seconds: float
   rows_seen: int
   evaluated: bool = True
   lines: int = 0
+  skipped: int = 0
+  rollbacks: int = 0
 
 
 class Checkpoints:
@@ -48,8 +52,10 @@ class Checkpoints:
   checkpoints of another format.
   """
 
-  def __init__(self, folder: pathlib.Path):
+  def __init__(self, folder: pathlib.Path, writes: bool = True):
+    """Opens a folder. Without `writes` it is left as it is: a run may be saving there."""
     self._folder = folder.absolute()
+    self._writes = writes
     self._pool = concurrent.futures.ThreadPoolExecutor(1, 'checkpoint')
     self._saving: concurrent.futures.Future | None = None
     found = cluster.leader(self._open)
@@ -58,11 +64,13 @@ class Checkpoints:
 
   def _open(self) -> dict[str, list]:
     """Removes what a killed process left half done; reads the manifests."""
-    self._folder.mkdir(parents=True, exist_ok=True)
+    if self._writes:
+      self._folder.mkdir(parents=True, exist_ok=True)
     saved, damaged = [], []
-    for path in sorted(self._folder.iterdir()):
+    for path in sorted(self._folder.glob('*')):
       if '.saving' in path.name or path.name.endswith('.deleting'):
-        shutil.rmtree(path)
+        if self._writes:
+          shutil.rmtree(path)
       elif path.name.isdigit():
         try:
           content = manifest.read(path)

@@ -5,13 +5,13 @@ import itertools
 import re
 from typing import Any
 
-from deres_jax.errors import UserError
+from deres_jax.errors import UserError, shown
 
 
 def _one_of(section: Any, prefix: str, key: str, *names: str):
   value = getattr(section, key)
   if value not in names:
-    raise UserError(f'config {prefix}.{key}={value!r}: choose one of {", ".join(names)}')
+    raise UserError(f'config {prefix}.{key}={shown(value)}: choose one of {", ".join(names)}')
 
 
 def _at_least(section: Any, prefix: str, least: float, *keys: str):
@@ -186,6 +186,8 @@ def _check_durations(t: Any):
   _at_least(t, 'train', 1, 'log_steps')
   _at_least(t, 'train', 0, 'checkpoint_steps')
   _at_least(t, 'train', -1, 'micro_batch')
+  _one_of(t, 'train', 'on_nan', 'stop', 'skip', 'rollback')
+  _at_least(t, 'train', 0, 'nan_bound')
 
 
 def window(profile: str) -> tuple[int, int]:

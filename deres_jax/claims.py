@@ -271,6 +271,7 @@ def _define_flags():
 
 
 def main(argv: list[str]):
+  """The command: writes the page of claims."""
   cli.no_arguments(argv)
   f = flags.FLAGS
   if not f.sweep or not f.out:

@@ -11,8 +11,10 @@ from collections.abc import Callable
 from absl import flags, logging
 
 from deres_jax import experiment_file, usage
-from deres_jax.errors import Retry, UserError
+from deres_jax.errors import Retry, UserError, printable
 
+# What ml_collections raises for a wrong override, and Python for a wrong experiment file.
+MISTAKES = (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, UserError)
 FAULT, MISTAKE, AGAIN, INTERRUPTED = 1, 2, 75, 130
 
 
@@ -32,8 +34,7 @@ def parse(argv: list[str]) -> list[str]:
     sys.exit()
   try:
     return flags.FLAGS(experiment_file.in_arguments(argv))
-  # What ml_collections raises for a wrong override, and Python for a wrong experiment file.
-  except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, UserError) as e:
+  except MISTAKES as e:
     fail(e)
 
 
@@ -64,7 +65,7 @@ def _say(kind: str, e: Exception):
   text = ' '.join(text.split())
   if isinstance(e, AttributeError | KeyError):
     text = f'unknown config field {text}'
-  print(f'{kind}: {text}', file=sys.stderr)
+  print(f'{kind}: {printable(text)}', file=sys.stderr)
 
 
 def code_of(e: BaseException) -> int | None:

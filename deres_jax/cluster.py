@@ -235,6 +235,7 @@ class Watchdog:
     self._last = time.monotonic()
 
   def close(self):
+    """Stops watching."""
     self._closed.set()
 
   def _watch(self):

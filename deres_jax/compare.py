@@ -15,7 +15,7 @@ from typing import Any
 
 from absl import app, flags
 
-from deres_jax import cli, markdown, paired, sweep, writer
+from deres_jax import cli, json_files, ledger, markdown, paired, sweep, writer
 from deres_jax import config as config_lib
 from deres_jax.errors import UserError, choose
 
@@ -48,6 +48,7 @@ class Setting:
   missing: int  # runs that others have and this one has not
 
   def mean(self, figure: str) -> float:
+    """Of a figure of result.json over the runs."""
     return statistics.fmean(run.result[figure] for run in self.runs.values())
 
 
@@ -81,7 +82,7 @@ def _load(folder: str) -> list[Run]:
     raise UserError(f'{folder} holds no sweep.json: give folders that deres_jax.sweep wrote')
   counted = config_lib.identity(config_lib.Config()).keys() - {'seed'}
   out = {}
-  for point in json.loads(file.read_text()):
+  for point in ledger.listed(file):
     overrides = {k: v for k, v in point['overrides'].items() if k in counted}
     result = file.with_name('runs') / point['id'] / 'result.json'
     run = Run(
@@ -91,7 +92,7 @@ def _load(folder: str) -> list[Run]:
       sweep.written(dict(sorted(overrides.items()))),
       point['seed'],
       overrides,
-      json.loads(result.read_text()) if result.is_file() else None,
+      _result(result),
     )
     if run.result and run.result['auc_validation'] is None:
       raise UserError(f'run {run.id} ({run.name}) in {folder} has no validation AUC to choose by')
@@ -102,6 +103,21 @@ def _load(folder: str) -> list[Run]:
         'one is of an older config; take it out of the list'
       )
   return list(out.values())
+
+
+def _result(file: pathlib.Path) -> dict[str, Any] | None:
+  if not file.is_file():
+    return None
+  then = 'delete it and run the sweep again'
+  found = json_files.read(file, dict, then)
+  figures = ('auc', 'logloss', 'auc_validation')  # the last may be null
+  good = all(isinstance(found.get(k), float | None) for k in figures)
+  good &= isinstance(found.get('dataset'), str)
+  lacking = [k for k in (*figures, 'dataset', 'data_content') if k not in found]
+  if lacking or not good or None in (found['auc'], found['logloss']):
+    what = f'lacks {", ".join(lacking)}' if lacking else 'has no figures'
+    raise UserError(f'{file}: is not the result of a run, it {what}: {then}')
+  return found
 
 
 def settings(runs: list[Run], partial: bool) -> dict[str, list[Setting]]:
@@ -329,6 +345,7 @@ def _define_flags():
 
 
 def main(argv: list[str]):
+  """The command: writes the table and the JSON beside it."""
   cli.no_arguments(argv)
   f = flags.FLAGS
   if not f.sweeps or not f.out:

@@ -18,11 +18,14 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from deres_jax import checks, config_string
-from deres_jax.errors import UserError
+from deres_jax.errors import UserError, shown
 
 # Fields that say where or how fast a run happens, not what it computes. They may change between a
 # run and its resumption and do not enter the run's identity.
 _operational = {'operational': True}
+# Fields that came later. At their default a run computes what it did without them, and its identity
+# leaves them out: runs from before keep their name.
+_later = {'later': True}
 
 
 def _op(default):
@@ -202,6 +205,10 @@ class Train:
   # CPUs: kernels compiled by the machine's C++ compiler; auto (where there is one) | on | off
   kernels: str = _op('auto')
   log_steps: int = _op(50)  # steps between lines in metrics.jsonl
+  # A loss or gradient that is not finite: stop | skip (the step moves nothing) | rollback (to the
+  # last checkpoint, without the batches since): docs/reliability.md
+  on_nan: str = dataclasses.field(default='stop', metadata=_later)
+  nan_bound: int = _op(10)  # steps skipped, or rollbacks, after which a run stops all the same
   compilation_cache: bool = _op(True)  # keep compiled programs for the next start
   profile: str = _op('')  # START:STEPS: a profile of these steps, in workdir/profile; empty: none
   wandb: str = _op('')  # project of Weights & Biases that gets the figures; empty: none
@@ -278,9 +285,12 @@ def resolve(config: ConfigDict) -> Config:
   return frozen
 
 
+_MOST = 2**53  # of a whole number that every reader of JSON takes as it is; no field needs more
+
+
 def _freeze(kind: type, node, path: str):
   if not isinstance(node, ConfigDict | dict):
-    raise UserError(f'config {path or "root"} is {node!r}: expected a section')
+    raise UserError(f'config {path or "root"} is {shown(node)}: expected a section')
   known = typing.get_type_hints(kind)
   for key in node:
     if key not in known:
@@ -295,7 +305,9 @@ def _freeze(kind: type, node, path: str):
     elif hint is float and type(value) is int:
       value = float(value)
     elif type(value) is not hint:
-      raise UserError(f'config {path}{key}={value!r}: expected a {hint.__name__}')
+      raise UserError(f'config {path}{key}={shown(value)}: expected a {hint.__name__}')
+    if hint in (int, float) and not abs(value) < _MOST:
+      raise UserError(f'config {path}{key}={value:.6g}: expected a number, below {_MOST:.6g}')
     values[key] = value
   return kind(**values)
 
@@ -314,7 +326,9 @@ def identity(config: Config) -> dict[str, Any]:
       value = getattr(node, field.name)
       if dataclasses.is_dataclass(value):
         walk(value, f'{prefix}{field.name}.')
-      elif not field.metadata.get('operational'):
+      elif 'operational' not in field.metadata and not (
+        'later' in field.metadata and value == field.default
+      ):
         out[prefix + field.name] = value
 
   walk(config, '')

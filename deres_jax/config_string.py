@@ -11,7 +11,7 @@ import difflib
 
 from ml_collections import ConfigDict
 
-from deres_jax.errors import UserError
+from deres_jax.errors import UserError, shown
 
 
 def apply(config: ConfigDict, overrides: str) -> ConfigDict:
@@ -75,10 +75,10 @@ def _parse(text: str, kind: type, name: str):
     return text.lower() == 'true'
   try:
     value = ast.literal_eval(text)
-  except (ValueError, SyntaxError):
+  except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # as it documents
     value = None
   if kind is float and type(value) in (int, float):
     return float(value)
   if kind is int and type(value) is int:
     return value
-  raise UserError(f'config {name}={text!r}: expected a {kind.__name__}')
+  raise UserError(f'config {name}={shown(text)}: expected a {kind.__name__}')

@@ -101,6 +101,7 @@ class Batches:
     sequence = self.schema.sequence
     self._events = (sequence.length, len(sequence.attributes)) if sequence is not None else (0, 0)
     order = Order(blocks.schema.block_rows, blocks.rows, batch_size, window_blocks, shuffle_seed)
+    self._order, self._part = order, part
     self._reader = Reader(blocks, tables, order, part, parts)
     self._distinct = Distinct(tables)
     self._edges = tables.edges(devices)
@@ -129,6 +130,13 @@ class Batches:
   def rows(self, index: int) -> Rows:
     """This host's real rows of batch `index`."""
     return self._reader.read(*divmod(index, self.per_epoch))
+
+  def stored(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+    """Block and row in it of each of this host's real rows of batch `index`: int64 [rows]."""
+    b = self.batch_size // self._parts
+    here = slice(self._part * b, (self._part + 1) * b)
+    block_B, row_B = self._order.stored(*divmod(index, self.per_epoch))
+    return block_B[here], row_B[here]
 
   def draft(self, rows: Rows, total: int | None = None) -> Draft:
     """A batch of these rows of this host, at most its part of batch_size, and `total` of all."""
@@ -248,6 +256,7 @@ class Distinct:
 
 
 def power_of_two(n: int) -> int:
+  """The least power of two that is not below n, n >= 1."""
   return 1 << max(0, int(n) - 1).bit_length()
 
 

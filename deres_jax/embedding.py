@@ -166,6 +166,7 @@ class Tables:
 
   def check(self, devices: int):
     # Numbers beyond the last row are padding too, as many as a batch may need.
+    """Raises UserError where the tables are too large or cannot be split over `devices`."""
     if self.padding >= 2**31 - 2**24:
       raise UserError(f'the vocabulary has {self.rows} rows: at most 2^31 - 2^24 fit int32 ids')
     if GROUP % devices:
@@ -265,12 +266,14 @@ def update(
   g: Array,
   lr: Array,
   step: Array,
+  ok: Array | bool = True,
 ) -> tuple[Array, dict[str, Array]]:
   """Applies the row gradients of all devices to the rows that this device owns.
 
   Args:
     asked: what `lookup` says that this device was asked for.
     g: [D * K, E] gradient of the global loss by the rows that this device asked for.
+    ok: False: nothing is written.
 
   Returns:
     This device's new rows and slots.
@@ -279,8 +282,10 @@ def update(
   g = _exchange(g)
   if jax.lax.axis_size(AXIS) > 1:  # else they are different and ascending as they are
     asked, g = merge(asked, g, N)
+  # To places beyond the last nothing is written; they still differ and ascend.
+  at = jnp.where(ok, asked, N + jnp.arange(asked.shape[0], dtype=asked.dtype))
   if library.on() and optimizer.has_kernel:
-    return optimizer.move(rows, slots, asked, g, lr, step)
+    return optimizer.move(rows, slots, at, g, lr, step)
   # As `lookup` reads them: on one device XLA then reads them once.
   read = jax.tree.map(lambda x: x.at[asked].get(mode='fill', fill_value=0), (rows, slots))
   new_w, new_slots = optimizer.apply(*read, g, lr, step)
@@ -288,10 +293,11 @@ def update(
     # A row keeps its number whatever the mesh: its place counts over all devices.
     row = jax.lax.axis_index(AXIS) * N + asked
     new_slots = {
-      k: round_at_random(v, row, step * 2 + i) for i, (k, v) in enumerate(sorted(new_slots.items()))
+      k: round_at_random(v, row, optimizer.salt(step, i))
+      for i, (k, v) in enumerate(sorted(new_slots.items()))
     }
 
   def write(old, value):
-    return old.at[asked].set(value, mode='drop', unique_indices=True, indices_are_sorted=True)
+    return old.at[at].set(value, mode='drop', unique_indices=True, indices_are_sorted=True)
 
   return jax.tree.map(write, (rows, slots), (new_w, new_slots))

@@ -17,8 +17,19 @@ class Retry(Exception):
   """
 
 
+def printable(text: str) -> str:
+  """Text that comes from a file, as a terminal may show it: what would steer it is escaped."""
+  return ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in text)
+
+
+def shown(value: object) -> str:
+  """A value (as Python writes it) or an error as part of a line: its beginning if it is long."""
+  text = ' '.join(str(value).split()) if isinstance(value, Exception) else repr(value)
+  return text if len(text) <= 300 else text[:300] + '...'
+
+
 def choose(name: str, choices: dict, what: str):
   """Returns choices[name], or raises UserError naming the valid ones."""
   if name not in choices:
-    raise UserError(f'unknown {what} {name!r}: choose one of {", ".join(sorted(choices))}')
+    raise UserError(f'unknown {what} {shown(name)}: choose one of {", ".join(sorted(choices))}')
   return choices[name]

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from deres_jax import cluster, gauc, metrics
 from deres_jax.data import Batches, Rows
-from deres_jax.errors import Retry
+from deres_jax.errors import Retry, UserError
 from deres_jax.feed import Ahead, feed
 
 
@@ -43,6 +43,7 @@ def run(
 
   Raises:
     Stopped: when a host was asked to stop.
+    UserError: a logit is NaN.
   """
   schema = batches.schema
 
@@ -67,6 +68,12 @@ def run(
   columns = [_padded(x, b) for x in zip(*kept, strict=True)]
   rows = batches.rows_until(batches.per_epoch)
   logits_N, labels_N, *others = (_joined(x)[:rows] for x in (np.stack(logits), *columns))
+  nan_N = np.flatnonzero(np.isnan(logits_N))
+  if len(nan_N):
+    raise UserError(
+      f'{len(nan_N)} of {rows} logits are NaN in evaluation, the first in row {nan_N[0]} as '
+      'stored, though the parameters are finite: lower the learning rates in a new --workdir'
+    )
   figures = metrics.evaluate_logits(labels_N, logits_N)
   if schema.group:
     figures |= gauc.gauc(labels_N, logits_N, others[0])

@@ -53,6 +53,7 @@ class Events:
     self._write(step, _SUMMARY, b''.join(wire.field(1, value) for value in values))
 
   def close(self):
+    """Closes the file; what was written is on disk."""
     self._file.close()
 
   def _write(self, step: int, number: int, content: bytes):

@@ -38,6 +38,7 @@ class Interval:
     return {k: v if math.isfinite(v) else None for k, v in dataclasses.asdict(self).items()}
 
   def holds(self, value: float) -> bool:
+    """Whether the interval holds a value."""
     return self.low <= value <= self.high
 
   @property

@@ -114,6 +114,7 @@ class Problem:
     return float(np.ptp(self.t_N))
 
   def time(self, compute: float) -> float:
+    """ln of compute over the reference, as the fits take it."""
     return math.log(compute / self.compute0)
 
   def subset(self, keep_N: np.ndarray) -> 'Problem':
@@ -183,6 +184,7 @@ class Form:
     return np.r_[np.zeros(self.kappas), np.full(num, -np.inf), np.zeros(num)]
 
   def size(self, num: int) -> int:
+    """Number of free numbers."""
     return self.kappas + 2 * num
 
 

@@ -15,34 +15,63 @@ import pathlib
 import uuid
 from typing import IO, Any
 
-from deres_jax import writer
+from deres_jax import json_files, writer
 from deres_jax.errors import UserError
 from deres_jax.points import Point, written
 
 
 def workdir(out: pathlib.Path, point: Point) -> pathlib.Path:
+  """The folder of a run in that of its sweep."""
   return out / 'runs' / point.id
 
 
 def result(out: pathlib.Path, point: Point) -> dict[str, Any] | None:
-  """result.json of a finished run."""
+  """result.json of a finished run; raises UserError for what is there and is not its result."""
   file = workdir(out, point) / 'result.json'
-  return json.loads(file.read_text()) if file.is_file() else None
+  if not file.is_file():
+    return None
+  then = 'delete it, and the sweep finishes the run from its last checkpoint'
+  found = json_files.read(file, dict, then)
+  if found.get('config_hash') != point.id or not isinstance(found.get('auc'), float):
+    raise UserError(f'{file}: is not the result of run {point.id} ({point.name}): {then}')
+  return found
 
 
 def record(out: pathlib.Path, points: list[Point]):
   """Writes sweep.json. Points of an earlier list stay; shards write the same content."""
   out.mkdir(parents=True, exist_ok=True)
   file = out / 'sweep.json'
-  old = json.loads(file.read_text()) if file.is_file() else []
+  old = listed(file) if file.is_file() else []
   union = {x['id']: x for x in [*old, *(p.listed() for p in points)]}
   _replace(file, list(union.values()))
 
 
+def listed(file: pathlib.Path) -> list[dict[str, Any]]:
+  """The points in sweep.json; raises UserError where it is damaged."""
+  then = 'delete it and run the sweep again: it lists its points anew and keeps finished runs'
+  points = json_files.read(file, list, then)
+  kinds = {'id': str, 'name': str, 'seed': int, 'overrides': dict}
+  for i, point in enumerate(points):
+    whole = isinstance(point, dict) and all(
+      key in point and isinstance(point[key], kind) for key, kind in kinds.items()
+    )
+    # An id is the name of a folder; a name is printed.
+    if not whole or not point['id'].isalnum() or not point['name'].isprintable():
+      raise UserError(f'{file}: entry {i} is damaged: {then}')
+  return points
+
+
 def costs(out: pathlib.Path) -> dict[str, dict[str, Any]]:
-  """costs.json: what runs take, by id, as far as it was predicted."""
+  """costs.json: what runs take, by id, as far as it was predicted; without damaged entries."""
   file = out / 'costs.json'
-  return json.loads(file.read_text()) if file.is_file() else {}
+  if not file.is_file():
+    return {}
+  found = json_files.read(file, dict, 'delete it: it is predicted again')
+  return {k: v for k, v in found.items() if isinstance(v, dict) and all(map(_is_cost, v.values()))}
+
+
+def _is_cost(x: Any) -> bool:
+  return isinstance(x, int | float) and not isinstance(x, bool) and 0 <= x < float('inf')
 
 
 def record_costs(out: pathlib.Path, known: dict[str, dict[str, Any]]):
@@ -63,7 +92,13 @@ def check_data(out: pathlib.Path, points: list[Point]):
   for point in points:
     file = workdir(out, point) / 'config.json'
     path = point.config.data.path
-    if file.is_file() and json.loads(file.read_text())['data_content'] != contents[path]:
+    if not file.is_file():
+      continue
+    then = 'delete the folder of the run, which then starts anew'
+    began = json_files.read(file, dict, then)
+    if not isinstance(began.get('data_content'), dict) or 'identity' not in began:
+      raise UserError(f'{file}: does not say what the run is: {then}')
+    if began['data_content'] != contents[path]:
       raise UserError(
         f'{file.parent} ({point.name}) was run on other data than data.path={path}: '
         'take another --out or the old data'
@@ -79,9 +114,9 @@ def _content(path: str) -> dict[str, str]:
       '--config.data.path=DIR (python -m data_pipelines.build makes one)'
     )
   try:
-    splits = json.loads(file.read_text())['splits']
+    splits = json_files.read(file, dict, 'build the folder again')['splits']
     return {name: split['content_sha256'] for name, split in splits.items()}
-  except (ValueError, KeyError, TypeError, AttributeError) as e:
+  except (KeyError, TypeError, AttributeError) as e:
     raise UserError(f'{file}: damaged ({e}): build the folder again') from e
 
 
@@ -106,7 +141,12 @@ def record_failure(out: pathlib.Path, point: Point, how: str, last: str, attempt
 def failure(out: pathlib.Path, point: Point) -> dict[str, Any] | None:
   """failed.json of a run whose last attempt failed and that has not finished since."""
   file = workdir(out, point) / 'failed.json'
-  return json.loads(file.read_text()) if file.is_file() and not result(out, point) else None
+  if not file.is_file() or result(out, point):
+    return None
+  found = json_files.read(file, dict, 'delete it, it only says how an attempt failed')
+  if not {'how', 'last_line', 'log'} <= found.keys():
+    raise UserError(f'{file}: does not say how the run failed: delete it')
+  return found
 
 
 def forgive(out: pathlib.Path, point: Point):

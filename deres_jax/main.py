@@ -53,6 +53,7 @@ PROCESS = flags.DEFINE_integer('process', None, 'This process, from 0, beside --
 
 
 def main(argv: list[str]):
+  """The command: checks the flags, then plans, trains or evaluates."""
   cli.no_arguments(argv)
   if CONFIG.value is None:
     raise UserError('no --config: give an experiment by name or path, such as --config=criteo_8l')

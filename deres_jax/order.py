@@ -151,6 +151,22 @@ class Order:
     spans = itertools.pairwise(starts.tolist())
     return np.concatenate([a + _ranks(draws[a:b]) for a, b in spans])
 
+  def stored(self, epoch: int, batch: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where each row of a batch is stored: its block, and its row in that block. int64 [rows]."""
+    n = min(self.batch_size, self.rows - batch * self.batch_size)
+    block_N, row_N = np.empty(n, np.int64), np.empty(n, np.int64)
+    lanes = (0, len(self._lane_ends))
+    for window, start_L, stop_L, at_L in self.pieces(epoch, batch, 0, n):
+      members = self.members(epoch, window)
+      sizes = np.minimum(self.block_rows, self.rows - members * self.block_rows)
+      ends, order_N = np.cumsum(sizes), self.shuffle(epoch, window, lanes)
+      for start, stop, at in zip(start_L, stop_L, at_L, strict=True):
+        here = order_N[start:stop]
+        k = np.searchsorted(ends, here, side='right')
+        block_N[at : at + len(here)] = members[k]
+        row_N[at : at + len(here)] = here - (ends - sizes)[k]
+    return block_N, row_N
+
   def pieces(self, epoch: int, batch: int, first: int, last: int) -> list[Pieces]:
     """Where the rows of a batch come from: its rows first .. last - 1, by window."""
     base = batch * self.batch_size

@@ -50,6 +50,7 @@ def mesh_of(devices: Sequence[jax.Device]) -> Mesh:
 
 
 def sharding(mesh: Mesh, spec: PartitionSpec) -> NamedSharding:
+  """How an array lies on the mesh."""
   return NamedSharding(mesh, spec)
 
 

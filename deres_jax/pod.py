@@ -127,6 +127,7 @@ def _free_port() -> int:
 
 
 def main(argv: list[str]):
+  """The command: starts the processes and ends as the worst of them did."""
   values = flags.FLAGS
   if not argv[1:]:
     raise UserError('no command: give the flags of deres_jax.main after --, -- --config=FILE ...')

@@ -73,7 +73,7 @@ def resolve(
       raise UserError(f'sweep() point {number} ({written(own)}): {e}') from e
     fields, counted = flat(config), config_lib.identity(config)
     name = item.get('name', written({k: fields[k] for k in own if k != 'seed'}) or default_name)
-    if not isinstance(name, str) or not name or '\n' in name:
+    if not isinstance(name, str) or not name or not name.isprintable():
       raise UserError(f'sweep() point {number} has the name {name!r}: expected one line of text')
     overrides = {k: counted[k] for k in [*sorted(given), *own] if k in counted}
     point = Point(number, config_lib.config_hash(config), name, overrides, config)

@@ -16,11 +16,7 @@ from typing import Any
 from absl import app, flags
 
 from deres_jax import cli, svg
-from deres_jax.errors import UserError
-
-WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the finished run.')
-BASELINE = flags.DEFINE_string('baseline', None, 'Folder of the finished run to compare with.')
-OUT = flags.DEFINE_string('out', None, 'Page to write; default: report.html in the workdir.')
+from deres_jax.errors import UserError, printable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +29,7 @@ class Finished:
 
   @property
   def name(self) -> str:
+    """How the page calls the run."""
     if self.result['backbone'] == 'lr':
       return 'logistic regression'
     return f'{self.result["backbone"]} + {self.result["connector"]}, {self.result["depth"]} layers'
@@ -63,7 +60,7 @@ def gap_closed(run: Finished, baseline: Finished) -> float | None:
 
 def summary(run: Finished, baseline: Finished) -> str:
   """The comparison in a few lines for a terminal."""
-  rows = [(x.name, x.result['auc'], x.result['auc_se']) for x in (baseline, run)]
+  rows = [(printable(x.name), x.result['auc'], x.result['auc_se']) for x in (baseline, run)]
   lines = [f'{name:<34} test auc {auc:.4f}  (se {se:.4f})' for name, auc, se in rows]
   closed = gap_closed(run, baseline)
   if closed is not None:
@@ -161,15 +158,24 @@ def page(run: Finished, baseline: Finished) -> str:
   )
 
 
+def _define_flags():
+  flags.DEFINE_string('workdir', None, 'Folder of the finished run.')
+  flags.DEFINE_string('baseline', None, 'Folder of the finished run to compare with.')
+  flags.DEFINE_string('out', None, 'Page to write; default: report.html in the workdir.')
+
+
 def main(argv: list[str]):
+  """The command: writes the page."""
   cli.no_arguments(argv)
-  if not WORKDIR.value or not BASELINE.value:
+  f = flags.FLAGS
+  if not f.workdir or not f.baseline:
     raise UserError('give both --workdir=RUN and --baseline=RUN')
-  run, baseline = load(WORKDIR.value), load(BASELINE.value)
-  out = pathlib.Path(OUT.value) if OUT.value else run.workdir / 'report.html'
+  run, baseline = load(f.workdir), load(f.baseline)
+  out = pathlib.Path(f.out) if f.out else run.workdir / 'report.html'
   out.write_text(page(run, baseline))
   print(f'{summary(run, baseline)}\n{out}')
 
 
 if __name__ == '__main__':
+  _define_flags()
   app.run(cli.guarded(main), flags_parser=cli.parse)

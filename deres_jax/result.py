@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from deres_jax import allocator, live, models
+from deres_jax import allocator, audit, live, models
 from deres_jax import config as config_lib
 from deres_jax import plan as plan_lib
 from deres_jax.checkpoint import Clock
@@ -31,6 +31,7 @@ def content(
   plan = plan_lib.make(c, setup)
   device = setup.mesh.devices.flat[0]
   return {
+    'audit': audit.make(schema),
     'config_hash': config_lib.config_hash(c),
     'seed': c.seed,
     'backbone': c.model.backbone,
@@ -46,6 +47,8 @@ def content(
     'rows_seen': clock.rows_seen,
     'rows_per_second': clock.rows_seen / clock.wall_seconds,
     'steps': steps,
+    'steps_skipped': clock.skipped,
+    'rollbacks': clock.rollbacks,
     'wall_seconds': clock.wall_seconds,
     'device': {
       'platform': device.platform,

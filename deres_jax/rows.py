@@ -8,6 +8,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from deres_jax.kernels import ops
 
@@ -35,6 +36,12 @@ class RowOptimizer:
   b1: float
   b2: float
   dtype: str = 'float32'  # of slots
+  seed: int = 0  # of their rounding
+
+  def salt(self, step: Array, slot: int) -> Array:
+    """Tells one rounding of a row from all others."""
+    mine = np.uint32((self.seed * 0x27D4EB2F + slot) % 2**32)  # seeds spread over all bits
+    return (step * 2).astype(jnp.uint32) + mine
 
   def init(self, rows: Array) -> dict[str, Array]:
     """Slots of zeros for a table's rows [N, E]."""

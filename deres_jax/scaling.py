@@ -248,6 +248,7 @@ def _power(out: pathlib.Path):
 
 
 def main(argv: list[str]):
+  """The command: fits the laws of finished sweeps, or simulates their power."""
   cli.no_arguments(argv)
   f = flags.FLAGS
   if not f.out:

@@ -2,11 +2,11 @@
 """What a prepared folder says of itself: `schema.json`, as `data_pipelines` writes it."""
 
 import dataclasses
-import json
 import pathlib
 from typing import Any
 
-from deres_jax.errors import UserError
+from deres_jax import json_files
+from deres_jax.errors import UserError, shown
 
 FORMAT = 'deres_jax.prepared'
 FORMAT_VERSION = 3
@@ -113,28 +113,49 @@ def load_schema(path: str) -> Schema:
       f'data.path={path}: holds no schema.json, so it is not a prepared folder (or its build was '
       'interrupted): run python -m data_pipelines.build again'
     )
-  try:
-    raw = json.loads(file.read_text())
-  except (json.JSONDecodeError, UnicodeDecodeError) as e:
-    raise UserError(f'{file}: not valid JSON ({e}): build the folder again') from e
-  found = (raw.get('format'), raw.get('format_version')) if isinstance(raw, dict) else None
+  raw = json_files.read(file, dict, 'build the folder again')
+  found = raw.get('format'), raw.get('format_version')
   if found != (FORMAT, FORMAT_VERSION):
     raise UserError(
       f'{file}: format {found}, expected {(FORMAT, FORMAT_VERSION)}: '
       'build the folder with this version of data_pipelines'
     )
   try:
-    return _schema(folder, raw)
-  except (KeyError, TypeError, ValueError) as e:
+    schema = _schema(folder, raw)
+  except (KeyError, TypeError, ValueError, AttributeError) as e:
     raise UserError(
-      f'{file}: damaged, {type(e).__name__} {e}: python -m data_pipelines.doctor {path} '
+      f'{file}: damaged, {type(e).__name__} {shown(e)}: python -m data_pipelines.doctor {path} '
       'tells more; build the folder again'
     ) from e
+  train = schema.splits['train']
+  if not 0 < train.clicks < train.rows:
+    raise UserError(
+      f'{file}: {train.clicks} of the {train.rows} training rows are clicks, expected both kinds: '
+      'there is nothing to learn; build the folder from more rows'
+    )
+  return schema
+
+
+_MOST = 2**53  # whole numbers that JSON's readers agree on
+
+
+def _count(node: dict[str, Any], key: str, least: int = 0) -> int:
+  value = node[key]
+  if type(value) is not int or not least <= value < _MOST:
+    raise ValueError(f'{key} is {value!r}, expected a whole number from {least} on')
+  return value
+
+
+def _text(node: dict[str, Any], key: str) -> str:
+  value = node[key]
+  if not isinstance(value, str) or not value or not value.isprintable():
+    raise ValueError(f'{key} is {value!r}, expected a line of text')
+  return value
 
 
 def _schema(folder: pathlib.Path, raw: dict[str, Any]) -> Schema:
   splits = {
-    name: Split(int(s['rows']), int(s['blocks']), int(s['clicks']))
+    name: Split(_count(s, 'rows'), _count(s, 'blocks'), _count(s, 'clicks'))
     for name, s in raw['splits'].items()
   }
   kinds = {f['kind'] for f in raw['fields']}
@@ -142,25 +163,25 @@ def _schema(folder: pathlib.Path, raw: dict[str, Any]) -> Schema:
     raise ValueError(f'fields of kinds {sorted(kinds)}, expected categorical')
   if not {'train', 'validation', 'test'} <= set(splits):
     raise ValueError(f'splits {sorted(splits)}, expected train, validation, test')
-  inside = (folder / raw['tfds']).resolve()
+  inside = (folder / _text(raw, 'tfds')).resolve()
   if not inside.is_relative_to(folder.resolve()):
     raise ValueError(f'tfds folder {raw["tfds"]!r} is outside of it')
-  fields = tuple(f['name'] for f in raw['fields'])
-  vocab_sizes = [int(f['vocab_size']) for f in raw['fields']]
+  fields = tuple(_text(f, 'name') for f in raw['fields'])
+  vocab_sizes = [_count(f, 'vocab_size', 1) for f in raw['fields']]
   sequence = _sequence(raw['sequence'], fields, vocab_sizes)
   return Schema(
     path=folder,
-    dataset=str(raw['dataset']),
-    tfds=str(raw['tfds']),
-    block_rows=int(raw['block_rows']),
+    dataset=_text(raw, 'dataset'),
+    tfds=raw['tfds'],
+    block_rows=_count(raw, 'block_rows', 1),
     fields=fields,
     vocab_sizes=tuple(vocab_sizes),
     sequence=sequence,
-    group=str(raw['group']['name']) if raw['group'] else '',
-    groups=int(raw['group']['groups']) if raw['group'] else 0,
+    group=_text(raw['group'], 'name') if raw['group'] else '',
+    groups=_count(raw['group'], 'groups') if raw['group'] else 0,
     items=_items(raw['items'], fields),
     splits=splits,
-    content={name: s['content_sha256'] for name, s in raw['splits'].items()},
+    content={name: _text(s, 'content_sha256') for name, s in raw['splits'].items()},
     planted=dict(raw.get('planted') or {}),
   )
 
@@ -173,19 +194,20 @@ def _sequence(raw: dict | None, fields: tuple[str, ...], vocab_sizes: list[int])
   for attribute in raw['attributes']:
     if attribute['field'] is None:
       columns.append(len(vocab_sizes))
-      vocab_sizes.append(int(attribute['vocab_size']))
+      vocab_sizes.append(_count(attribute, 'vocab_size', 1))
       continue
     if len(columns) > shared:
       raise ValueError(f'attribute {attribute["name"]!r} shares a field after one that does not')
     columns.append(fields.index(attribute['field']))
     shared += 1
-  names = tuple(attribute['name'] for attribute in raw['attributes'])
-  if not names or raw['length'] < 1:
-    raise ValueError(f'a sequence of {raw["length"]} events of {len(names)} attributes')
-  return Sequence(int(raw['length']), names, tuple(columns), shared)
+  names = tuple(_text(attribute, 'name') for attribute in raw['attributes'])
+  if not names:
+    raise ValueError('a sequence of events without attributes')
+  return Sequence(_count(raw, 'length', 1), names, tuple(columns), shared)
 
 
 def _items(raw: dict | None, fields: tuple[str, ...]) -> Items | None:
   if raw is None:
     return None
-  return Items(fields.index(raw['field']), int(raw['head_below']), int(raw['torso_below']))
+  head, torso = _count(raw, 'head_below'), _count(raw, 'torso_below')
+  return Items(fields.index(raw['field']), head, torso)

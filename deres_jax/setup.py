@@ -48,6 +48,7 @@ class Setup:
   aux_weight: float  # of the auxiliary losses' mean
   steps: int  # length of the run
   seed: int
+  nan_limit: int  # steps that may be skipped because something in them was not finite
 
 
 def layout_of(schema: Schema) -> models.Layout:
@@ -92,7 +93,7 @@ def make_setup(c: config_lib.Config, schema: Schema, mesh: Mesh, steps: int) -> 
     slot_tables=slot_tables,
     optimizer=optim.dense(o, factor, variables['params']),
     row_optimizer=RowOptimizer(
-      o.table, o.table_eps, o.table_l2, o.adam_b1, o.adam_b2, o.table_slots
+      o.table, o.table_eps, o.table_l2, o.adam_b1, o.adam_b2, o.table_slots, c.seed
     ),
     factor=factor,
     table_lr=o.table_lr,
@@ -103,6 +104,7 @@ def make_setup(c: config_lib.Config, schema: Schema, mesh: Mesh, steps: int) -> 
     aux_weight=c.model.aux_weight,
     steps=steps,
     seed=c.seed,
+    nan_limit=c.train.nan_bound if c.train.on_nan == 'skip' else 0,
   )
 
 

@@ -39,6 +39,8 @@ class State(NamedTuple):
     opt: optax state of the dense parameters; on every device.
     rows: the tables [N, E]; split over the mesh.
     slots: the row optimizer's state of each table; split like it.
+    skipped: number of steps in which a loss or a gradient was not finite, int32. They move nothing;
+      from the one on that exceeds `Setup.nan_limit` no step does, nor does `step` go on.
   """
 
   step: Array
@@ -46,6 +48,7 @@ class State(NamedTuple):
   opt: Any
   rows: tuple[Array, ...]
   slots: tuple[dict[str, Array], ...]
+  skipped: Array = np.int32(0)
 
 
 SPECS = State(
@@ -54,6 +57,7 @@ SPECS = State(
   opt=parallel.REPLICATED,
   rows=parallel.TABLE,
   slots=parallel.TABLE,
+  skipped=parallel.REPLICATED,
 )
 
 
@@ -92,6 +96,7 @@ def _init(setup: Setup) -> State:
     opt=setup.optimizer.init(params),
     rows=rows,
     slots=tuple(setup.row_optimizer.init(table) for table in rows),
+    skipped=jnp.zeros((), jnp.int32),
   )
 
 
@@ -239,7 +244,27 @@ def _sum_over_devices(tree: Any) -> Any:
   return unravel(jax.lax.psum(flat, AXIS))
 
 
-def _train_body(setup: Setup, state: State, stream: streaming.StreamState, batch: Batch):
+class Gradients(NamedTuple):
+  """What a device's rows of a batch give.
+
+  Attributes:
+    asked: for each table what this device is asked for.
+    x: what the model was given, as of `by_slot`.
+    loss: their part of the mean loss of the batch; logits: [b].
+    params: gradient of `loss` by the dense parameters; slots: by x.
+  """
+
+  asked: list[Array]
+  rows: tuple[Array, ...]
+  x: Any
+  loss: Array
+  logits: Array
+  params: Any
+  slots: Any
+
+
+def gradients(setup: Setup, state: State, batch: Batch) -> Gradients:
+  """Runs inside shard_map, on this device's rows."""
   b = batch.labels.shape[0]
   rows, asked = _lookup(state.rows, batch)
   keys_b = _row_keys(setup, state.step, b) if setup.noise else None
@@ -256,30 +281,47 @@ def _train_body(setup: Setup, state: State, stream: streaming.StreamState, batch
     # Divided here, so that gradients of micro-batches and devices only have to be added.
     return total / batch.rows, logits_m
 
-  _, logits_b, g_params, g_bSE = micro_grads(
-    loss,
-    state.params,
-    by_slot(setup, rows, batch.inverse),
-    (batch.there, batch.labels, batch.weights, keys_b),
-    setup.micro_batch,
-  )
-  g_params = _sum_over_devices(g_params)
-  g_rows = sum_by_slot(setup, rows, batch.inverse, g_bSE)
+  x_bSE = by_slot(setup, rows, batch.inverse)
+  rest = batch.there, batch.labels, batch.weights, keys_b
+  out = micro_grads(loss, state.params, x_bSE, rest, setup.micro_batch)
+  return Gradients(asked, rows, x_bSE, *out)
+
+
+def _sum_of_squares(tree: Any) -> Array:
+  return sum(jnp.vdot(x, x) for x in jax.tree.leaves(tree))
+
+
+def _train_body(setup: Setup, state: State, stream: streaming.StreamState, batch: Batch):
+  found = gradients(setup, state, batch)
+  g_rows = sum_by_slot(setup, found.rows, batch.inverse, found.slots)
+  # Not finite on one device: on none. Of squares, as what overflows in the optimizers does here.
+  mine = found.loss + _sum_of_squares(g_rows)
+  g_params, all_of = _sum_over_devices((found.params, mine))
+  finite = jnp.isfinite(all_of + _sum_of_squares(g_params))
+  held = state.skipped > setup.nan_limit
+  ok = finite & ~held
+  skipped = state.skipped + (~finite & ~held)
 
   updates, opt = setup.optimizer.update(g_params, state.opt, state.params)
   lr = setup.table_lr * setup.factor(state.step)
   moved = [
-    embedding.update(setup.row_optimizer, *table, lr, state.step)
-    for table in zip(state.rows, state.slots, asked, g_rows, strict=True)
+    embedding.update(setup.row_optimizer, *table, lr, state.step, ok)
+    for table in zip(state.rows, state.slots, found.asked, g_rows, strict=True)
   ]
+  params = optax.apply_updates(state.params, updates)
+  params, opt = jax.tree.map(
+    lambda new, old: jnp.where(ok, new, old), (params, opt), (state.params, state.opt)
+  )
   new = State(
-    step=state.step + 1,
-    params=optax.apply_updates(state.params, updates),
+    step=state.step + (skipped <= setup.nan_limit),
+    params=params,
     opt=opt,
     rows=tuple(rows for rows, _ in moved),
     slots=tuple(slots for _, slots in moved),
+    skipped=skipped,
   )
-  seen = streaming.StreamState.from_batch(logits_b, batch.labels, batch.weights)
+  weights_b = jnp.where(ok, batch.weights, 0.0)
+  seen = streaming.StreamState.from_batch(found.logits, batch.labels, weights_b)
   mine = jax.tree.map(lambda x: x[0], stream).merge(seen)
   return new, jax.tree.map(lambda x: x[None], mine)
 
@@ -305,18 +347,25 @@ def make_train_step(setup: Setup) -> Callable:
   return parallel.settled(setup.mesh, jax.jit(step, donate_argnums=(0, 1)))
 
 
+def forward(
+  setup: Setup, params: Any, tables: tuple[Array, ...], step: Array, batch: Batch
+) -> Array:
+  """Logits [b] float32 of a device's part of a batch, without noise; for bodies of shard_map."""
+  rows, _ = _lookup(tables, batch)
+  ctx = Context(progress=_progress(setup, step), mask_BT=_mask(setup, batch.there))
+  x = by_slot(setup, rows, batch.inverse)
+  return setup.model.apply({'params': params}, x, ctx).astype(jnp.float32)
+
+
 def make_eval_step(setup: Setup) -> Callable:
   """(params, rows, step, batch) -> logits [B] float32, split over the mesh like the batch.
 
   `step` is the one that the parameters are of: annealed temperatures depend on it.
   """
 
-  def body(params, tables, step, batch):
-    ctx = Context(progress=_progress(setup, step), mask_BT=_mask(setup, batch.there))
+  def body(*args):
     with library.using(setup.kernels):
-      rows, _ = _lookup(tables, batch)
-      x = by_slot(setup, rows, batch.inverse)
-      return setup.model.apply({'params': params}, x, ctx).astype(jnp.float32)
+      return forward(setup, *args)
 
   step = jax.shard_map(
     body,

@@ -50,7 +50,10 @@ def logits(run: compare.Run, labels_N: np.ndarray) -> np.ndarray:
   file = pathlib.Path(run.folder) / 'runs' / run.id / 'test_logits.npy'
   if not file.is_file():
     raise UserError(f'{file}: no such file: the run stored no logits, leave --data out')
-  logits_N = np.load(file)
+  try:
+    logits_N = np.load(file, allow_pickle=False)
+  except (ValueError, EOFError, OSError) as e:  # of other bytes, of pickled ones, of a part
+    raise UserError(f'{file}: is not an array of logits ({e}): leave --data out') from e
   if logits_N.shape != labels_N.shape:
     raise UserError(f'{file} has {logits_N.shape} logits for {len(labels_N)} rows of test')
   return logits_N

@@ -3,7 +3,7 @@
 
   python -m deres_jax.sweep --config=baselines --out=DIR --config.data.path=DATA
 
-The experiment file has, beside `get_config()`,
+The experiment file, which is Python code and is executed, has, beside `get_config()`,
 
   from deres_jax import sweep as grid
 
@@ -219,6 +219,7 @@ def limits(jobs: int | None, memory: float, largest: int, count: int) -> runner.
 
 
 def main(argv: list[str]):
+  """The command: lists the points, or runs those that are not done."""
   cli.no_arguments(argv)
   jobs, memory = _asked_jobs(), _memory()
   points = _points()

@@ -7,7 +7,6 @@ writes its part of a checkpoint; process 0 alone writes everything else.
 
 import contextlib
 import dataclasses
-import json
 import math
 import pathlib
 import shutil
@@ -25,6 +24,8 @@ from deres_jax import (
   differences,
   disk,
   evaluate,
+  json_files,
+  nonfinite,
   parallel,
   profiling,
   progress,
@@ -121,9 +122,9 @@ def train(c: config_lib.Config, workdir: pathlib.Path) -> dict[str, Any]:
     2. The newest checkpoint that is whole, if any, gives state, position, clock and the metrics
        under way.
     3. metrics.jsonl loses the lines after that step; they are written again.
-    4. At an evaluation step: training figures, then validation, then the checkpoint that carries
-       the validation AUC. A crash between them repeats them all. The figures are on the disk before
-       the checkpoint is.
+    4. At an evaluation step: whether all was finite, training figures, then validation, then the
+       checkpoint that carries the validation AUC. A crash between them repeats them all. The
+       figures are on the disk before the checkpoint is.
     5. SIGTERM on any host: all save at the same step and end with code 75. What validation was due
        there is done first when the run goes on.
     6. The checkpoint with the best validation AUC is evaluated on the test split, once.
@@ -180,12 +181,17 @@ def _claim(run: Run, workdir: pathlib.Path) -> dict[str, Any] | None:
     'identity': config_lib.identity(run.config),
   }
   if file.exists():
-    old = _read(file)
+    then = 'take another --workdir, or bring the file back'
+    old = json_files.read(file, dict, then)
+    if not isinstance(old.get('identity'), dict) or 'data_content' not in old:
+      raise UserError(f'{file}: does not say which run it belongs to: {then}')
     now = mine['identity']
     changed = [
       f'{k}: {old["identity"].get(k)!r} -> {now.get(k)!r}'
       for k in sorted({*old['identity'], *now})
       if old['identity'].get(k) != now.get(k)
+      # Under stop nothing was ever skipped: the run is what it would be had it begun as it goes on.
+      and not (k == 'train.on_nan' and k not in old['identity'])
     ]
     if changed:
       raise UserError(
@@ -199,16 +205,13 @@ def _claim(run: Run, workdir: pathlib.Path) -> dict[str, Any] | None:
       )
   writer.write_json(file, mine)
   finished = workdir / 'result.json'
-  return _read(finished) if finished.exists() else None
-
-
-def _read(file: pathlib.Path) -> dict[str, Any]:
-  try:
-    return json.loads(file.read_text())
-  except ValueError as e:
-    raise UserError(
-      f'{file}: damaged ({e}): put back a copy, or remove it and the same command writes it anew'
-    ) from e
+  if not finished.exists():
+    return None
+  then = 'delete it: the same command finishes the run from its last checkpoint'
+  found = json_files.read(finished, dict, then)
+  if not {'config_hash', 'auc', 'auc_se', 'logloss', 'rows_per_second'} <= found.keys():
+    raise UserError(f'{finished}: is not the result of a run: {then}')
+  return found
 
 
 def _start(run: Run, tools: Tools, start: int) -> tuple[step.State, StreamState, checkpoint.Clock]:
@@ -216,24 +219,55 @@ def _start(run: Run, tools: Tools, start: int) -> tuple[step.State, StreamState,
   setup = run.setup
   if not start:
     return step.init_state(setup), step.init_stream(setup), checkpoint.Clock(0.0, 0)
-  tools.progress.line(f'resuming at step {start} of {run.steps}')
   abstract = step.abstract_state(setup), step.abstract_stream(setup)
   state, total, clock = tools.checkpoints.restore(start, *abstract)
   return state, step.init_stream(setup, total), clock
 
 
 def _loop(run: Run, tools: Tools, start: int) -> checkpoint.Clock:
-  """Steps start .. run.steps with everything that happens between them."""
+  """Steps start .. run.steps; where train.on_nan=rollback, with returns to the last checkpoint."""
+  begin = _start(run, tools, start)
+  if start:
+    tools.progress.line(f'resuming at step {start} of {run.steps}')
+  while True:
+    clock, failed = _steps(run, tools, start, begin)
+    if not failed:
+      return clock
+    at, start = tools.checkpoints.latest() or 0, failed
+    tools.progress.line(
+      f'step {failed} is not finite: back to the state of step {at}, on with batch {failed}'
+    )
+    state, stream, _ = _start(run, tools, at)
+    # Its step is its place in the data: the batches since the checkpoint are left out.
+    state = state._replace(step=jax.device_put(np.int32(failed), state.step.sharding))
+    begin = state, stream, dataclasses.replace(clock, evaluated=not _due(run, failed))
+
+
+def _due(run: Run, done: int) -> bool:
+  """Whether validation is due after so many steps."""
+  return done % run.eval_every == 0 or done == run.steps
+
+
+def _steps(
+  run: Run, tools: Tools, start: int, begin: tuple[step.State, StreamState, checkpoint.Clock]
+) -> tuple[checkpoint.Clock, int]:
+  """Steps start .. run.steps with everything that happens between them.
+
+  Returns:
+    The clock at the end, and 0; or at a step that is to be rolled back, and that step.
+  """
   c, setup = run.config, run.setup
-  state, stream, clock = _start(run, tools, start)
+  state, stream, clock = begin
   train_step, total = step.make_train_step(setup), step.make_sum_stream(setup)
   train_step = tools.profile.around(train_step, start)
+  is_finite = nonfinite.make_finite_leaves(setup)
   began = time.monotonic()
-  shown, shown_at = start, began
+  shown, shown_at, skipped = start, began, clock.skipped
 
   def now(done: int, evaluated: bool = True) -> checkpoint.Clock:
     spent = clock.wall_seconds + time.monotonic() - began
-    return checkpoint.Clock(spent, run.train.rows_until(done), evaluated, tools.record.lines)
+    rows, lines = run.train.rows_until(done), tools.record.lines
+    return checkpoint.Clock(spent, rows, evaluated, lines, skipped, clock.rollbacks)
 
   if not clock.evaluated:
     auc = _validate(run, tools, state, start)
@@ -244,13 +278,19 @@ def _loop(run: Run, tools: Tools, start: int) -> checkpoint.Clock:
   for done, fed in enumerate(batches, start + 1):
     state, stream = train_step(state, stream, fed.batch)
     tools.watchdog.beat()
-    due = done % run.eval_every == 0 or done == run.steps
+    due = _due(run, done)
     saved = due or (c.train.checkpoint_steps and done % c.train.checkpoint_steps == 0)
+    if saved or fed.stop or done % c.train.log_steps == 0:
+      leaves = is_finite(state) if saved or fed.stop else None
+      if failed := _failed(run, clock.rollbacks, state, leaves, done):
+        return dataclasses.replace(now(failed), rollbacks=clock.rollbacks + 1), failed
+      skipped = int(state.skipped)
     # The stream restarts wherever a run may resume, so that a resumed run writes equal lines.
     if saved or done % c.train.log_steps == 0:
       figures = jax.device_get(total(stream)).compute()
       stream = step.init_stream(setup)
-      _check_finite(figures['logloss'], done)
+      if c.train.on_nan != 'stop':
+        figures |= {'steps_skipped': skipped, 'rollbacks': clock.rollbacks}
       seconds = time.monotonic() - shown_at
       speed = (run.train.rows_until(done) - run.train.rows_until(shown)) / seconds
       shown, shown_at = done, time.monotonic()
@@ -272,15 +312,36 @@ def _loop(run: Run, tools: Tools, start: int) -> checkpoint.Clock:
       shown_at = time.monotonic()
       if fed.stop or not evaluated:
         raise Retry(f'at step {done} of {run.steps}, saved: the same command goes on')
-  return now(run.steps)
+  return now(run.steps), 0
 
 
-def _check_finite(loss: float, done: int):
-  if not math.isfinite(loss):
-    raise UserError(
-      f'loss is {loss} at step {done}: lower optim.dense_lr or optim.table_lr; '
-      'the last checkpoint is kept'
-    )
+def _failed(run: Run, rollbacks: int, state: step.State, leaves: Any, done: int) -> int:
+  """The step from which on the state is not to be used, or 0. All processes find the same.
+
+  Args:
+    leaves: of the state after `done` steps, which of it is finite; None: not asked.
+
+  Raises:
+    UserError: there is one, and the run must not go on past it.
+  """
+  t, setup = run.config.train, run.setup
+  skipped, held = (int(x) for x in jax.device_get((state.skipped, state.step)))
+  moved = nonfinite.first_of_state(leaves) if leaves is not None else None
+  if skipped <= setup.nan_limit and moved is None:
+    return 0
+  failed = done if moved else held + 1
+  if t.on_nan == 'rollback' and rollbacks < t.nan_bound:
+    return failed
+  where = f'{moved} after a step with finite gradients'
+  if not moved:
+    where = nonfinite.explain(setup, state, run.train, held)
+  then = 'train.on_nan=skip or rollback goes on without them'
+  if t.on_nan != 'stop':
+    then = f'train.nan_bound above {t.nan_bound} goes on (train.on_nan={t.on_nan})'
+  raise UserError(
+    f'step {failed} is not finite: {where}; the last checkpoint, from before it, is kept: look at '
+    f'these rows; in a new --workdir lower optim.dense_lr or optim.table_lr; in this one {then}'
+  )
 
 
 def _validate(run: Run, tools: Tools, state: step.State, done: int) -> float | None:

@@ -29,6 +29,8 @@ _MOST_SEEDS = 100_000
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
+  """One of the four words above, and what to add to it."""
+
   word: str
   remark: str = ''
 

@@ -78,6 +78,7 @@ class Metrics:
     os.fsync(self._file.fileno())
 
   def close(self):
+    """Closes the files."""
     self._file.close()
     for sink in self._sinks:
       sink.close()
@@ -89,16 +90,16 @@ class Nowhere:
   lines, lost = 0, ()
 
   def write(self, step: int, split: str, figures: dict[str, float]):
-    pass
+    """Writes nothing."""
 
   def step(self, step: int, text: str = ''):
-    pass
+    """Shows nothing."""
 
   def line(self, text: str):
-    pass
+    """Prints nothing."""
 
   def sync(self):
     pass
 
   def close(self):
-    pass
+    """There is nothing to close."""

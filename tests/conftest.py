@@ -62,6 +62,18 @@ def planted(tmp_path_factory) -> pathlib.Path:
 
 
 @pytest.fixture(scope='session')
+def feed(once) -> pathlib.Path:
+  """A small planted feed: 160 users of 10 rows; histories of up to 6 events, many shorter."""
+
+  def make(out: pathlib.Path):
+    sizes = ['--users=160', '--impressions=10', '--warmup=6', '--items=50', '--tags=5']
+    flags = ['--dataset=synthetic_social', '--authors=10', '--interests=2', '--events=6']
+    assert not build.main([*flags, *sizes, f'--out={out}'])
+
+  return once('feed', make)
+
+
+@pytest.fixture(scope='session')
 def samples() -> pathlib.Path:
   """The folder of real samples; tests that need it skip where it is absent."""
   folder = pathlib.Path(os.environ.get('DERES_DATA_SAMPLES', REPO.parent / 'shared' / 'data'))

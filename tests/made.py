@@ -5,8 +5,8 @@ import pathlib
 
 import numpy as np
 
-from deres_jax.blocks import Rows
-from deres_jax.schema import Schema, Split
+from deres_jax.blocks import Blocks, Rows
+from deres_jax.schema import Schema, Split, load_schema
 
 
 def numbers(tables, batch, devices, slot_tables=None):
@@ -60,6 +60,30 @@ def schema(vocab_sizes, click_rate=0.25, rows=1000):
     content={},
     planted={},
   )
+
+
+def ids_of(folder, split='test'):
+  """All ids of a split of a prepared folder, a list a row: fields, then the events' attributes."""
+  schema = load_schema(str(folder))
+  blocks = Blocks(schema, split)
+  count = -(-blocks.rows // schema.block_rows)
+  return np.concatenate([blocks.read(i).ids for i in range(count)]).tolist()
+
+
+KINDS, MINUTES = ('click', 'like', 'share', 'hide'), (0, *(1 << b for b in range(15)))
+
+
+def feed_row(schema, ids):
+  """A raw row of the planted feed, as strings, of its ids: fields, then the events' attributes."""
+  width = len(schema.fields)
+
+  def event(part):
+    values = [*(str(i - 2) for i in part[:3]), KINDS[part[3] - 2], str(MINUTES[part[4] - 2])]
+    return dict(zip(schema.sequence.attributes, values, strict=True))
+
+  parts = [ids[k : k + 5] for k in range(width, len(ids), 5)]
+  row = dict(zip(schema.fields, (str(i - 2) for i in ids), strict=False))
+  return row | {'events': [event(part) for part in parts if part[0]]}
 
 
 class ZipfBlocks:

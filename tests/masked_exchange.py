@@ -25,11 +25,12 @@ def lookup(rows, places):
   return jax.lax.psum_scatter(found, AXIS, tiled=True)
 
 
-def update(optimizer, rows, slots, places, g, lr, step):
+def update(optimizer, rows, slots, places, g, lr, step, ok):
   """This device's new rows and slots. `optimizer` keeps its slots in float32."""
   N = rows.shape[0]
   local = jax.lax.all_gather(places, AXIS, tiled=True) - jax.lax.axis_index(AXIS) * N
   local = jnp.where((local >= 0) & (local < N), local, N)
+  local = jnp.where(ok, local, N)
   ids, sums = embedding.merge(local, jax.lax.all_gather(g, AXIS, tiled=True), N)
   read = jax.tree.map(lambda x: x.at[ids].get(mode='clip'), (rows, slots))
   new = optimizer.apply(*read, sums, lr, step)

@@ -64,6 +64,7 @@ HISTORY = models.Layout(5, 20, 5, targets=(1, 2, 3))
     ('scaling_depth_cpu', models.Layout(8)),
     ('scaling_depth_sample', models.Layout(39)),
     ('social', HISTORY),
+    ('tutorial', models.Layout(8)),
   ],
 )
 def test_every_point_of_a_sweep_builds_and_is_another_run(name, layout):

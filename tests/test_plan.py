@@ -185,7 +185,7 @@ def test_bytes_of_two_tables_and_their_slots(planted, optimizer):
   away, P = 1 - 1 / D, p.base.params_dense
   sent = sum(n * (8 * E + 4) for n, E in zip(asked, p.widths, strict=True))
   assert p.wire == {
-    'all-reduce': pytest.approx(away * 8 * P),
+    'all-reduce': pytest.approx(away * 8 * (P + 1)),
     'all-to-all': pytest.approx(away * sent),
   }
   assert p.for_capacities == pytest.approx(sum(p.wire.values())) and p.least < p.for_capacities

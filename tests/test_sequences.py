@@ -3,7 +3,6 @@
 
 import itertools
 import json
-import pathlib
 import shutil
 
 import numpy as np
@@ -11,7 +10,6 @@ import pytest
 import tensorflow_datasets as tfds
 from made import in_order, numbers
 
-from data_pipelines import build
 from deres_jax import config, data, embedding, gauc, metrics, parallel, step, train
 from deres_jax.blocks import Blocks
 from deres_jax.errors import UserError
@@ -24,16 +22,6 @@ TINY = (
   'mlp.layers=1,classic.din_units=4,data.batch_size=64,data.eval_batch_size=64,'
   'model.connector=prenorm,optim.adam_eps=0.001'
 )
-
-
-@pytest.fixture(scope='module')
-def feed(tmp_path_factory) -> pathlib.Path:
-  """160 users of 10 rows; histories of up to 6 events, many of them shorter."""
-  out = tmp_path_factory.mktemp('feed') / 'data'
-  sizes = ['--users=160', '--impressions=10', '--warmup=6', '--items=50', '--tags=5', '--events=6']
-  flags = ['--dataset=synthetic_social', '--authors=10', '--interests=2', f'--out={out}']
-  assert build.main([*flags, *sizes]) == 0
-  return out
 
 
 def stored(folder, split):

@@ -75,7 +75,7 @@ def least(setup, batch):
     slots = np.array(setup.slot_tables) == t
     different = np.mean([len(np.unique(mine[:, slots])) for mine in numbers])
     tables += (1 - 1 / D) * different * (4 * table.dim + 4 * table.dim + 4)
-  return tables, 2 * (1 - 1 / D) * 4 * parameters(setup)
+  return tables, 2 * (1 - 1 / D) * 4 * (parameters(setup) + 1)
 
 
 def check_train(setup, batch, collectives_found):
@@ -95,7 +95,7 @@ def check_train(setup, batch, collectives_found):
   moved = [c.operand_bytes for c in collectives_found if c.kind == 'all-to-all']
   assert sorted(moved) == sorted(expected)
   (dense,) = (c.shapes for c in collectives_found if c.kind == 'all-reduce')
-  assert dense == ((parameters(setup),),)
+  assert dense == ((parameters(setup) + 1,),)  # and whether all is finite
   largest = max(table.size * table.dim * 4 for table in tables)
   assert max(c.operand_bytes for c in collectives_found) < largest / 4
 

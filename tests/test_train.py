@@ -190,7 +190,7 @@ def test_a_killed_run_goes_on_and_ends_bit_equal(experiment, planted, finished, 
   assert lines(workdir) == lines(finished)
   assert clock.rows_seen == whole.rows_seen
   a, b = (json.loads((w / 'result.json').read_text()) for w in (workdir, finished))
-  for changing in ('wall_seconds', 'rows_per_second', 'test_logits'):
+  for changing in ('wall_seconds', 'rows_per_second', 'test_logits', 'audit'):
     a.pop(changing), b.pop(changing)
   assert a == b
 
@@ -248,8 +248,8 @@ def test_a_workdir_of_other_data_is_refused(planted, tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_the_run(planted, tmp_path):
   overrides = f'data.path={planted},mesh.devices=1,model.depth=1,model.dim=8,model.heads=2'
-  overrides += ',optim.table_lr=1e38,optim.dense_lr=1e38,data.batch_size=128,train.log_steps=1'
-  with pytest.raises(UserError, match=r'loss is (nan|inf) at step \d+'):
+  overrides += ',optim.table_lr=1e15,optim.dense_lr=1e15,data.batch_size=128,train.log_steps=1'
+  with pytest.raises(UserError, match=r'step \d+ is not finite: .*; the last checkpoint'):
     train.train(config.resolve(config.base(overrides)), tmp_path)
 
 

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from deres_jax.models import layers
+from deres_jax.models import layers, probe
 from deres_jax.models.stack import Shape
 
 Array = jax.Array
@@ -70,7 +70,7 @@ class Haares(nn.Module):
     return Sources((self._source(x_BTD.astype(jnp.float32), 0),), (), ())
 
   def read(self, h: Sources, site: int) -> tuple[Array, Sources]:
-    return self.norms(self._mix(h, site), site), h
+    return self.norms(probe.now().read(self._mix(h, site), site), site), h
 
   def write(self, h: Sources, y_BTD: Array, site: int) -> Sources:
     h = h._replace(branches=(*h.branches, y_BTD.astype(jnp.float32)))
@@ -81,7 +81,7 @@ class Haares(nn.Module):
     return Sources((*h.sums, total), (*h.details, *details), ())
 
   def finish(self, h: Sources) -> Array:
-    return self.norms(self._mix(h, self.shape.sites), self.shape.sites)
+    return self.read(h, self.shape.sites)[0]
 
   def _scores(self, v: Array, first: int, last: int) -> Array:
     """<w_s, v / RMS(v)> for reads first .. last - 1, in one product. [B, T, last - first]."""
@@ -105,6 +105,14 @@ class Haares(nn.Module):
       out.append(d * jax.lax.stop_gradient(size / _size(d)))
     return out
 
+  def _names(self, h: Sources) -> tuple[str, ...]:
+    """Of the sources, in order, for a probe."""
+    kinds = ('phase', 'split') if self.shape.per_layer > 1 else ('split',)
+    kinds = kinds[: len(h.details) // max(1, len(h.sums) - 1)]
+    details = (f'{kinds[i % len(kinds)]} {i // len(kinds) + 1}' for i in range(len(h.details)))
+    sums = (f'block {i}' for i in range(1, len(h.sums)))
+    return ('embedding', *sums, *details, *(('open block',) if h.branches else ()))
+
   def _mix(self, h: Sources, site: int) -> Array:
     sources = (*h.sums, *h.details)
     values = [s.value for s in sources]
@@ -116,6 +124,7 @@ class Haares(nn.Module):
       values.append(sum(h.branches))
       logits.append(self._scores(values[-1], site, site + 1)[..., 0])
     a_BTN = jax.nn.softmax(jnp.stack(logits, axis=-1), axis=-1)
+    a_BTN = probe.now().weights(a_BTN, site, self._names(h), simplex=True)
     return sum(a_BTN[..., i : i + 1] * v for i, v in enumerate(values))
 
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deres_jax.models import layers
+from deres_jax.models import layers, probe
 from deres_jax.models.stack import Shape
 
 Array = jax.Array
@@ -44,19 +44,21 @@ class DenseFormer(nn.Module):
     return x, (x,)
 
   def read(self, h, site: int):
-    return self.norms(h[0], site), h
+    return self.norms(probe.now().read(h[0], site), site), h
 
   def write(self, h, y_BTD: Array, site: int):
     x, history = h
     x = x + y_BTD.astype(jnp.float32)
     if (site + 1) % self.shape.per_layer == 0:
       history = (*history, x)
+      names = ('embedding', *(f'layer {l}' for l in range(1, len(history))))
       a = self.weights[site // self.shape.per_layer]
+      a = probe.now().weights(a, site + 1, names)
       x = sum(a[j] * v for j, v in enumerate(history))
     return x, history
 
   def finish(self, h) -> Array:
-    return self.norms(h[0], self.shape.sites)
+    return self.read(h, self.shape.sites)[0]
 
 
 def _normalise(_, z_NN: Array) -> Array:
@@ -102,7 +104,13 @@ class Streams(nn.Module):
     return h_BTND + post_BTN[..., None] * y_BTD.astype(jnp.float32)[:, :, None], None
 
   def finish(self, h) -> Array:
-    return self.norms(jnp.sum(h[0], axis=2), self.shape.sites)
+    u = probe.now().read(jnp.sum(h[0], axis=2), self.shape.sites)
+    return self.norms(u, self.shape.sites)
+
+  def _seen(self, a: Array, site: int, kind: str, axis: int = -1) -> Array:
+    """Weights over the streams, which a probe may change."""
+    names = tuple(f'stream {n}' for n in range(1, self.streams + 1))
+    return probe.now().weights(a, site, names, kind, axis)
 
 
 class HyperConnections(Streams):
@@ -131,8 +139,9 @@ class HyperConnections(Streams):
     n_BTND = self.stream_norms(h_BTND, site)
     a = self.mix_static[site] + self.mix_scale[site] * jnp.tanh(n_BTND @ self.mix_map[site])
     post = self.post_static[site] + self.post_scale[site] * jnp.tanh(n_BTND @ self.post_map[site])
+    a, post = self._seen(a, site, 'pre_res', axis=-2), self._seen(post, site, 'post')
     mixed = jnp.einsum('btnk,btnd->btkd', a, h_BTND)
-    return self.norms(mixed[:, :, 0], site), (mixed[:, :, 1:], post)
+    return self.norms(probe.now().read(mixed[:, :, 0], site), site), (mixed[:, :, 1:], post)
 
 
 class ManifoldHyper(Streams):
@@ -178,9 +187,10 @@ class ManifoldHyper(Streams):
     pre = jax.nn.sigmoid(scale[0] * (flat_BTM @ self.pre_map[site]) + self.pre_bias[site])
     post = 2 * jax.nn.sigmoid(scale[1] * (flat_BTM @ self.post_map[site]) + self.post_bias[site])
     res = scale[2] * (flat_BTM @ self.res_map[site]) + self.res_bias[site]
+    pre, post = self._seen(pre, site, 'pre'), self._seen(post, site, 'post')
     u_BTD = jnp.einsum('btn,btnd->btd', pre, h_BTND)
-    mixed = jnp.einsum('btmn,btnd->btmd', self._mixing(res), h_BTND)
-    return self.norms(u_BTD, site), (mixed, post)
+    mixed = jnp.einsum('btmn,btnd->btmd', self._seen(self._mixing(res), site, 'res'), h_BTND)
+    return self.norms(probe.now().read(u_BTD, site), site), (mixed, post)
 
   def _mixing(self, z: Array) -> Array:
     """Doubly stochastic [B, T, N, N] of logits [B, T, N^2 or N!]."""

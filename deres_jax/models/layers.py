@@ -69,6 +69,7 @@ class Context:
     return self.keys_B is not None
 
   def with_mask(self, mask_BT: Array | None) -> 'Context':
+    """The same with another mask of what is there."""
     return dataclasses.replace(self, mask_BT=mask_BT)
 
 

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from deres_jax.kernels import library, ops
-from deres_jax.models import layers
+from deres_jax.models import layers, probe
 from deres_jax.models.stack import Shape
 
 Array = jax.Array
@@ -41,14 +41,14 @@ class PreNorm(nn.Module):
     return x_BTD.astype(jnp.float32)
 
   def read(self, h: Array, site: int) -> tuple[Array, Array]:
-    return self.norms(h, site), h
+    return self.norms(probe.now().read(h, site), site), h
 
   def write(self, h: Array, y_BTD: Array, site: int) -> Array:
     del site
     return h + y_BTD.astype(jnp.float32)
 
   def finish(self, h: Array) -> Array:
-    return self.norms(h, self.shape.sites)
+    return self.read(h, self.shape.sites)[0]
 
 
 _POINTWISE = {
@@ -58,6 +58,12 @@ _POINTWISE = {
   'relu': jax.nn.relu,
   'silu_clipped': lambda z: jax.nn.relu(jax.nn.silu(z)),  # negative weights zeroed
 }
+
+
+def _names(blocks: int, opened: bool) -> tuple[str, ...]:
+  """Names of sources: b_0, the completed blocks counted from 1, and the open one."""
+  names = ('embedding', *(f'block {i}' for i in range(1, blocks)))
+  return (*names, 'open block') if opened else names
 
 
 class Recall(NamedTuple):
@@ -199,7 +205,7 @@ class DeRes(nn.Module):
   def read(self, h: Recall, site: int) -> tuple[Array, Recall]:
     if self.mix_site == 'stream':
       h = h._replace(x=self._mix(h, site))
-      return self.norms(h.x, site), h
+      return self.norms(probe.now().read(h.x, site), site), h
     return self._read(h, site), h
 
   def write(self, h: Recall, y_BTD: Array, site: int) -> Recall:
@@ -223,7 +229,7 @@ class DeRes(nn.Module):
     """The norm of what `_mix` gives, as one kernel where there is one."""
     factors = self._factors(site) if self.norms.fuses(h.x, *h.sources) else None
     if factors is None:
-      return self.norms(self._mix(h, site), site)
+      return self.norms(probe.now().read(self._mix(h, site), site), site)
     reader = self.reads.index(site)
     if self._early() and not self.include_partial:
       columns = (self._column(reader),) * len(h.sources)
@@ -249,9 +255,10 @@ class DeRes(nn.Module):
     r = self._recall(h, site, reader)
     if self.path == 'attn':
       return r
+    probe.now().paths(h.x, r, site)
     if self.gate_form == 'additive':
       return h.x + r
-    g = self._gate(h.x, reader)
+    g = probe.now().gate(self._gate(h.x, reader), site)
     if self.gate_form == 'additive_gated':
       return h.x + 2 * g * r
     return r + g * (h.x - r)
@@ -292,7 +299,10 @@ class DeRes(nn.Module):
         for z, b in zip(scores, sources, strict=True)
       ]
     z_BTN = jnp.stack(scores, axis=-1)
-    return sources, z_BTN if self._early() else self._weigh(z_BTN)
+    a_BTN = z_BTN if self._early() else self._weigh(z_BTN)
+    names = _names(len(h.sources), len(sources) > len(h.sources))
+    simplex = self.score_fn == 'softmax'
+    return sources, probe.now().weights(a_BTN, site, names, simplex=simplex)
 
   def _recall(self, h: Recall, site: int, reader: int) -> Array:
     """r = sum_i a_i b_i. [B, T, D]."""

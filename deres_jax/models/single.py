@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from deres_jax.models import layers
+from deres_jax.models import layers, probe
 from deres_jax.models.residual import PreNorm
 from deres_jax.models.stack import Shape
 
@@ -35,14 +35,13 @@ class PostNorm(nn.Module):
     return x_BTD.astype(jnp.float32)
 
   def read(self, h: Array, site: int) -> tuple[Array, Array]:
-    del site
-    return h.astype(self.dtype), h
+    return probe.now().read(h, site).astype(self.dtype), h
 
   def write(self, h: Array, y_BTD: Array, site: int) -> Array:
     return self.norms(h + y_BTD.astype(jnp.float32), site)
 
   def finish(self, h: Array) -> Array:
-    return h.astype(self.dtype)
+    return self.read(h, self.shape.sites)[0]
 
 
 class Projected(nn.Module):
@@ -63,15 +62,14 @@ class Projected(nn.Module):
     return x_BTD.astype(jnp.float32)
 
   def read(self, h: Array, site: int) -> tuple[Array, Array]:
-    del site
-    return h.astype(self.dtype), h
+    return probe.now().read(h, site).astype(self.dtype), h
 
   def write(self, h: Array, y_BTD: Array, site: int) -> Array:
     w = self.kernel[site].astype(self.dtype)
     return jax.nn.relu((h.astype(self.dtype) @ w).astype(jnp.float32) + y_BTD.astype(jnp.float32))
 
   def finish(self, h: Array) -> Array:
-    return h.astype(self.dtype)
+    return self.read(h, self.shape.sites)[0]
 
 
 class Siamese(nn.Module):
@@ -97,7 +95,8 @@ class Siamese(nn.Module):
 
   def read(self, h: tuple[Array, Array], site: int):
     post, pre = h
-    return (post + self.norms(pre, site)).astype(self.dtype), h
+    u = probe.now().read(post + self.norms(pre, site), site)
+    return u.astype(self.dtype), h
 
   def write(self, h: tuple[Array, Array], y_BTD: Array, site: int) -> tuple[Array, Array]:
     post, pre = h
@@ -127,7 +126,7 @@ class Interval(nn.Module):
     return x, x
 
   def read(self, h: tuple[Array, Array], site: int):
-    return self.norms(h[0], site), h
+    return self.norms(probe.now().read(h[0], site), site), h
 
   def write(self, h: tuple[Array, Array], y_BTD: Array, site: int) -> tuple[Array, Array]:
     x, kept = h
@@ -139,7 +138,7 @@ class Interval(nn.Module):
     return x, kept
 
   def finish(self, h: tuple[Array, Array]) -> Array:
-    return self.norms(h[0], self.shape.sites)
+    return self.read(h, self.shape.sites)[0]
 
 
 class Learnable(PreNorm):
@@ -189,13 +188,15 @@ class Scaled(PreNorm):
     self.scale = self.param('scale', nn.initializers.constant(start), (S, width))
 
   def read(self, h: Array, site: int) -> tuple[Array, Array]:
-    return (h.astype(self.dtype) if self.kind == 'rezero' else self.norms(h, site)), h
+    u = probe.now().read(h, site)
+    return (u.astype(self.dtype) if self.kind == 'rezero' else self.norms(u, site)), h
 
   def write(self, h: Array, y_BTD: Array, site: int) -> Array:
     return h + self.scale[site] * y_BTD.astype(jnp.float32)
 
   def finish(self, h: Array) -> Array:
-    return self.norms(h, 0 if self.kind == 'rezero' else self.shape.sites)
+    u = probe.now().read(h, self.shape.sites)
+    return self.norms(u, 0 if self.kind == 'rezero' else self.shape.sites)
 
 
 class Highway(PreNorm):
@@ -214,4 +215,5 @@ class Highway(PreNorm):
 
   def write(self, h: Array, y_BTD: Array, site: int) -> Array:
     g = jax.nn.sigmoid(layers.rms(h) @ self.gate_map[site] + self.beta[site])
+    g = probe.now().gate(g, site)
     return h + g * (y_BTD.astype(jnp.float32) - h)

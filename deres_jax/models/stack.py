@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from deres_jax.models import layers
+from deres_jax.models import layers, probe
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +76,9 @@ class Stack(nn.Module):
   def __call__(
     self, x_BTD: jax.Array, ctx: layers.Context
   ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    h, between = self.connector.start(_present(x_BTD, ctx)), []
+    names = tuple(sub.name for sub in self.sublayers)
+    x_BTD = probe.now().start(_present(x_BTD, ctx), ctx.mask_BT, names)
+    h, between = self.connector.start(x_BTD), []
     for site, sub in enumerate(self.sublayers):
       kind = nn.remat(sub.module) if self.remat else sub.module
       u_BTD, h = self.connector.read(h, site)
@@ -88,5 +90,6 @@ class Stack(nn.Module):
         h = keep_last(h, u_BTD.shape[1], sub.tokens)
         if ctx.mask_BT is not None:
           ctx = ctx.with_mask(ctx.mask_BT[:, -sub.tokens :])
-      h = self.connector.write(h, _present(y_BTD, ctx), site)
+      y_BTD = probe.now().branch(_present(y_BTD, ctx), site)
+      h = self.connector.write(h, y_BTD, site)
     return self.connector.finish(h), tuple(between)

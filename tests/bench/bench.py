@@ -28,7 +28,7 @@ import table
 
 from deres_jax import allocator
 
-PARTS = ('depth', 'steps', 'tables', 'disk', 'start', 'evaluation')
+PARTS = ('depth', 'steps', 'tables', 'disk', 'start', 'serving', 'evaluation')
 HEAD = 'what', 'unit', 'ours', 'peer', 'limit', 'ratio', 'spread', 'aim', 'note'
 
 

@@ -202,7 +202,7 @@ def test_data_altered_under_a_run_is_told_and_mended(
 
 def test_a_config_json_that_is_damaged_is_told(workdir, planted):
   os.truncate(workdir / 'config.json', 30)
-  with pytest.raises(UserError, match=r'config.json: damaged .*put back a copy'):
+  with pytest.raises(UserError, match=r'config.json: not valid JSON .*bring the file back'):
     train.train(settings(planted), workdir)
 
 
