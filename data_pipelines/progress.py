@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Progress lines: what is being done, how much of it, at what rate, and the time left."""
 
+import os
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -21,7 +23,7 @@ class Progress:
   def __init__(self, log: Log, what: str, total: float | None):
     """Args: where lines go, a verb phrase such as "reading", rows in all (None: not known)."""
     self._log, self._what, self._total = log, what, total
-    self._live = sys.stdout.isatty()
+    self._live = sys.stdout.isatty() and os.environ.get('TERM', '') not in ('', 'dumb')
     self._every = 0.5 if self._live else PROGRESS_SECONDS
     self._began = self._told = time.monotonic()
     self.rows = 0
@@ -42,7 +44,9 @@ class Progress:
       text += f', {100 * share:.0f} %, {_clock(left)} left'
     if self._live:
       filled = round(_BAR * (share or 0))
-      print(f'\r[{"#" * filled}{"." * (_BAR - filled)}] {text}\033[K', end='', flush=True)
+      line = f'[{"#" * filled}{"." * (_BAR - filled)}] {text}'
+      # One that wraps could not be drawn over.
+      print(f'\r{line[: shutil.get_terminal_size().columns - 1]}\033[K', end='', flush=True)
     else:
       self._log(text)
 

@@ -50,7 +50,8 @@ class TimeLeft:
 
   def text(self, step: int) -> str:
     """'12 min left', '12 min and 9 evaluations left', or nothing where nothing is known yet."""
-    if not self._steps:
+    # Where every step is evaluated, no step is timed alone: it counts as a part of its evaluation.
+    if not self._steps and (self._every > 1 or self._evaluation is None):
       return ''
     # Multiples of eval_every from `step` on, the last step, and the test split.
     due = self._total // self._every - (step - 1) // self._every

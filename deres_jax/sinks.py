@@ -56,11 +56,11 @@ class WandB:
     except Exception as e:
       self._run = None
       said = (str(e).splitlines() or [''])[0]
-      print(
-        f'wandb: {type(e).__name__}: {said}: nothing more is sent, the run goes on',
-        file=sys.stderr,
-        flush=True,
-      )
+      _say(f'{type(e).__name__}: {said}: nothing more is sent, the run goes on')
+
+
+def _say(text: str):
+  print(f'wandb: {text}', file=sys.stderr, flush=True)
 
 
 def _wandb_run(c: config_lib.Config, workdir: pathlib.Path) -> Any:
@@ -75,8 +75,10 @@ def _wandb_run(c: config_lib.Config, workdir: pathlib.Path) -> Any:
     name=workdir.absolute().name,
     dir=workdir,
     config={'config_hash': config_hash, **config_lib.identity(c)},
-    # Figures and config, nothing else: no console, code or repository.
-    settings={'console': 'off', 'disable_code': True, 'disable_git': True},
+    # Figures and config, nothing else: no console, code or repository. What it would print has
+    # control characters wherever it goes.
+    settings={'console': 'off', 'disable_code': True, 'disable_git': True, 'silent': True},
   )
   run.define_metric('*', step_metric='step')  # steps after a checkpoint may come twice
+  _say(f'run {ident} of project {c.train.wandb}')
   return run

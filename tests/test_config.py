@@ -77,6 +77,7 @@ def test_the_hash_is_of_what_is_computed_and_of_nothing_else():
   operational = {'data.path', 'data.threads', 'data.prefetch', 'train.log_steps'}
   operational |= {'train.nan_bound', 'train.profile', 'train.wandb'}
   operational |= {'train.compilation_cache', 'train.kernels', 'mesh.devices', 'mesh.topology'}
+  operational |= {'train.profile', 'train.wandb'}
   operational |= {f'mesh.{x}_seconds' for x in ('start', 'heartbeat', 'stall')}
   seen = {config.config_hash(base)}
   fields = [('', base)] + [

@@ -9,7 +9,8 @@ import sys
 import time
 
 import pytest
-from tensorboardX.proto import event_pb2
+from tensorboardX.proto import api_pb2, event_pb2
+from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
 from tensorboardX.record_writer import masked_crc32c
 
 from deres_jax import events
@@ -54,6 +55,35 @@ def test_a_later_start_says_from_where_it_replaces_the_earlier_one(tmp_path):
     events.Events(tmp_path, step).close()
   starts = [e.step for e in read(tmp_path) if e.HasField('session_log')]
   assert starts == [1, 50]
+
+
+def test_the_table_of_hyper_parameters_has_a_row_of_the_run(tmp_path):
+  """Parsed as the plugin stores it; what it begins with, and its end after the test figures."""
+  settings = {'model.depth': 300, 'optim.lr': -1e-30, 'model.causal': True, 'off': False, 'ä': 'ö'}
+  settings['long'] = 'x' * 300
+  began = time.time()
+  file = events.Events(tmp_path, 7, settings)
+  file.write(7, {'train/auc': 0.5})
+  file.write(9, {'test/auc': 0.75, 'test/rows': 3})
+  file.close()
+  values = [value for event in read(tmp_path) for value in event.summary.value]
+  assert [x.tag for x in values] == [
+    *('_hparams_/session_start_info', 'train/auc', 'test/auc', 'test/rows'),
+    '_hparams_/session_end_info',
+  ]
+  plugin = [x.metadata.plugin_data for x in (values[0], values[-1])]
+  assert [x.plugin_name for x in plugin] == ['hparams'] * 2
+  start, end = (HParamsPluginData.FromString(x.content) for x in plugin)
+  assert start.version == end.version == 0
+  got = start.session_start_info
+  kinds = {k: v.WhichOneof('kind') for k, v in got.hparams.items()}
+  assert {k: v for k, v in kinds.items() if k in ('model.causal', 'off')} == dict.fromkeys(
+    ('model.causal', 'off'), 'bool_value'
+  )
+  assert {k: getattr(v, kinds[k]) for k, v in got.hparams.items()} == settings
+  assert end.session_end_info.status == api_pb2.Status.Value('STATUS_SUCCESS')
+  assert began <= got.start_time_secs <= end.session_end_info.end_time_secs <= time.time()
+  assert values[0].tensor.dtype == 1 and [x.size for x in values[0].tensor.tensor_shape.dim] == [0]
 
 
 def test_a_run_imports_neither_pytorch_nor_tensorflow():
