@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import importlib.util
 import json
+import math
 import pathlib
 import types
 import typing
@@ -310,7 +311,7 @@ def _parse(text: str, kind: type, name: str):
   except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # as it documents
     value = None
   if kind is float and type(value) in (int, float):
-    return float(value)
+    return _float(value)
   if kind is int and type(value) is int:
     return value
   raise UserError(f'config {name}={shown(text)}: expected a {kind.__name__}')
@@ -321,6 +322,14 @@ def resolve(config: ConfigDict) -> Config:
   frozen = _freeze(Config, config, '')
   checks.check(frozen)
   return frozen
+
+
+def _float(value: float) -> float:
+  """Infinity, which `resolve` refuses, for a whole number that no float holds."""
+  try:
+    return float(value)
+  except OverflowError:
+    return math.inf
 
 
 _MOST = 2**53  # of a whole number that every reader of JSON takes as it is; no field needs more
@@ -341,11 +350,13 @@ def _freeze(kind: type, node, path: str):
     if dataclasses.is_dataclass(hint):
       value = _freeze(hint, value, f'{path}{key}.')
     elif hint is float and type(value) is int:
-      value = float(value)
+      value = _float(value)
     elif type(value) is not hint:
       raise UserError(f'config {path}{key}={shown(value)}: expected a {hint.__name__}')
-    if hint in (int, float) and not abs(value) < _MOST:
-      raise UserError(f'config {path}{key}={value:.6g}: expected a number, below {_MOST:.6g}')
+    if hint is float and not math.isfinite(value):
+      raise UserError(f'config {path}{key}={value}: expected a finite number')
+    if hint is int and not -_MOST < value < _MOST:
+      raise UserError(f'config {path}{key}={shown(value)}: expected a number below 2^53')
     values[key] = value
   return kind(**values)
 
