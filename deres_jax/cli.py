@@ -17,7 +17,6 @@ from deres_jax.errors import Retry, UserError, printable
 MISTAKES = (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, UserError)
 FAULT, MISTAKE, AGAIN, INTERRUPTED = 1, 2, 75, 130
 
-
 _HELP = {'--help', '-help', '-h', '-?', '--helpshort', '-helpshort'}
 _HELP_FULL = {'--helpfull', '-helpfull'}
 

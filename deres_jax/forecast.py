@@ -151,6 +151,7 @@ def answer(request: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def main(argv: list[str]):
+  """Answers the request on standard input."""
   cli.no_arguments(argv)
   print(json.dumps(answer(json.load(sys.stdin))))
 

@@ -105,5 +105,6 @@ class Progress:
       print(text, file=sys.stderr, flush=True)
 
   def close(self):
+    """Takes the live line away; the others stay."""
     if self._live:
       self._live.stop()

@@ -41,11 +41,13 @@ class WandB:
     self._run = self._tried(lambda: _wandb_run(c, workdir))
 
   def write(self, step: int, figures: dict[str, float]):
+    """Sends the figures; those of the test split make it a finished run."""
     if self._run:
       self._tried(lambda: self._run.log({**figures, 'step': step}))
       self._done = any(tag.startswith('test/') for tag in figures)
 
   def close(self):
+    """Ends what was sent, as failed where the test figures did not come."""
     if self._run:
       self._tried(lambda: self._run.finish(exit_code=0 if self._done else 1))
 

@@ -21,7 +21,8 @@ class Sink(Protocol):
   def write(self, step: int, figures: dict[str, float]):
     """Args: figures by tag, such as 'train/auc'; those of the test split come last."""
 
-  def close(self): ...
+  def close(self):
+    """Nothing more comes."""
 
 
 class Metrics:
@@ -99,7 +100,7 @@ class Nowhere:
     """Prints nothing."""
 
   def sync(self):
-    pass
+    """There is nothing to wait for."""
 
   def close(self):
     """There is nothing to close."""

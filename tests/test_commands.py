@@ -10,8 +10,10 @@ import sys
 
 import pytest
 
-from deres_jax import config, config_string, experiment_file
-from deres_jax.errors import UserError
+from data_pipelines import command_line
+from data_pipelines.errors import UserError as PipelineError
+from deres_jax import cli, config, config_string, experiment_file, guard
+from deres_jax.errors import Retry, UserError
 
 REPO = pathlib.Path(__file__).resolve().parents[1]
 COMMANDS = sorted(
@@ -43,6 +45,62 @@ def test_help_is_one_screen_and_no_mistake(screens, command):
   assert code == 0 and not err, err
   assert len(lines) <= 24 and max(map(len, lines)) <= 80, out
   assert f'python -m {command}' in out
+
+
+PAGE = (REPO / 'docs' / 'commands.md').read_text()
+
+
+def rows(heading):
+  """Cells of the first table after a heading, without its head."""
+  lines = PAGE.partition(f'# {heading}\n')[2].split('\n#')[0].splitlines()
+  table = [[c.strip() for c in x.split(' | ')] for x in lines if x.startswith('| ')]
+  return [[cell.strip('| ') for cell in row] for row in table[1:]]
+
+
+def test_the_page_names_every_command_and_flag(screens):
+  documented = {row[0].strip('`'): row[1] for row in rows('Commands')}
+  assert documented.keys() == set(COMMANDS)
+  for command, cell in documented.items():
+    own = set(re.findall(r'^ +(?:-h, )?(--\w+)', screens[command][1], re.M)) - {'--help'}
+    assert set(re.findall(r'--\w+', cell)) == own, command
+
+
+def test_the_page_has_the_exit_codes_of_both_packages(capsys):
+  codes = [row[0] for row in rows('Exit codes')]
+  ours = [0, cli.FAULT, cli.MISTAKE, cli.AGAIN, cli.INTERRUPTED]
+  assert codes == [*map(str, ours), '128 + N']
+  assert cli.code_of(UserError('x')) == command_line.USER_MISTAKE == cli.MISTAKE == 2
+  assert cli.code_of(KeyboardInterrupt()) == command_line.INTERRUPTED == cli.INTERRUPTED == 130
+  assert cli.code_of(Retry('x')) == cli.AGAIN == 75
+  assert cli.code_of(ValueError('x')) is None  # with its trace, which Python ends with 1
+  assert guard.verdict(-9)[0] == 128 + 9
+  capsys.readouterr()
+
+
+@pytest.mark.parametrize('error', [UserError, Retry, KeyboardInterrupt])
+def test_a_guarded_command_ends_with_one_line_and_a_code(error, capsys):
+  def command(argv):
+    raise error('what\nhappened')
+
+  with pytest.raises(SystemExit) as e:
+    cli.guarded(command)([])
+  assert e.value.code == {UserError: 2, Retry: 75, KeyboardInterrupt: 130}[error]
+  out, err = capsys.readouterr()
+  assert not out and err.count('\n') == 1
+
+  def build():
+    raise PipelineError('what') if error is not KeyboardInterrupt else error
+
+  assert command_line.guarded(build) == (130 if error is KeyboardInterrupt else 2)
+  assert capsys.readouterr().err.count('\n') == 1
+
+
+def test_a_fault_of_ours_keeps_its_trace():
+  def command(argv):
+    raise ValueError('ours')
+
+  with pytest.raises(ValueError, match='ours'):
+    cli.guarded(command)([])
 
 
 def test_an_experiment_is_found_by_name_here_or_beside_the_package(tmp_path, monkeypatch):
