@@ -86,8 +86,8 @@ def test_what_is_no_object_of_json_is_a_line(copied, text):
 NAMES = [k for k in points.flat(config.Config()) if k != 'seed'] + ['seed']
 TEXTS = [
   *('', '0', '-1', '1', '3', '1e999', '-1e999', 'nan', '1e3', '0x10', '9' * 400, '9' * 5000),
-  *('true', 'None', '[]', '(1,2)', '()', "'a'", '\x1b[31m', '\x00', 'ü', '(' * 300, '-' * 50_000 + '1'),
-  *('1_000', '1j', '__import__("os").system("true")', '../x', 'softmax', 'lr', '1:2/3:4', '٣'),
+  *('true', 'None', '[]', '(1,2)', '()', "'a'", '\x1b[31m', '\x00', 'ü', '(' * 300),
+  *('-' * 50_000 + '1', '1_000', '1j', '__import__("os").system("true")', '../x', 'softmax', 'lr', '1:2/3:4', '٣'),
 ]  # fmt: skip
 
 
