@@ -61,7 +61,7 @@ def test_the_page_names_every_command_and_flag(screens):
   documented = {row[0].strip('`'): row[1] for row in rows('Commands')}
   assert documented.keys() == set(COMMANDS)
   for command, cell in documented.items():
-    own = set(re.findall(r'^ +(?:-h, )?(--\w+)', screens[command][1], re.M)) - {'--help'}
+    own = set(re.findall(r'^  (?:-h, )?(--\w+)', screens[command][1], re.M)) - {'--help'}
     assert set(re.findall(r'--\w+', cell)) == own, command
 
 

@@ -220,6 +220,7 @@ MISTAKES = {
   'stray argument': (['depth=3'], ['depth=3']),
   'connector': (['--config.model.connector=dres'], ["'dres'", 'attnres, ', 'deres, ', 'prenorm']),
   'bucket': (['--workdir=gs://bucket/run'], ['gs://bucket/run', 'folder', 'mount']),
+  'profile': (['--profile=0:3'], ["'0:3'", 'START:STEPS']),
   'mode': (['--mode=fly'], ['mode', 'fly', 'eval']),
   'no such experiment': (['--config=nowhere.py'], ['nowhere.py']),
 }
