@@ -100,6 +100,9 @@ def lines(workdir):
   return got
 
 
+AUC = 3e-6  # rounding swaps a pair of rows, which is 1.2e-6 of them
+
+
 @pytest.mark.parametrize('other', ['2', '4', '8', '2x4'])
 def test_every_mesh_and_every_pod_trains_the_same(alone, runs, other):
   one, many = lines(alone), lines(runs / other)
@@ -107,9 +110,9 @@ def test_every_mesh_and_every_pod_trains_the_same(alone, runs, other):
   for a, b in zip(one, many, strict=True):
     assert (a['rows'], a['clicks']) == (b['rows'], b['clicks'])  # of the same batches
     assert b['logloss'] == pytest.approx(a['logloss'], rel=2e-6)
-    assert b['auc'] == pytest.approx(a['auc'], abs=1e-6)
+    assert b['auc'] == pytest.approx(a['auc'], abs=AUC)
   result, expected = (json.loads((w / 'result.json').read_text()) for w in (runs / other, alone))
-  assert result['auc'] == pytest.approx(expected['auc'], abs=1e-6)
+  assert result['auc'] == pytest.approx(expected['auc'], abs=AUC)
   assert result['config_hash'] == expected['config_hash']
   a, b = (np.load(w / 'test_logits.npy') for w in (runs / other, alone))
   np.testing.assert_allclose(a, b, atol=2e-5)

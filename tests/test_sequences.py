@@ -161,7 +161,7 @@ def spoiled(feed, tmp_path, change):
   [
     (lambda s: s['sequence']['attributes'][0].update(field='nobody'), 'damaged'),
     (lambda s: s['sequence']['attributes'].reverse(), 'after one that does not'),
-    (lambda s: s['sequence'].update(length=0), 'a sequence of 0 events'),
+    (lambda s: s['sequence'].update(length=0), 'length is 0'),
     (lambda s: s['items'].update(field='nobody'), 'damaged'),
     (lambda s: s.pop('group'), 'damaged'),
     (lambda s: s['sequence'].update(length=7), r'events int32\[1280, 6, 5\].* expects'),

@@ -20,6 +20,7 @@ from driving import B, D, T, connector, embedding, make_branches, randomised, re
 from deres_jax import config, findings, inspect_claims, inspect_page, models, moments, probes
 from deres_jax.models import probe
 from deres_jax.models.layers import Context
+from deres_jax.trained import Trained
 
 DEPTH, LAYER = 3, 2
 SITES = DEPTH * LAYER
@@ -271,7 +272,7 @@ def test_every_connector_can_be_looked_into(name):
   assert gradients.keys() == {-1, 0, 1} and all(g.mean > 0 for g in gradients.values())
   assert set(found['cosine']) == {'0', '1', '2'}
   schema = made.schema([5] * FIELDS)
-  whole = findings.Model(c, schema, types.SimpleNamespace(layout=models.Layout(FIELDS)), 0, (), 7)
+  whole = Trained(c, schema, types.SimpleNamespace(layout=models.Layout(FIELDS)), 0, (), 7, None)
   early = findings._early(structure, by_row, 8)
   content = findings.content(whole, findings.Seen(structure, found, gradients, early, out, labels))
   content |= {'claims': inspect_claims.claims(content), 'rows': 8, 'rows_of_split': 8, 'dim': 8}
