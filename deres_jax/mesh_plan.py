@@ -95,7 +95,7 @@ def make(
   )
   capacities = tuple(ids.shape[1] for ids in batch.ids)
   full = tuple(D * K for K in capacities)
-  dense = base.params_dense
+  dense = base.params_dense + 1  # beside the gradients one float: whether they are finite
   known = base.bytes_dense_state + base.bytes_table + base.bytes_table_slots
   bytes_batch = _bytes_here(batch_shapes)
   try:

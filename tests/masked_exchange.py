@@ -25,7 +25,7 @@ def lookup(rows, places):
   return jax.lax.psum_scatter(found, AXIS, tiled=True)
 
 
-def update(optimizer, rows, slots, places, g, lr, step, ok):
+def update(optimizer, rows, slots, places, g, lr, step, ok=True):
   """This device's new rows and slots. `optimizer` keeps its slots in float32."""
   N = rows.shape[0]
   local = jax.lax.all_gather(places, AXIS, tiled=True) - jax.lax.axis_index(AXIS) * N
