@@ -51,10 +51,12 @@ class Artifact(NamedTuple):
 
 
 def weight_member(name: str) -> str:
+  """Name of an array in the archive."""
   return f'weights/{name}.npy'
 
 
 def vocabulary_member(name: str) -> str:
+  """Name of a vocabulary in the archive."""
   return f'vocabulary/{name}.txt'
 
 

@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import importlib.util
 import json
+import math
 import pathlib
 import types
 import typing
@@ -303,11 +304,13 @@ def _freeze(kind: type, node, path: str):
     if dataclasses.is_dataclass(hint):
       value = _freeze(hint, value, f'{path}{key}.')
     elif hint is float and type(value) is int:
-      value = float(value)
+      value = config_string.as_float(value)
     elif type(value) is not hint:
       raise UserError(f'config {path}{key}={shown(value)}: expected a {hint.__name__}')
-    if hint in (int, float) and not abs(value) < _MOST:
-      raise UserError(f'config {path}{key}={value:.6g}: expected a number, below {_MOST:.6g}')
+    if hint is float and not math.isfinite(value):
+      raise UserError(f'config {path}{key}={value}: expected a finite number')
+    if hint is int and not -_MOST < value < _MOST:
+      raise UserError(f'config {path}{key}={shown(value)}: expected a number below 2^53')
     values[key] = value
   return kind(**values)
 

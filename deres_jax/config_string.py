@@ -8,6 +8,7 @@ lists the fields, and the long name is to be given.
 
 import ast
 import difflib
+import math
 
 from ml_collections import ConfigDict
 
@@ -78,7 +79,15 @@ def _parse(text: str, kind: type, name: str):
   except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # as it documents
     value = None
   if kind is float and type(value) in (int, float):
-    return float(value)
+    return as_float(value)
   if kind is int and type(value) is int:
     return value
   raise UserError(f'config {name}={shown(text)}: expected a {kind.__name__}')
+
+
+def as_float(value: float) -> float:
+  """Infinity, which `config.resolve` refuses, for a whole number that no float holds."""
+  try:
+    return float(value)
+  except OverflowError:
+    return math.inf

@@ -167,6 +167,7 @@ def _define_flags():
 
 
 def main(argv: list[str]):
+  """The command: writes the file of a run."""
   cli.no_arguments(argv)
   f = flags.FLAGS
   if not f.workdir or not f.out:

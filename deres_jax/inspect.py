@@ -88,6 +88,7 @@ def _define_flags():
 
 
 def main(argv: list[str]):
+  """The command: writes inspect.json and inspect.html."""
   cli.no_arguments(argv)
   f = flags.FLAGS
   if not f.workdir or not f.out:

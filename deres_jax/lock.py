@@ -72,6 +72,7 @@ class Lock:
     return True
 
   def release(self):
+    """Others may have it now."""
     if self._file:
       self._file.close()
       self._file = None

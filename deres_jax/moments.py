@@ -38,6 +38,7 @@ class Moments(NamedTuple):
     return np.sqrt(self.spread / np.maximum(_like(self.count, self.mean), 1))
 
   def share_negative(self) -> np.ndarray:
+    """Of the values that were seen."""
     return self.negative / np.maximum(_like(self.count, self.mean), 1)
 
 

@@ -86,6 +86,7 @@ class Recorder(probe.Probe):
     self.found['norms'][f'{name} {site}'] = moments.of(size, self._there(x_bTD.shape[1]))
 
   def start(self, x_bTD, mask_bT, names):
+    """Keeps the tokens, to which later reads are compared."""
     self.structure.names = names
     self.structure.branches[_START] = x_bTD.shape
     self.x0_bTD = x_bTD.astype(jnp.float32)
@@ -94,6 +95,7 @@ class Recorder(probe.Probe):
     return x_bTD
 
   def read(self, u_bTD, site):
+    """Adds up what is read."""
     u = u_bTD.astype(jnp.float32)
     T = u.shape[1]
     self._norm('read', site, u)
@@ -105,15 +107,18 @@ class Recorder(probe.Probe):
     return u_bTD
 
   def branch(self, y_bTD, site):
+    """Adds up what a sub-layer gives."""
     self.structure.branches[site] = y_bTD.shape
     self._norm('branch', site, y_bTD)
     return y_bTD
 
   def paths(self, x_bTD, r_bTD, site):
+    """Adds up both paths."""
     self._norm('identity', site, x_bTD)
     self._norm('recall', site, r_bTD)
 
   def weights(self, a, site, sources, kind='recall', axis=-1, simplex=False):
+    """Adds up weights by source."""
     self.structure.sources[kind, site] = sources
     self.structure.simplex |= simplex
     values = jnp.moveaxis(a, axis, -1)  # [..., outputs, sources]
@@ -130,6 +135,7 @@ class Recorder(probe.Probe):
     return a
 
   def gate(self, g, site):
+    """Adds up a gate."""
     self.structure.gates.add(site)
     place = jnp.clip((g * BINS).astype(jnp.int32), 0, BINS - 1)
     count = jnp.ones(g.shape, jnp.int32)
@@ -149,6 +155,7 @@ class Changer(probe.Probe):
     self.change = change
 
   def weights(self, a, site, sources, kind='recall', axis=-1, simplex=False):
+    """Zeroes, removes or keeps weights."""
     del site
     if kind not in CHANGED:
       return a
@@ -163,6 +170,7 @@ class Changer(probe.Probe):
     return jnp.where(jnp.all(keep == 1), a, scaled)
 
   def gate(self, g, site):
+    """Sets a gate, or keeps it."""
     del site
     return jnp.where(jnp.isnan(self.change.gate), g, self.change.gate).astype(g.dtype)
 
@@ -174,9 +182,11 @@ class Nudger(probe.Probe):
     self.nudges = nudges
 
   def start(self, x_BTD, mask_BT, names):
+    """Adds the nudge of the tokens."""
     return x_BTD + self.nudges[_START]
 
   def branch(self, y_BTD, site):
+    """Adds the nudge of a sub-layer."""
     return y_BTD + self.nudges[site].astype(y_BTD.dtype)
 
 

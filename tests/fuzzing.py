@@ -33,7 +33,7 @@ def deep(levels: int) -> list:
 
 # In place of a value of JSON.
 STRANGE = [
-  *(None, True, False, 0, 1, -1, 7, 2**31, 2**53, 10**30, 0.5, -0.0, 1e308),
+  *(None, True, False, 0, 1, -1, 7, 2**31, 2**53, 10**400, 0.5, -0.0, 1e308),
   *(float('nan'), float('inf'), '', '7', '../x', '/etc/passwd', 'a/b', '\x1b[31m', '\x00'),
   *('\ud800', 'x' * 5000, [], {}, [1, 2], {'a': 1}, deep(50)),
 ]  # fmt: skip

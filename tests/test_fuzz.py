@@ -53,7 +53,7 @@ def copied(planted, tmp_path_factory):
 
 
 @pytest.mark.parametrize('name', ['schema.json', 'dataset_info.json', 'features.json'])
-@examples(60)
+@examples(40)
 @given(rng=st.randoms(use_true_random=False))
 def test_a_damaged_description_of_data_is_a_line(planted, copied, name, rng):
   (file,) = copied.rglob(name)
@@ -85,13 +85,14 @@ def test_what_is_no_object_of_json_is_a_line(copied, text):
 
 NAMES = [k for k in points.flat(config.Config()) if k != 'seed'] + ['seed']
 TEXTS = [
-  *('', '0', '-1', '1', '3', '1e999', '-1e999', 'nan', '1e3', '0x10', '9' * 30, '9' * 5000, 'true'),
-  *('None', '[]', '(1,2)', '()', "'a'", '\x1b[31m', '\x00', 'ü', '(' * 300, '-' * 50_000 + '1'),
-  *('1_000', '1j', '__import__("os").system("true")', '../x', 'softmax', 'lr', '1:2/3:4', '٣'),
+  *('', '0', '-1', '1', '3', '1e999', '-1e999', 'nan', '1e3', '0x10', '9' * 400, '9' * 5000),
+  *('true', 'None', '[]', '(1,2)', '()', "'a'", '\x1b[31m', '\x00', 'ü', '(' * 300),
+  *('-' * 50_000 + '1', '1_000', '1j', '__import__("os").system("true")', '../x', 'softmax'),
+  *('lr', '1:2/3:4', '٣'),
 ]  # fmt: skip
 
 
-@examples(400)
+@examples(200)
 @given(st.lists(st.tuples(st.sampled_from(NAMES), st.sampled_from(TEXTS)), min_size=1, max_size=3))
 def test_an_override_is_refused_in_a_line_or_gives_a_config(pairs):
   try:
@@ -114,7 +115,7 @@ def test_a_flag_ends_in_what_the_command_turns_into_a_line(name, text):
     pass
 
 
-@examples(300)
+@examples(150)
 @given(rng=st.randoms(use_true_random=False))
 def test_a_field_of_any_other_value_is_refused_in_a_line_or_gives_a_config(rng):
   raw = mutated(config.as_dict(config.Config()), rng)

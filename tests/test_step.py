@@ -15,7 +15,7 @@ from deres_jax.blocks import Blocks
 from deres_jax.errors import UserError
 from deres_jax.models.layers import Context
 from deres_jax.schema import load_schema
-from deres_jax.setup import make_setup
+from deres_jax.setup import make_setup, micro_rows
 
 TINY = (
   'model.depth=2,model.dim=8,model.heads=2,model.embed_dim=4,model.ffn_ratio=2,'
@@ -122,6 +122,18 @@ def test_micro_batches_equal_the_whole_batch(planted, micro):
   np.testing.assert_allclose(whole, parts, rtol=1e-6)
   assert_close(state_whole.params, state_parts.params, rtol=1e-3, atol=1e-5)
   np.testing.assert_allclose(state_whole.rows[0], state_parts.rows[0], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ('backbone', 'batch', 'want'),
+  [('onetrans', 4096, 128), ('dnn', 4096, 2048), ('dnn', 1024, 1024), ('xdeepfm', 4096, 128)],
+)
+def test_rows_that_a_cpu_works_on_at_a_time(backbone, batch, want):
+  c = config.resolve(config.base(f'model.backbone={backbone},data.batch_size={batch}'))
+  mesh = parallel.make_mesh(1)
+  assert micro_rows(c, mesh) == want
+  chosen = dataclasses.replace(c, train=dataclasses.replace(c.train, micro_batch=64))
+  assert micro_rows(chosen, mesh) == 64
 
 
 def test_one_step_equals_a_plain_one(planted):

@@ -156,7 +156,7 @@ def main():
   parser.add_argument('--kills', type=int, default=100)
   parser.add_argument('--seed', type=int, default=0)
   parser.add_argument('--more', default='', help='settings beside ours: a.b=v,c=w')
-  parser.add_argument('--minutes', type=float, default=30, help='start no run after so long')
+  parser.add_argument('--minutes', type=float, default=30, help='kill nothing after so long')
   a = parser.parse_args()
   a.out.mkdir(parents=True)
   print(f'seed {a.seed}, runs and their log in {a.out}', flush=True)
@@ -166,14 +166,18 @@ def main():
   whole = a.out / 'undisturbed'
   assert code_of(child(lambda: train.train(c, whole), log)) == 0, log.read_text()
   counts, rounds, starts = collections.Counter(), 0, 0
-  while sum(counts.values()) // 2 < a.kills and time.monotonic() < began + 60 * a.minutes:
+
+  def enough() -> bool:
+    late = time.monotonic() > began + 60 * a.minutes
+    return late or sum(counts.values()) // 2 >= a.kills
+
+  while not enough():
     workdir, before = a.out / f'run{rounds}', 0
     rounds, code = rounds + 1, None
     while code != 0:
       pid = child(lambda workdir=workdir: train.train(c, workdir), log)
       starts += 1
-      enough = sum(counts.values()) // 2 >= a.kills
-      sent = None if enough else disturb(pid, workdir, rng)
+      sent = None if enough() else disturb(pid, workdir, rng)
       code = code_of(pid)
       allowed = {None: (0,), signal.SIGKILL: (-9, 0), signal.SIGTERM: (75, -15, 0)}[sent]
       assert code in allowed, (code, sent, log.read_text()[-3000:])

@@ -28,8 +28,8 @@ BLOCKS = 12  # that the bootstrap draws from
 SETTINGS = (
   'model.depth=1,model.dim=8,model.heads=2,model.embed_dim=4,model.ffn_ratio=1,'
   'deres.block_layers=1,data.batch_size=128,data.eval_batch_size=512,'
-  'train.epochs=0.0,train.steps=100000000,train.eval_epochs=0.0,train.eval_steps=400,'
-  'train.checkpoint_steps=100,train.log_steps=50'
+  'train.epochs=0.0,train.steps=100000000,train.eval_epochs=0.0,train.eval_steps=1600,'
+  'train.checkpoint_steps=400,train.log_steps=50'
 )
 
 
@@ -59,7 +59,7 @@ def main():
   parser.add_argument('--data', type=pathlib.Path, required=True)
   parser.add_argument('--out', type=pathlib.Path, required=True)
   parser.add_argument('--minutes', type=float, default=30)
-  parser.add_argument('--limit', type=float, default=100, help='MiB an hour')
+  parser.add_argument('--limit', type=float, default=200, help='MiB an hour')
   a = parser.parse_args()
   a.out.mkdir(parents=True)
   experiment, workdir = a.out / 'soak.py', a.out / 'run'
@@ -88,6 +88,7 @@ def main():
       {
         'minutes': round(seconds[-1] / 60, 1),
         'steps': done[-1]['step'],
+        'saves': done[-1]['step'] // 400,
         'evaluations': sum(x['split'] == 'validation' for x in done),
         'rss_mib': [round(mib[later].min()), round(mib[later].max())],
         'slope_mib_per_hour': [round(x, 1) for x in (fitted, low, high)],
