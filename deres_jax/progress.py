@@ -77,7 +77,7 @@ class Progress:
         progress.BarColumn(),
         progress.TextColumn('{task.fields[left]}'),
         progress.TextColumn('{task.description}'),
-        console=Console(stderr=True, color_system=None if os.environ.get('NO_COLOR') else 'auto'),
+        console=Console(stderr=True),  # which knows NO_COLOR and COLUMNS
       )
       self._task = self._live.add_task('', total=total, completed=start, left='')
       self._live.start()

@@ -115,7 +115,7 @@ def test_process_0_alone_writes_and_sends(planted, tmp_path, wandb, monkeypatch)
   assert tools.profile.around(step, 0) is step
 
 
-@pytest.mark.parametrize('text', ['3', '0:2', '3:0', '-1:2', '3:2:1', 'a:b', '3:2.5', '³:2'])
+@pytest.mark.parametrize('text', ['3', '0:2', '3:0', '-1:2', '3:2:1', 'a:b', '3:2.5', '3:1٣'])
 def test_a_wrong_window_is_one_line(text):
   with pytest.raises(UserError, match='expected START:STEPS') as e:
     config.resolve(config.base(f'profile={text}'))
