@@ -65,8 +65,8 @@ def load(workdir: pathlib.Path, data: str | None = None) -> Trained:
   folder = pathlib.Path(c.data.path if data is None else data)
   if not folder.is_dir():
     raise UserError(
-      f'the prepared folder {folder} of the run is not here: put it back, or say where it is '
-      '(--data=DIR)'
+      f'the prepared folder {folder} of the run is not here: put it back; to export, '
+      'say where it is (--data=DIR)'
     )
   schema = load_schema(str(folder))
   if schema.content != content:
