@@ -215,7 +215,9 @@ def lost(e: BaseException) -> str | None:
   """What the runtime says of another process that is gone; None if `e` is about anything else."""
   for x in _chain(e):
     text = ' '.join(str(x).split()).replace('Error dispatching computation: ', '')
-    if isinstance(x, jax.errors.JaxRuntimeError) and any(w in text.lower() for w in _LOST):
+    # Orbax tells the runtime's error at one of its barriers in a TimeoutError of its own.
+    runtime = isinstance(x, jax.errors.JaxRuntimeError | TimeoutError)
+    if runtime and any(w in text.lower() for w in _LOST):
       return text[:200]
   return None
 

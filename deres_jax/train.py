@@ -24,7 +24,6 @@ from deres_jax import (
   differences,
   disk,
   evaluate,
-  json_files,
   nonfinite,
   parallel,
   profiling,
@@ -42,6 +41,7 @@ from deres_jax.lock import held
 from deres_jax.schema import Schema, load_schema
 from deres_jax.setup import Setup, make_setup
 from deres_jax.streaming import StreamState
+from deres_jax.workdir import claim
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +136,7 @@ def train(c: config_lib.Config, workdir: pathlib.Path) -> dict[str, Any]:
   with cluster.Stop() as stop, disk.faults(workdir):
     run = assemble(c)
     with held(workdir):
-      finished = cluster.leader(lambda: _claim(run, workdir))
+      finished = cluster.leader(lambda: claim(c, run.schema, workdir))
       if finished:
         return finished
       start, tools = _open(run, stop, workdir)
@@ -167,51 +167,6 @@ def _open(run: Run, stop: cluster.Stop, workdir: pathlib.Path) -> tuple[int, Too
   for line in (differences.text(c, max(8, screen - 4)), *lines, *tools.record.lost):
     tools.progress.line(line)
   return start, tools
-
-
-def _claim(run: Run, workdir: pathlib.Path) -> dict[str, Any] | None:
-  """Writes config.json, or compares with the one that is there; the result of a finished run."""
-  sinks.check(run.config)
-  workdir.mkdir(parents=True, exist_ok=True)
-  file = workdir / 'config.json'
-  mine = {
-    'config_hash': config_lib.config_hash(run.config),
-    'data_content': run.schema.content,
-    'config': config_lib.as_dict(run.config),
-    'identity': config_lib.identity(run.config),
-  }
-  if file.exists():
-    then = 'take another --workdir, or bring the file back'
-    old = json_files.read(file, dict, then)
-    if not isinstance(old.get('identity'), dict) or 'data_content' not in old:
-      raise UserError(f'{file}: does not say which run it belongs to: {then}')
-    now = mine['identity']
-    changed = [
-      f'{k}: {old["identity"].get(k)!r} -> {now.get(k)!r}'
-      for k in sorted({*old['identity'], *now})
-      if old['identity'].get(k) != now.get(k)
-      # Under stop nothing was ever skipped: the run is what it would be had it begun as it goes on.
-      and not (k == 'train.on_nan' and k not in old['identity'])
-    ]
-    if changed:
-      raise UserError(
-        f'workdir {workdir} belongs to a run of another config ({"; ".join(changed)}): '
-        'take another --workdir or the old config'
-      )
-    if old['data_content'] != run.schema.content:
-      raise UserError(
-        f'workdir {workdir} was started on other data than {run.schema.path}: '
-        'take another --workdir or the old data'
-      )
-  writer.write_json(file, mine)
-  finished = workdir / 'result.json'
-  if not finished.exists():
-    return None
-  then = 'delete it: the same command finishes the run from its last checkpoint'
-  found = json_files.read(finished, dict, then)
-  if not {'config_hash', 'auc', 'auc_se', 'logloss', 'rows_per_second'} <= found.keys():
-    raise UserError(f'{finished}: is not the result of a run: {then}')
-  return found
 
 
 def _start(run: Run, tools: Tools, start: int) -> tuple[step.State, StreamState, checkpoint.Clock]:
@@ -392,7 +347,7 @@ def evaluate_best(c: config_lib.Config, workdir: pathlib.Path) -> dict[str, Any]
     raise UserError(f'workdir {workdir} holds no checkpoints: train first (--mode=train)')
   run = assemble(c)
   with held(workdir), disk.faults(workdir):
-    cluster.leader(lambda: _claim(run, workdir))
+    cluster.leader(lambda: claim(c, run.schema, workdir))
     return _evaluate_best(run, workdir)
 
 

@@ -4,9 +4,13 @@
 import fcntl
 import os
 import pathlib
+import signal
 from collections.abc import Callable
 
 REPO = pathlib.Path(__file__).resolve().parents[1]
+
+# A shell that starts tests in the background has their commands ignore interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Most of a test's time is compilation: LLVM's optimisations cost a third of it and pay for nothing.
 os.environ['XLA_FLAGS'] = ' '.join(

@@ -310,6 +310,8 @@ def test_a_process_killed_in_a_collective_ends_the_others_with_75(processes, add
     (jax.errors.JaxRuntimeError('UNKNOWN: Gloo AllReduce failed: Connection closed by peer'), True),
     (jax.errors.JaxRuntimeError('UNAVAILABLE: failed to connect to all addresses'), True),
     (jax.errors.JaxRuntimeError('DEADLINE_EXCEEDED: Barrier timed out. Id: save'), True),
+    (TimeoutError('Timeout waiting at barrier "x": INTERNAL: Task 1 heartbeat timeout.'), True),
+    (TimeoutError('timed out'), False),
     (jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes'), False),
     (jax.errors.JaxRuntimeError('INTERNAL: an INVALID program'), False),
     (ValueError('gloo: connection closed'), False),

@@ -14,6 +14,7 @@ import pytest
 
 from deres_jax import config, metrics, train, writer
 from deres_jax.errors import UserError
+from deres_jax.workdir import claim
 
 REPO = pathlib.Path(__file__).resolve().parents[1]
 
@@ -244,7 +245,7 @@ def test_a_workdir_of_other_data_is_refused(planted, tmp_path):
   content = {'identity': config.identity(c), 'data_content': {'train': 'other'}}
   writer.write_json(tmp_path / 'config.json', content)
   with pytest.raises(UserError, match='started on other data'):
-    train._claim(run, tmp_path)
+    claim(run.config, run.schema, tmp_path)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(planted, tmp_path):
