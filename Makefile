@@ -104,7 +104,7 @@ claims: $(INSTALLED)
 
 # make test-slow   what is too long for the suite
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2 -m 'not slow'
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow

@@ -56,18 +56,24 @@ def parse_flags(argv: list[str], others: bool = False):
 
   Exits with code 2 on a mistake.
   """
-  names = '; '.join(f'{name}: {dataset.about}' for name, dataset in DATASETS.items())
   prog = f'python -m data_pipelines.{"beam_build" if others else "build"}'
   first = OneLineParser(prog=prog, add_help=False)
   first.add_argument('--dataset')
   name = first.parse_known_args(argv)[0].dataset
-  parser = OneLineParser(prog=prog, description=f'Raw file to prepared data. {names}.')
+  shown = [name] if name in DATASETS else DATASETS
+  about = '; '.join(f'{x}: {DATASETS[x].about}' for x in shown)
+  more = '' if name in DATASETS else ' --dataset=NAME --help lists its own flags.'
+  parser = OneLineParser(
+    prog=prog,
+    usage='%(prog)s --dataset=NAME --out=DIR [flags]',
+    description=f'Raw file to prepared data. {about}.{more}',
+  )
   parser.add_argument('--dataset', required=True, metavar='NAME', help=' or '.join(DATASETS))
-  parser.add_argument('--raw', type=Path, help='raw data file or folder (see --dataset)')
-  parser.add_argument('--out', type=Path, required=True, help='folder to write')
+  parser.add_argument('--raw', type=Path, metavar='PATH', help='raw data file or folder')
+  parser.add_argument('--out', type=Path, required=True, metavar='DIR', help='folder to write')
   parser.add_argument('--overwrite', action='store_true', help='replace a prepared --out')
   parser.add_argument(
-    '--workers', type=int, default=default_workers(), help='processes (default: all cores)'
+    '--workers', type=int, default=default_workers(), metavar='N', help='processes [all cores]'
   )
   parser.add_argument(
     '--compress',

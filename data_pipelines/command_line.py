@@ -24,16 +24,23 @@ _PLACE_ERRORS = (
   errno.ENAMETOOLONG,
 )
 
+_COLUMNS = 80  # of --help
+
 
 class OneLineParser(argparse.ArgumentParser):
   """An argument parser whose error is one line, without the usage."""
 
   def __init__(self, **kwargs):
-    super().__init__(allow_abbrev=False, **kwargs)
+    super().__init__(allow_abbrev=False, formatter_class=_short, **kwargs)
 
   def error(self, message: str):
     """Prints the message and exits with code 2."""
     self.exit(USER_MISTAKE, f'error: {message}; see --help\n')
+
+
+def _short(prog: str) -> argparse.HelpFormatter:
+  """Lays out --help: what a flag does beside its name."""
+  return argparse.HelpFormatter(prog, max_help_position=22, width=_COLUMNS)
 
 
 def printable(text: str) -> str:

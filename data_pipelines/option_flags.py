@@ -53,7 +53,7 @@ def add_flags(
     if field.name in dependent:
       default, shown = None, dependent[field.name]
     text = f'{field.metadata["help"]} (default {shown})'
-    parser.add_argument(f'--{field.name}', type=kind, default=default, help=text)
+    parser.add_argument(f'--{field.name}', type=kind, default=default, metavar='X', help=text)
 
 
 def flag_values(args: argparse.Namespace, options: type) -> dict:

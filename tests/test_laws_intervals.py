@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+from marks import slow
 from scipy import optimize, special
 from test_laws import ALPHA, BUDGETS, TRUTH, curve, fitted, made
 
@@ -47,7 +48,7 @@ def truths(found):
   [
     ('saturating', 1e-4, 5),
     ('saturating', 3e-4, 3),
-    ('saturating', 3e-4, 1),
+    slow('saturating', 3e-4, 1),
     ('saturating_free', 1e-4, 3),
   ],
 )
@@ -139,7 +140,7 @@ def brute_force(data, found, held, h):
   [
     (lambda p, f: targets.gamma(p, f, 1), lambda a, b, g: g[1], float),
     (lambda p, f: targets.ratio(p, f, 1, 0), lambda a, b, g: math.log(g[1] / g[0]), math.log),
-    (lambda p, f: targets.difference(p, f, 1, 0), lambda a, b, g: g[1] - g[0], float),
+    slow(lambda p, f: targets.difference(p, f, 1, 0), lambda a, b, g: g[1] - g[0], float),
     (lambda p, f: targets.alpha(p, f), lambda a, b, g: a, float),
   ],
 )

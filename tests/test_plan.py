@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 from made import numbers
+from marks import slow
 
 from deres_jax import collectives, config, mesh_plan, plan, roofline, step, topology, train
 from deres_jax.errors import UserError
@@ -77,7 +78,7 @@ PARTS = [
 ]
 
 
-@pytest.mark.parametrize('name', ['v5e-8', 'h200-8', 'v5p-128'])
+@pytest.mark.parametrize('name', ['v5e-8', 'h200-8', slow('v5p-128')])
 def test_a_machine_that_is_not_here(experiment, planted, name):
   done = command(experiment, planted, f'--config.mesh.topology={name}')
   assert done.returncode == 0, done.stderr

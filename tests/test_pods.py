@@ -14,6 +14,7 @@ import time
 
 import numpy as np
 import pytest
+from marks import slow
 from pod_state import describe
 
 from deres_jax import allocator, config, evaluate, step, train
@@ -190,10 +191,10 @@ def stop_when(monkeypatch, place, name, call):
 @pytest.mark.parametrize(
   ('place', 'name', 'call', 'said', 'at'),
   [
-    (step, 'make_train_step', 5, 'at step 6 of 16', 6),
+    slow(step, 'make_train_step', 5, 'at step 6 of 16', 6),
     (step, 'make_train_step', 7, 'at step 8 of 16', 8),  # where validation is due
     (evaluate, 'run', 1, 'at step 8 of 16', 8),
-    (evaluate, 'run', 2, 'at step 16 of 16', 16),
+    slow(evaluate, 'run', 2, 'at step 16 of 16', 16),
     (evaluate, 'run', 3, 'before the figures of a split', 16),
   ],
 )

@@ -16,10 +16,11 @@ def test_power_grows_with_seeds_and_is_seeded():
   widths = [x['ratio_high'] - x['ratio_low'] for x in lines]
   assert widths == sorted(widths, reverse=True)
   assert [x['runs'] for x in lines] == [12, 24, 48, 96]
-  assert lines == power.table(NOISY, (1, 2, 4, 8), (6,), (1.5,), trials=120)
-  assert lines != power.table(NOISY, (1, 2, 4, 8), (6,), (1.5,), trials=120, seed=1)
+  few = [power.table(NOISY, (1,), (6,), (1.5,), trials=20, seed=seed) for seed in (0, 0, 1)]
+  assert few[0] == few[1] != few[2]
 
 
+@pytest.mark.slow
 def test_power_grows_with_decades_and_budgets_and_falls_with_noise():
   def one(truth=NOISY, budgets=6, decades=1.5):
     return power.one(truth, 2, budgets, decades, 120, 0, 'saturating')['power']

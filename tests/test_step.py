@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 from made import in_order, numbers
+from marks import slow
 
 from deres_jax import config, data, embedding, losses, parallel, step
 from deres_jax.blocks import Blocks
@@ -70,8 +71,8 @@ def test_eight_devices_train_like_one(planted):
   'more',
   [
     'model.embed_dim_of_few=10:2/12:3',
-    'model.embed_dim_of_few=12:2,model.backbone=deepfm,mlp.units=8',
-    'optim.table_slots=bfloat16,optim.table=lazy_adam',
+    slow('model.embed_dim_of_few=12:2,model.backbone=deepfm,mlp.units=8'),
+    slow('optim.table_slots=bfloat16,optim.table=lazy_adam'),
   ],
   ids=['widths', 'widths beside linear weights', 'bfloat16 slots'],
 )
@@ -114,7 +115,7 @@ def test_the_last_partial_batch_trains_on_its_rows_alone(planted):
   assert read(stream)['rows'] == batches.size(last)
 
 
-@pytest.mark.parametrize('micro', [32, 64])
+@pytest.mark.parametrize('micro', [32, slow(64)])
 def test_micro_batches_equal_the_whole_batch(planted, micro):
   more = 'model.dropout=0.2,model.embed_dropout=0.1,train.micro_batch='
   whole, state_whole = run(*make(planted, 1, f'{more}0'), steps=3)
@@ -212,8 +213,15 @@ def test_state_is_born_sharded_and_stays_so(planted):
     assert x.sharding.is_equivalent_to(s, x.ndim)
 
 
-@pytest.mark.parametrize('table', ['rowwise_adagrad', 'lazy_adam'])
-@pytest.mark.parametrize('kernels', ['auto', 'off'])
+@pytest.mark.parametrize(
+  ('kernels', 'table'),
+  [
+    ('auto', 'lazy_adam'),
+    ('off', 'rowwise_adagrad'),
+    slow('auto', 'rowwise_adagrad'),
+    slow('off', 'lazy_adam'),
+  ],
+)
 def test_a_step_copies_no_table(planted, kernels, table):
   """Tables and slots move in place, though the kernels' calls are opaque to XLA."""
   more = f'train.kernels={kernels},optim.table={table}'

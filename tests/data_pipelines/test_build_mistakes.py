@@ -36,6 +36,18 @@ def mistake(capsys, tmp_path):
   return run
 
 
+@pytest.mark.parametrize('name', [None, *build.DATASETS])
+def test_help_fits_a_screen_and_names_the_flags_of_one_data_set(name, capsys):
+  with pytest.raises(SystemExit) as stop:
+    build.main([*([f'--dataset={name}'] if name else []), '--help'])
+  said = capsys.readouterr().out
+  assert stop.value.code == 0 and len(said.splitlines()) <= 40
+  assert max(map(len, said.splitlines())) <= 80
+  assert ('--rows_train' in said) == (name == 'synthetic')
+  for other in build.DATASETS:
+    assert (f'{other}: ' in said) == (name in (None, other))
+
+
 def test_raw_file_that_cannot_be_used(mistake, tmp_path):
   raw = tmp_path / 'raw'
   given = ('--dataset=criteo', f'--raw={raw}')

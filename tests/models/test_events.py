@@ -18,6 +18,7 @@ import reference
 import reference_mixers as mixers
 import reference_streams as streams
 from arrays import F32, KEY, assert_close, double, leaf_shapes, normal, randomised
+from marks import slow
 
 from deres_jax import config, models
 from deres_jax.errors import UserError
@@ -297,7 +298,7 @@ LOOPS = {
 
 @pytest.mark.parametrize(
   ('connector', 'switches'),
-  [(name, {}) for name in models.CONNECTORS]
+  [(slow if i % 3 else pytest.param)(name, {}) for i, name in enumerate(models.CONNECTORS)]
   + [('deres', PER_TOKEN), ('deres', TOKEN_MEAN), ('deres', {**PER_TOKEN, **TOKEN_MEAN})]
   + [('deres', RECALL_SIZE)],
 )

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from arrays import normal
+from marks import slow
 
 from deres_jax import config, models
 from deres_jax.kernels import library
@@ -59,7 +60,9 @@ def assert_fused(module, *targets):
     np.testing.assert_allclose(g, w, rtol=0, atol=5e-4 * np.abs(w).max() + 1e-7, err_msg=name)
 
 
-@pytest.mark.parametrize('connector', ['prenorm', 'siamese', 'hc', 'attnres', 'deres', 'deres_s'])
+@pytest.mark.parametrize(
+  'connector', ['prenorm', slow('siamese'), slow('hc'), 'attnres', 'deres', slow('deres_s')]
+)
 def test_connectors(connector):
   reads = () if connector == 'hc' else ('read',)  # its streams are not [B, T, D]
   assert_fused(build(connector=connector), 'attend', 'dense', 'feed', *reads)
@@ -70,7 +73,7 @@ def test_connectors(connector):
   [
     ('transformer', ('attend', 'dense', 'feed', 'read')),
     ('rankmixer', ('dense', 'read')),
-    ('hstu', ('dense', 'read')),
+    slow('hstu', ('dense', 'read')),
   ],
 )
 def test_backbones(backbone, targets):
@@ -82,20 +85,20 @@ def test_backbones(backbone, targets):
   'switches',
   [
     'gate_form=additive',
-    'gate_form=additive_gated',
-    'gate=scalar',
+    slow('gate_form=additive_gated'),
+    slow('gate=scalar'),
     'gate=lowrank_dynamic',
     'query=static_per_token',
-    'query=lowrank_dynamic',
-    'compress=token_mean',
+    slow('query=lowrank_dynamic'),
+    slow('compress=token_mean'),
     'compress=lowrank_key',
     'include_partial=True',
     'sites=layer',
-    'readout_mix=False',
+    slow('readout_mix=False'),
     'mix_site=stream',
     'path=attn,deres.silu_center=1.2784645',
-    'path=identity',
-    'silu_norm=rms,deres.silu_center=1.2784645',
+    slow('path=identity'),
+    slow('silu_norm=rms,deres.silu_center=1.2784645'),
   ],
 )
 def test_switches_of_deres(switches):

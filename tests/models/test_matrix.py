@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from arrays import normal
+from marks import slow
 
 from deres_jax import config, models
 from deres_jax.models import backbones
@@ -134,9 +135,17 @@ def test_everything_has_a_formula():
   assert BACKBONES.keys() == backbones.TOKEN_BACKBONES.keys()
 
 
-@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
-@pytest.mark.parametrize('connector', models.CONNECTORS)
-@pytest.mark.parametrize('backbone', BACKBONES)
+def pairs():
+  """All; the suite has every connector under OneTrans, every backbone with DeRes, a fifth more."""
+  for i, backbone in enumerate(BACKBONES):
+    for j, connector in enumerate(models.CONNECTORS):
+      for k, dtype in enumerate(('float32', 'bfloat16')):
+        known = dtype == 'float32' and (backbone == 'onetrans' or connector == 'deres')
+        case = backbone, connector, dtype
+        yield case if known or (i + j + 2 * k) % 5 == 0 else slow(*case)
+
+
+@pytest.mark.parametrize(('backbone', 'connector', 'dtype'), pairs())
 def test_a_pair_runs_and_every_parameter_learns(backbone, connector, dtype):
   """At random parameters, since some starts are zero on purpose and hide what is behind them."""
   module = build(backbone, connector, dtype)
