@@ -45,7 +45,7 @@ def test_help_fits_a_screen_and_names_the_flags_of_one_data_set(name, capsys):
   assert max(map(len, said.splitlines())) <= 80
   assert ('--rows_train' in said) == (name == 'synthetic')
   for other in build.DATASETS:
-    assert (f'{other}: ' in said) == (name in (None, other))
+    assert (f' {other}: ' in said) == (name in (None, other))
 
 
 def test_raw_file_that_cannot_be_used(mistake, tmp_path):
