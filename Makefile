@@ -147,7 +147,7 @@ audit: $(INSTALLED)
 	  2>/dev/null || { echo 'make audit: no advisories from $(ADVISORIES): no network to it' >&2; \
 	  exit 75; }
 	$(BIN)/python -m pip install -q pip-audit
-	$(BIN)/pip-audit --require-hashes --disable-pip -r requirements.lock
+	$(BIN)/pip-audit --strict --require-hashes --disable-pip -r requirements.lock
 
 # make tutorial   every command of docs/tutorial.md, as it stands
 tutorial: $(INSTALLED)

@@ -20,7 +20,7 @@ import jax
 import tensorstore
 from orbax.checkpoint import v1 as ocp
 
-from deres_jax import cluster, disk, manifest
+from deres_jax import allocator, cluster, disk, manifest
 from deres_jax.errors import UserError
 
 _KEPT = 2  # latest checkpoints; the best is kept besides
@@ -178,6 +178,7 @@ class Checkpoints:
       kept.add(best[0])
     gone = [old for old in self._saved if old not in kept]
     self._saving = self._pool.submit(self._finish, response, content, gone)
+    self._pool.submit(allocator.give_back)
     for old in gone:
       del self._saved[old]
 

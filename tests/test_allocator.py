@@ -163,3 +163,28 @@ def test_runs_say_which_they_had_and_end_in_the_same_bits(installed, planted, tm
     assert result['allocator'] == name and f'malloc of {name} ' in done.stdout
     logits.append(np.load(result['test_logits']))
   np.testing.assert_array_equal(*logits)
+
+
+KEEPS = """
+import pathlib, time
+from deres_jax import allocator
+def resident():  # MiB
+  return int(pathlib.Path('/proc/self/statm').read_text().split()[1]) * 4096 / 2**20
+blocks = [b'x' * 2**20 for _ in range(64)]
+del blocks
+kept = resident()
+began = time.monotonic()
+allocator.give_back()
+print(kept - resident(), time.monotonic() - began)
+"""
+
+
+def test_what_it_keeps_can_be_given_back(installed):
+  keep = {**allocator.environment({}), 'PYTHONMALLOC': 'malloc'}
+  given = float(call(['-c', KEEPS], keep).stdout.split()[0])
+  assert given > 60
+
+
+def test_without_jemalloc_there_is_nothing_to_give_back():
+  done = call(['-c', KEEPS], {allocator.VARIABLE: 'system'})
+  assert (done.returncode, done.stderr) == (0, '')

@@ -70,7 +70,7 @@ LEVEL = {
   'deres_jax.collectives': 1,
   'deres_jax.parallel': 1,
   'deres_jax.manifest': 2,
-  'deres_jax.checkpoint': 3,
+  'deres_jax.checkpoint': 4,
   'deres_jax.report': 3,
   'deres_jax.machine': 1,
   'deres_jax.live': 1,
