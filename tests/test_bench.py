@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`make bench`: its lines, its parts, and that PyTorch's models are ours."""
 
+import ast
 import json
 import pathlib
 import sys
@@ -69,6 +70,13 @@ def tiny(rounds):
 def broken(rounds):
   raise ValueError('broken on purpose')
 """
+
+
+@pytest.mark.parametrize('part', bench.PARTS)
+def test_every_part_is_called_with_the_rounds(part):
+  tree = ast.parse(pathlib.Path(bench.__file__).with_name(f'{part}.py').read_text())
+  (made,) = [x for x in tree.body if isinstance(x, ast.FunctionDef) and x.name == part]
+  assert [x.arg for x in made.args.args] == ['rounds']
 
 
 def test_a_part_that_fails_is_named_and_the_others_go_on(tmp_path, monkeypatch, capfd):

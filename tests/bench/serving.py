@@ -19,12 +19,12 @@ import numpy as np
 from deres_jax import serving as served
 
 REPO = Path(__file__).resolve().parents[2]
-SIZES, REQUESTS, WARM = (1, 512), (2000, 200), 20
+SIZES, REQUESTS, WARM = (1, 512), (400, 40), 20  # requests a round
 PERCENTILES = 50, 95, 99
 
 
-def serving() -> Iterator[list[dict]]:
-  """Percentiles of requests of one row and of many."""
+def serving(rounds: int) -> Iterator[list[dict]]:
+  """Percentiles of requests of one row and of many, over all rounds."""
   with tempfile.TemporaryDirectory() as folder:
     file = _exported(Path(folder))
     began = time.perf_counter()
@@ -37,7 +37,7 @@ def serving() -> Iterator[list[dict]]:
   for size, requests in zip(SIZES, REQUESTS, strict=True):
     values = (rng.random((64, size, len(sizes))) ** 4 * sizes).astype(int).astype(str)
     rows = [[dict(zip(names, row, strict=True)) for row in request] for request in values.tolist()]
-    yield list(_lines(model, rows, requests))
+    yield list(_lines(model, rows, rounds * requests))
   yield [_line('load of an exported file and its checks', 's', seconds)]
 
 
