@@ -34,6 +34,13 @@ flags.FLAGS.mark_as_parsed()
 jax.config.update('jax_numpy_rank_promotion', 'allow')
 
 
+@pytest.fixture(scope='module', autouse=True)
+def forgotten():
+  """A worker holds the compiled programs of one file of tests, not of all."""
+  yield
+  jax.clear_caches()
+
+
 @pytest.fixture(scope='session')
 def once(tmp_path_factory) -> Callable:
   """(name, make) -> a folder that one worker makes for all: `make(folder)` fills it."""

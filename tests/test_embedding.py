@@ -7,6 +7,7 @@ import masked_exchange
 import numpy as np
 import pytest
 from made import in_order
+from marks import slow
 from scipy.special import erfinv
 
 from deres_jax import embedding, parallel
@@ -164,7 +165,7 @@ def moved(optimizer, devices, kernels=False):
 
 @pytest.mark.parametrize('l2', [0.0, 0.1])
 @pytest.mark.parametrize('kind', ['rowwise_adagrad', 'lazy_adam'])
-@pytest.mark.parametrize('devices', [1, 2, 8])
+@pytest.mark.parametrize('devices', [1, slow(2), 8])
 @pytest.mark.parametrize('kernels', [False, True])
 def test_update_equals_a_dense_reference(kernels, devices, kind, l2):
   """Three steps, rows asked for by several devices, untouched rows bit-equal."""
