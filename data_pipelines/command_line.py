@@ -65,6 +65,8 @@ def guarded(command: Callable[[], int]) -> int:
   except KeyboardInterrupt:
     print('interrupted; the same command goes on from here', file=sys.stderr)
     return INTERRUPTED
+  except MemoryError as error:
+    line = f'not enough memory ({error}); a damaged folder may ask for it: see its doctor'
   except OSError as error:
     if error.errno not in _PLACE_ERRORS:
       raise

@@ -14,6 +14,7 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
 from tensorflow_datasets.core import example_serializer
 
+from data_pipelines.errors import UserError
 from data_pipelines.schema import RecordShape
 from data_pipelines.tally import Tally
 
@@ -65,11 +66,22 @@ def write_shard(path: Path, shape: RecordShape, blocks: Iterable[Block], compres
 
 
 def read_shard(path: Path, shape: RecordShape) -> Iterator[Block]:
-  """The blocks of a file, in order."""
+  """The blocks of a file, in order.
+
+  Raises:
+    UserError: they are of another shape.
+  """
   features = features_of(shape)
   with ArrayRecordDataSource([str(path)]) as source:
     for k in range(len(source)):
-      yield features.deserialize_example_np(source[k])
+      try:
+        block = features.deserialize_example_np(source[k])
+      except ValueError as e:  # NumPy: cannot reshape
+        raise UserError(
+          f'{path}: block {k} has no rows of the {shape.fields} fields of schema.json: one of '
+          'the two is damaged; build the folder again'
+        ) from e
+      yield block
 
 
 def read_tally(path: Path, shape: RecordShape) -> Tally:

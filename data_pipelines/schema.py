@@ -63,6 +63,10 @@ def write_schema(folder: Path, schema: dict) -> None:
   os.replace(temporary, folder / SCHEMA_FILE)
 
 
+def _no_number(name: str):
+  raise ValueError(f'{name} is no number of JSON')
+
+
 def read_schema(folder: Path) -> dict:
   """Returns the schema of a prepared folder.
 
@@ -78,7 +82,7 @@ def read_schema(folder: Path) -> dict:
       'run python -m data_pipelines.build again'
     )
   try:
-    schema = json.loads(path.read_text(encoding='utf-8'))
+    schema = json.loads(path.read_text(encoding='utf-8'), parse_constant=_no_number)
   except (ValueError, RecursionError) as error:
     raise UserError(f'{path}: not JSON ({error}); build the data set again') from error
   found = None
@@ -92,7 +96,20 @@ def read_schema(folder: Path) -> dict:
   return schema
 
 
+class _Maybe(NamedTuple):
+  """null, or what is inside."""
+
+  inner: Any
+
+
+class _Named(NamedTuple):
+  """An object of any names, each with what is inside."""
+
+  inner: Any
+
+
 _NUMBER = (int, float)
+_LARGEST = 2**53  # that a float holds
 _SPLIT = {
   'rows': int,
   'blocks': int,
@@ -100,15 +117,8 @@ _SPLIT = {
   'click_rate': _NUMBER,
   'events': int,
   'content_sha256': str,
-  'files': dict,
+  'files': _Named({'bytes': int, 'sha256': str}),
 }
-
-
-class _Maybe(NamedTuple):
-  """null, or what is inside."""
-
-  inner: Any
-
 
 _STRUCTURE = {
   'dataset': str,
@@ -174,6 +184,12 @@ def _problems(value, expected, where: str):
   if isinstance(expected, _Maybe):
     if value is not None:
       yield from _problems(value, expected.inner, where)
+  elif isinstance(expected, _Named):
+    if not isinstance(value, dict):
+      yield f'{where}: expected an object, found {type(value).__name__}'
+      return
+    for key, item in value.items():
+      yield from _problems(item, expected.inner, f'{where}[{key!r}]')
   elif isinstance(expected, dict):
     if not isinstance(value, dict):
       yield f'{where}: expected an object, found {type(value).__name__}'
@@ -192,3 +208,5 @@ def _problems(value, expected, where: str):
   elif not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
     names = [t.__name__ for t in (expected if isinstance(expected, tuple) else (expected,))]
     yield f'{where}: expected {" or ".join(names)}, found {value!r}'
+  elif isinstance(value, int) and not 0 <= value <= _LARGEST:
+    yield f'{where}: expected a number from 0 to {_LARGEST}, found one of {len(str(value))} digits'
