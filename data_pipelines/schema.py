@@ -184,17 +184,12 @@ def _problems(value, expected, where: str):
   if isinstance(expected, _Maybe):
     if value is not None:
       yield from _problems(value, expected.inner, where)
-  elif isinstance(expected, _Named):
+  elif isinstance(expected, dict | _Named):
     if not isinstance(value, dict):
       yield f'{where}: expected an object, found {type(value).__name__}'
       return
-    for key, item in value.items():
-      yield from _problems(item, expected.inner, f'{where}[{key!r}]')
-  elif isinstance(expected, dict):
-    if not isinstance(value, dict):
-      yield f'{where}: expected an object, found {type(value).__name__}'
-      return
-    for key, inner in expected.items():
+    named = isinstance(expected, _Named)
+    for key, inner in (dict.fromkeys(value, expected.inner) if named else expected).items():
       if key in value:
         yield from _problems(value[key], inner, f'{where}.{key}')
       else:

@@ -27,7 +27,7 @@ from deres_jax.errors import UserError
 VARIABLE = 'DERES_JAX_ALLOCATOR'
 _CHOICES = ('auto', 'jemalloc', 'system')
 _LIBRARY = 'libjemalloc.so.2'
-_KEEP = 'oversize_threshold:0,dirty_decay_ms:-1,muzzy_decay_ms:-1'  # no page is given back
+_KEEP = 'oversize_threshold:0,dirty_decay_ms:-1,muzzy_decay_ms:-1'  # all pages are kept
 _ALL_ARENAS = 4096  # MALLCTL_ARENAS_ALL of jemalloc.h
 _KNOWN = re.compile(r'\blib(jemalloc|tcmalloc|mimalloc)[^/\s:]*\.so\b')
 

@@ -166,22 +166,21 @@ def test_runs_say_which_they_had_and_end_in_the_same_bits(installed, planted, tm
 
 
 KEEPS = """
-import pathlib, time
+import pathlib
 from deres_jax import allocator
 def resident():  # MiB
   return int(pathlib.Path('/proc/self/statm').read_text().split()[1]) * 4096 / 2**20
 blocks = [b'x' * 2**20 for _ in range(64)]
 del blocks
 kept = resident()
-began = time.monotonic()
 allocator.give_back()
-print(kept - resident(), time.monotonic() - began)
+print(kept - resident())
 """
 
 
 def test_what_it_keeps_can_be_given_back(installed):
   keep = {**allocator.environment({}), 'PYTHONMALLOC': 'malloc'}
-  given = float(call(['-c', KEEPS], keep).stdout.split()[0])
+  given = float(call(['-c', KEEPS], keep).stdout)
   assert given > 60
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from invented_rows import AVAZU_HEADER, avazu_lines, criteo_lines
 from social_rows import EARLY, LATE, USERS, VIDEOS, log_rows, write_folder
 
-from data_pipelines import build, describe, doctor
+from data_pipelines import build, command_line, describe, doctor
 from data_pipelines.avazu_parse import AVAZU_TEXT
 from data_pipelines.criteo_parse import CRITEO_TEXT
 from data_pipelines.social_parse import log_table
@@ -127,3 +127,41 @@ def test_a_damaged_schema_is_a_line(look, prepared, tmp_path_factory, rng):
   if look is doctor:
     assert sorted(folder.parent.rglob('*')) == before
   shutil.rmtree(folder.parent)
+
+
+def spoil(schema, how):
+  train = schema['splits']['train']
+  if how == 'a file is null':
+    train['files'] = dict.fromkeys(train['files'])
+  elif how == 'a field is gone':
+    del schema['fields'][-1]
+  else:
+    train['rows'] = {'NaN': float('nan'), 'negative': -1, 'too large': 10**400}[how]
+
+
+@pytest.mark.parametrize(
+  ('how', 'words'),
+  [
+    ('a file is null', 'expected an object'),
+    ('a field is gone', 'no rows of the 38 fields of schema.json'),
+    ('NaN', 'NaN is no number of JSON'),
+    ('negative', 'expected a number from 0'),
+    ('too large', 'found one of 401 digits'),
+  ],
+)
+def test_what_fuzzing_found_is_a_line(prepared, tmp_path, capsys, how, words):
+  shutil.copytree(prepared, tmp_path / 'out')
+  schema = json.loads((prepared / 'schema.json').read_text())
+  spoil(schema, how)
+  (tmp_path / 'out' / 'schema.json').write_text(json.dumps(schema))
+  assert describe.main([str(tmp_path / 'out'), '--workers=1']) == 2
+  error = capsys.readouterr().err
+  assert error.startswith('error: ') and error.count('\n') == 1 and words in error
+
+
+def test_too_little_memory_is_a_line(capsys):
+  def command():
+    raise MemoryError('64 PiB')
+
+  assert command_line.guarded(command) == 2
+  assert capsys.readouterr().err.startswith('error: not enough memory (64 PiB)')
