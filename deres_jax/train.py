@@ -7,6 +7,7 @@ writes its part of a checkpoint; process 0 alone writes everything else.
 
 import contextlib
 import dataclasses
+import functools
 import math
 import pathlib
 import shutil
@@ -52,6 +53,7 @@ class Run:
   schema: Schema
   setup: Setup
   train: data.Batches
+  held_out: Callable[[str], data.Batches]  # of a split; opened at its first evaluation, once
   logits: Callable  # (params, tables, step, batch) -> logits; compiled at the first evaluation
   steps: int
   eval_every: int
@@ -89,7 +91,12 @@ def assemble(c: config_lib.Config, mesh: jax.sharding.Mesh | None = None) -> Run
   eval_every = c.train.eval_steps or max(1, round(c.train.eval_epochs * per_epoch))
   setup = make_setup(c, schema, mesh, steps)
   train = _batches(c, schema, setup, 'train', c.data.batch_size, shuffle_seed=c.seed)
-  return Run(c, schema, setup, train, step.make_eval_step(setup), steps, eval_every)
+
+  @functools.cache
+  def held_out(split: str) -> data.Batches:
+    return _batches(c, schema, setup, split, c.data.eval_batch_size)
+
+  return Run(c, schema, setup, train, held_out, step.make_eval_step(setup), steps, eval_every)
 
 
 def steps_of(c: config_lib.Config, schema: Schema) -> int:
@@ -313,15 +320,14 @@ def _evaluate(
   run: Run, tools: Tools, params, tables, at: int, split: str
 ) -> tuple[dict[str, float], np.ndarray]:
   """Figures and logits of the state after `at` steps."""
-  c, setup = run.config, run.setup
-  batches = _batches(c, run.schema, setup, split, c.data.eval_batch_size)
 
   def logits(params, tables, batch):
     return run.logits(params, tables, np.int32(at), batch)
 
-  ahead = Ahead(1, c.data.prefetch)
+  ahead = Ahead(1, run.config.data.prefetch)
   asked, beat = lambda: tools.stop.asked, tools.watchdog.beat
-  return evaluate.run(logits, params, tables, batches, setup.mesh, ahead, asked, beat)
+  batches, mesh = run.held_out(split), run.setup.mesh
+  return evaluate.run(logits, params, tables, batches, mesh, ahead, asked, beat)
 
 
 def _finish(run: Run, tools: Tools, clock, workdir: pathlib.Path) -> dict[str, Any]:

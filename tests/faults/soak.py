@@ -3,10 +3,11 @@
 
   python tests/faults/soak.py --data=DIR --out=DIR --minutes=30
 
-A run in a child is sampled every two seconds: its resident memory, and the files under its workdir.
-The slope of memory over the last two thirds (the first is warming up) comes with a 95 % interval by
-bootstrap over blocks of samples, as neighbours are alike. Prints a JSON line. Ends with 1 where the
-interval lies above --limit.
+A run in a child is sampled every two seconds: its resident memory, all of it and the anonymous part
+(without pages of files, such as libraries, that the kernel takes and gives as it likes), and the
+files under its workdir. The slope of memory over the last two thirds (the first is warming up)
+comes with a 95 % interval by bootstrap over blocks of samples, as neighbours are alike. Prints a
+JSON line. Ends with 1 where the interval of the anonymous part lies above --limit.
 """
 
 import argparse
@@ -33,10 +34,11 @@ SETTINGS = (
 )
 
 
-def resident(pid: int) -> float:
-  """MiB."""
-  pages = int(pathlib.Path(f'/proc/{pid}/statm').read_text().split()[1])
-  return pages * os.sysconf('SC_PAGE_SIZE') / 2**20
+def resident(pid: int) -> tuple[float, float]:
+  """MiB: all, and what is no file's."""
+  lines = pathlib.Path(f'/proc/{pid}/status').read_text().splitlines()
+  status = dict(x.split(':', 1) for x in lines)
+  return tuple(int(status[name].split()[0]) / 1024 for name in ('VmRSS', 'RssAnon'))
 
 
 def files(workdir: pathlib.Path) -> int:
@@ -74,14 +76,16 @@ def main():
     try:
       while time.monotonic() < began + 60 * a.minutes and run.poll() is None:
         time.sleep(EVERY)
-        samples.append((time.monotonic() - began, resident(run.pid), files(workdir)))
+        samples.append((time.monotonic() - began, *resident(run.pid), files(workdir)))
     finally:
       run.send_signal(signal.SIGTERM)
       code = run.wait()
-  seconds, mib, count = np.array(samples).T
-  np.savetxt(a.out / 'samples.csv', samples, '%.1f', ',', header='seconds,mib,files', comments='')
+  seconds, rss, anon, count = np.array(samples).T
+  np.savetxt(
+    a.out / 'samples.csv', samples, '%.1f', ',', header='seconds,rss,anon,files', comments=''
+  )
   later = seconds > a.minutes * 20
-  fitted, low, high = slope(seconds[later] / 3600, mib[later])
+  slopes = {n: slope(seconds[later] / 3600, x[later]) for n, x in (('rss', rss), ('anon', anon))}
   done = [json.loads(x) for x in (workdir / 'metrics.jsonl').read_text().splitlines()]
   print(
     json.dumps(
@@ -90,15 +94,16 @@ def main():
         'steps': done[-1]['step'],
         'saves': done[-1]['step'] // 400,
         'evaluations': sum(x['split'] == 'validation' for x in done),
-        'rss_mib': [round(mib[later].min()), round(mib[later].max())],
-        'slope_mib_per_hour': [round(x, 1) for x in (fitted, low, high)],
+        'rss_mib': [round(rss[later].min()), round(rss[later].max())],
+        'anon_mib': [round(anon[later].min()), round(anon[later].max())],
+        'slope_mib_per_hour': {n: [round(x, 1) for x in s] for n, s in slopes.items()},
         'files_max': int(count.max()),
         'files_end': int(count[-1]),
         'code': code,
       }
     )
   )
-  sys.exit(0 if code == cli.AGAIN and low < a.limit else 1)
+  sys.exit(0 if code == cli.AGAIN and slopes['anon'][1] < a.limit else 1)
 
 
 if __name__ == '__main__':

@@ -11,6 +11,7 @@ from kills import end_of
 from pod_state import describe
 
 from deres_jax import checkpoint, config, evaluate, step, train
+from deres_jax.blocks import Blocks
 from deres_jax.errors import Retry, UserError
 
 
@@ -210,3 +211,18 @@ def test_a_run_that_is_cut_off_in_its_test_evaluates_again(planted, whole, tmp_p
   cut_off(monkeypatch, settings(planted), tmp_path / 'w', evaluate, 'run', 3)
   train.train(settings(planted), tmp_path / 'w')
   assert_equal(tmp_path / 'w', whole)
+
+
+def test_a_split_is_opened_once_a_run(planted, tmp_path, monkeypatch):
+  """TFDS keeps some of every builder for ever: a run of many evaluations would grow."""
+  opened = []
+
+  def blocks(schema, split):
+    opened.append(split)
+    return Blocks(schema, split)
+
+  monkeypatch.setattr(train, 'Blocks', blocks)
+  train.train(settings(planted), tmp_path / 'w')
+  written = (tmp_path / 'w' / 'metrics.jsonl').read_text()
+  assert written.count('"validation"') == 2
+  assert opened == ['train', 'validation', 'test']
