@@ -7,6 +7,7 @@ Shapes: N rows, F fields, L events of G attributes, S = F + L * G ids of a row.
 """
 
 import pathlib
+import zlib
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +21,7 @@ from deres_jax.schema import Schema
 # What TFDS makes of files that are gone, cut short or edited.
 _TFDS_ERRORS = (
   *(OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, AssertionError),
-  *(ImportError, json_format.ParseError),
+  *(ImportError, json_format.ParseError, zlib.error),
 )
 _CLASSES = (
   'tensorflow_datasets.core.features.features_dict.FeaturesDict',
@@ -69,9 +70,10 @@ class Blocks:
     """TFDS imports what features.json names as a class: it may name what we write alone."""
     folder = self.schema.path / self.schema.tfds
     for name in ('dataset_info.json', 'features.json'):
-      if not (folder / name).is_file():
-        raise self._damaged(FileNotFoundError(f'{folder / name} is missing'))
-      nodes = [json_files.read(folder / name, dict, 'build the folder again')]
+      try:
+        nodes = [json_files.read(folder / name, dict, 'build the folder again')]
+      except OSError as e:
+        raise self._damaged(e) from e
       while nodes:
         node = nodes.pop()
         named = node.get('pythonClassName', _CLASSES[0]) if isinstance(node, dict) else _CLASSES[0]
@@ -99,7 +101,7 @@ class Blocks:
   def read(self, index: int) -> Rows:
     """One block."""
     try:
-      example = self._source[index]
+      example = {name: np.asarray(x) for name, x in self._source[index].items()}
     except _TFDS_ERRORS as e:
       raise self._damaged(e) from e
     n, schema = self.size(index), self.schema

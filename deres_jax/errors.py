@@ -6,8 +6,18 @@ class UserError(Exception):
   """A mistake of the user's: says what was given, what was expected, and what to do.
 
   The message is one line and holds the numbers. The commands print it to stderr and exit with 2;
-  every other exception is a fault of ours, keeps its trace and exits with 1.
+  every other exception is a fault of ours, keeps its trace and exits with 1. Of a message above
+  `LONGEST` characters, which repeats what was given at length, begin and end are kept.
   """
+
+  LONGEST = 4000
+
+  def __init__(self, message: str):
+    left_out = len(message) - self.LONGEST
+    if left_out > 0:
+      half = self.LONGEST // 2
+      message = f'{message[:half]} ... ({left_out:,} characters) ... {message[-half:]}'
+    super().__init__(message)
 
 
 class Retry(Exception):

@@ -220,6 +220,7 @@ def test_a_wrong_schema_is_one_clear_line(planted, tmp_path, change, words):
     (lambda s: s['splits']['train'].update(rows=5999), ['block 1', 'expects']),
     (lambda s: s['fields'].pop(), ['expects ids int32', ', 5]']),
     (lambda s: s.update(tfds='nowhere/1.0.0'), ['cannot be read', 'doctor']),
+    (lambda s: s.update(tfds='x' * 300), ['cannot be read', 'too long', 'doctor']),
   ],
 )
 def test_data_that_contradict_the_schema_are_refused(planted, tmp_path, change, words):
@@ -228,6 +229,30 @@ def test_data_that_contradict_the_schema_are_refused(planted, tmp_path, change, 
     rows_of(b, range(b.per_epoch))
   text = str(e.value)
   assert '\n' not in text and all(w in text for w in words), text
+
+
+NO_ARRAY = {'encoding': 'none', 'shape': {}}  # TFDS makes None of it where a record lacks it
+
+
+@pytest.mark.parametrize(
+  ('change', 'words'),
+  [
+    (lambda label: {'extra': label | {'tensor': label['tensor'] | NO_ARRAY}}, 'extra object'),
+    (
+      lambda label: {'label': label | {'tensor': label['tensor'] | {'encoding': 'zlib'}}},
+      'cannot be read .*decompressing',
+    ),
+  ],
+)
+def test_features_that_records_do_not_have_are_refused(planted, tmp_path, change, words):
+  folder = spoil(planted, tmp_path, lambda s: None)
+  file = next(folder.rglob('features.json'))
+  content = json.loads(file.read_text())
+  features = content['featuresDict']['features']
+  features |= change(features['label'])
+  file.write_text(json.dumps(content))
+  with pytest.raises(UserError, match=words):
+    batches(folder).rows(0)
 
 
 def _remove(file):
