@@ -18,7 +18,7 @@ import jax
 from absl import app
 
 from deres_jax import budget as budget_lib
-from deres_jax import cli, data, flops, parallel, peak, plan, step, train
+from deres_jax import cli, data, flops, parallel, parts, peak, plan, step
 from deres_jax import config as config_lib
 from deres_jax.costs import Cost, without_rates
 from deres_jax.errors import UserError
@@ -64,7 +64,7 @@ class Forecaster:
   def cost(self, c: config_lib.Config) -> Cost:
     """Raises UserError, or what building or tracing the model raises."""
     schema, traced = self._schema(c.data.path), self._trace(c)
-    steps, rows = train.steps_of(c, schema), schema.splits['train'].rows
+    steps, rows = parts.steps_of(c, schema), schema.splits['train'].rows
     seen = data.rows_until(steps, rows, c.data.batch_size)
     micro = micro_rows(c, self._mesh)
     window = min(rows, c.data.window_blocks * schema.block_rows) * len(schema.columns) * 4

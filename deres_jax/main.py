@@ -24,7 +24,7 @@ import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from deres_jax import cluster, guard, launcher, mesh_plan, plan, result, topology, train
+from deres_jax import cluster, guard, launcher, mesh_plan, parts, plan, result, topology, train
 from deres_jax import config as config_lib
 from deres_jax.errors import UserError
 
@@ -88,12 +88,12 @@ def _plan(c: config_lib.Config):
   """Describes a run from one process, wherever it will happen."""
   _compilation_cache(c)
   if not c.mesh.topology:
-    print(plan.table(plan.make(c, train.assemble(c).setup)))
+    print(plan.table(plan.make(c, parts.assemble(c).setup)))
     return
   machine = topology.find(c.mesh.topology)
   c = mesh_plan.on(c, machine)
   mesh, compiler = topology.mesh(machine)  # before anything asks JAX for a device
-  run = train.assemble(c, mesh)
+  run = parts.assemble(c, mesh)
   print(mesh_plan.text(mesh_plan.make(c, run.setup, run.train[0], machine, compiler)))
 
 

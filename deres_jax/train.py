@@ -7,12 +7,10 @@ writes its part of a checkpoint; process 0 alone writes everything else.
 
 import contextlib
 import dataclasses
-import functools
 import math
 import pathlib
 import shutil
 import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -21,12 +19,10 @@ import numpy as np
 from deres_jax import (
   checkpoint,
   cluster,
-  data,
   differences,
   disk,
   evaluate,
   nonfinite,
-  parallel,
   profiling,
   progress,
   result,
@@ -35,28 +31,12 @@ from deres_jax import (
   writer,
 )
 from deres_jax import config as config_lib
-from deres_jax.blocks import Blocks
 from deres_jax.errors import Retry, UserError
 from deres_jax.feed import Ahead, feed
 from deres_jax.lock import held
-from deres_jax.schema import Schema, load_schema
-from deres_jax.setup import Setup, make_setup
+from deres_jax.parts import Run, assemble
 from deres_jax.streaming import StreamState
 from deres_jax.workdir import claim
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-  """The parts of a run: made from config and schema, before any training state exists."""
-
-  config: config_lib.Config
-  schema: Schema
-  setup: Setup
-  train: data.Batches
-  held_out: Callable[[str], data.Batches]  # of a split; opened at its first evaluation, once
-  logits: Callable  # (params, tables, step, batch) -> logits; compiled at the first evaluation
-  steps: int
-  eval_every: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,49 +55,6 @@ class Tools:
     with contextlib.ExitStack() as stack:  # all, whatever one of them raises
       for tool in (self.watchdog, self.checkpoints, self.record, self.progress, self.profile):
         stack.callback(tool.close)
-
-
-def assemble(c: config_lib.Config, mesh: jax.sharding.Mesh | None = None) -> Run:
-  """Opens the data, makes all parts of the step. Raises UserError.
-
-  Args:
-    mesh: to plan for; None: the one that the config asks for.
-  """
-  schema = load_schema(c.data.path)
-  mesh = mesh or parallel.make_mesh(c.mesh.devices)
-  steps = steps_of(c, schema)
-  profiling.check(c.train.profile, steps)
-  per_epoch = -(-schema.splits['train'].rows // c.data.batch_size)
-  eval_every = c.train.eval_steps or max(1, round(c.train.eval_epochs * per_epoch))
-  setup = make_setup(c, schema, mesh, steps)
-  train = _batches(c, schema, setup, 'train', c.data.batch_size, shuffle_seed=c.seed)
-
-  @functools.cache
-  def held_out(split: str) -> data.Batches:
-    return _batches(c, schema, setup, split, c.data.eval_batch_size)
-
-  return Run(c, schema, setup, train, held_out, step.make_eval_step(setup), steps, eval_every)
-
-
-def steps_of(c: config_lib.Config, schema: Schema) -> int:
-  """Length of a run in steps."""
-  per_epoch = -(-schema.splits['train'].rows // c.data.batch_size)
-  return c.train.steps or math.ceil(c.train.epochs * per_epoch)
-
-
-def _batches(c, schema, setup, split, batch_size, shuffle_seed=None) -> data.Batches:
-  batches = data.Batches(
-    Blocks(schema, split),
-    setup.tables,
-    batch_size,
-    setup.mesh.size,
-    c.data.window_blocks,
-    shuffle_seed,
-    jax.process_index(),
-    jax.process_count(),
-  )
-  batches.floor = cluster.gather(batches.floor).max(axis=0)
-  return batches
 
 
 def train(c: config_lib.Config, workdir: pathlib.Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from deres_jax import checkpoint, json_files, parallel, step, train
+from deres_jax import checkpoint, json_files, parallel, parts, step
 from deres_jax import config as config_lib
 from deres_jax.errors import Retry, UserError
 from deres_jax.schema import Schema, load_schema
@@ -71,7 +71,7 @@ def load(workdir: pathlib.Path, data: str | None = None) -> Trained:
   schema = load_schema(str(folder))
   if schema.content != content:
     raise UserError(f'{folder} holds other data than {workdir} was trained on: put the old back')
-  setup = make_setup(c, schema, parallel.make_mesh(1), train.steps_of(c, schema))
+  setup = make_setup(c, schema, parallel.make_mesh(1), parts.steps_of(c, schema))
   home = workdir / 'checkpoints'
   checkpoints = checkpoint.Checkpoints(home, writes=False)
   try:

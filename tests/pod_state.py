@@ -16,7 +16,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from made import numbers
 
-from deres_jax import cluster, config, step, train
+from deres_jax import cluster, config, parts, step
 from deres_jax.checkpoint import Checkpoints
 from deres_jax.feed import Ahead, feed
 from deres_jax.launcher import Place
@@ -26,7 +26,7 @@ def describe(workdir: pathlib.Path, devices: int) -> dict:
   """Digests by name, on a mesh of so many devices over all processes."""
   raw = json.loads((workdir / 'config.json').read_text())['config']
   raw['mesh']['devices'] = devices
-  run = train.assemble(config.resolve(raw))
+  run = parts.assemble(config.resolve(raw))
   checkpoints = Checkpoints(workdir / 'checkpoints')
   at = checkpoints.latest()
   abstract = step.abstract_state(run.setup), step.abstract_stream(run.setup)

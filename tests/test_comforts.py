@@ -10,7 +10,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from deres_jax import checks, cluster, config, profiling, sinks, train, writer
+from deres_jax import checks, cluster, config, parts, profiling, sinks, train, writer
 from deres_jax.errors import UserError
 
 REPO = pathlib.Path(__file__).resolve().parents[1]
@@ -106,7 +106,7 @@ def test_wandb_that_is_not_installed_is_a_mistake(planted, tmp_path, monkeypatch
 
 def test_process_0_alone_writes_and_sends(planted, tmp_path, wandb, monkeypatch):
   monkeypatch.setattr(cluster, 'is_leader', lambda: False)
-  run = train.assemble(tiny(planted, ',profile=3:2,wandb=ctr'))
+  run = parts.assemble(tiny(planted, ',profile=3:2,wandb=ctr'))
   with cluster.Stop() as stop:
     _, tools = train._open(run, stop, tmp_path)
     tools.close()
@@ -124,9 +124,9 @@ def test_a_wrong_window_is_one_line(text):
 
 def test_a_window_beyond_the_run_is_refused(planted):
   assert checks.window('8:2') == (8, 9)
-  train.assemble(tiny(planted, ',profile=8:2'))
+  parts.assemble(tiny(planted, ',profile=8:2'))
   with pytest.raises(UserError, match='has 9: steps 9 to 10'):
-    train.assemble(tiny(planted, ',profile=9:2'))
+    parts.assemble(tiny(planted, ',profile=9:2'))
 
 
 def test_a_window_is_traced_once_from_where_the_run_is(monkeypatch, tmp_path):

@@ -129,6 +129,7 @@ LEVEL = {
   'deres_jax.mesh_plan': 10,
   'deres_jax.result': 10,
   'deres_jax.workdir': 5,
+  'deres_jax.parts': 9,
   'deres_jax.train': 11,
   'deres_jax.raw_rows': 3,
   'deres_jax.artifact': 1,

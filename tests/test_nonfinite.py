@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deres_jax import config, data, evaluate, losses, nonfinite, order, parallel, step, train
+from deres_jax import config, data, evaluate, losses, nonfinite, order, parallel, parts, step, train
 from deres_jax.blocks import Blocks
 from deres_jax.checkpoint import Checkpoints
 from deres_jax.errors import UserError
@@ -144,7 +144,7 @@ def broken(monkeypatch):
 
 
 def newest(workdir, folder, on_nan):
-  run = train.assemble(faulty.configured(folder, on_nan))
+  run = parts.assemble(faulty.configured(folder, on_nan))
   checkpoints = Checkpoints(workdir / 'checkpoints')
   abstract = step.abstract_state(run.setup), step.abstract_stream(run.setup)
   state, _, clock = checkpoints.restore(checkpoints.latest(), *abstract)
@@ -190,7 +190,7 @@ def test_rollback_goes_on_from_the_checkpoint_after_the_batch(planted, tmp_path,
   """Against the same steps by hand: those since the checkpoint are left out."""
   result = train.train(faulty.configured(planted, 'rollback'), tmp_path)
   assert result['rollbacks'] == 3 and result['steps_skipped'] == 0
-  run = train.assemble(faulty.configured(planted, 'rollback'))
+  run = parts.assemble(faulty.configured(planted, 'rollback'))
   train_step, state = step.make_train_step(run.setup), step.init_state(run.setup)
   saved = {*range(6, 49, 6), *range(14, 49, 14), 48}
   out = set()

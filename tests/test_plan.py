@@ -15,7 +15,7 @@ import pytest
 from made import numbers
 from marks import slow
 
-from deres_jax import collectives, config, mesh_plan, plan, roofline, step, topology, train
+from deres_jax import collectives, config, mesh_plan, parts, plan, roofline, step, topology
 from deres_jax.errors import UserError
 
 REPO = pathlib.Path(__file__).resolve().parents[1]
@@ -156,7 +156,7 @@ def planned(planted, more, name='cpu-8', machine=None):
   machine = machine or topology.find(name)
   mesh, note = topology.mesh(topology.find('cpu-8'))
   c = mesh_plan.on(c, machine)
-  run = train.assemble(c, mesh)
+  run = parts.assemble(c, mesh)
   batch = run.train[0]
   return run.setup, batch, mesh_plan.make(c, run.setup, batch, machine, note)
 

@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 
-from deres_jax import config, metrics, train, writer
+from deres_jax import config, metrics, parts, train, writer
 from deres_jax.errors import UserError
 from deres_jax.workdir import claim
 
@@ -150,7 +150,7 @@ def parameters(workdir):
   raw = json.loads((workdir / 'config.json').read_text())['config']
   raw['mesh']['devices'] = 1
   c = config.resolve(raw)
-  run = train.assemble(c)
+  run = parts.assemble(c)
   checkpoints = Checkpoints(workdir / 'checkpoints')
   abstract = step.abstract_state(run.setup), step.abstract_stream(run.setup)
   state, _, clock = checkpoints.restore(checkpoints.latest(), *abstract)
@@ -241,7 +241,7 @@ def test_a_mistake_costs_one_line_and_code_2(experiment, planted, finished, name
 def test_a_workdir_of_other_data_is_refused(planted, tmp_path):
   (tmp_path / 'config.json').write_text('{}')
   c = config.resolve(config.base(f'data.path={planted},mesh.devices=1,model.depth=1'))
-  run = train.assemble(c)
+  run = parts.assemble(c)
   content = {'identity': config.identity(c), 'data_content': {'train': 'other'}}
   writer.write_json(tmp_path / 'config.json', content)
   with pytest.raises(UserError, match='started on other data'):

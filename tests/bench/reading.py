@@ -20,7 +20,7 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
 from scale_made import Times
 
-from deres_jax import config, data, embedding, parallel, step, train
+from deres_jax import config, data, embedding, parallel, parts, step
 from deres_jax.blocks import Blocks
 from deres_jax.feed import Ahead, feed
 from deres_jax.order import Order
@@ -113,7 +113,7 @@ def _records(schema, folder: Path) -> Callable[[int], Iterator[int]]:
 def training(prepared: Path, overrides: str, steps: int, rounds: int) -> tuple[Times, int]:
   """Times of `steps` steps from disk and on one batch, as runs do them; the rows of all of them."""
   c = config.resolve(config.base(f'{overrides},data.path={prepared}'))
-  run = train.assemble(c, parallel.make_mesh(1))
+  run = parts.assemble(c, parallel.make_mesh(1))
   mesh = run.setup.mesh
   train_step, one = step.make_train_step(run.setup), data.put(run.train[0], mesh)
   state, stream = step.init_state(run.setup), step.init_stream(run.setup)

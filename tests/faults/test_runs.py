@@ -10,7 +10,7 @@ from damage import flip, rewrite, table
 from kills import end_of
 from pod_state import describe
 
-from deres_jax import checkpoint, config, evaluate, step, train
+from deres_jax import checkpoint, config, evaluate, parts, step, train
 from deres_jax.blocks import Blocks
 from deres_jax.errors import Retry, UserError
 
@@ -221,7 +221,7 @@ def test_a_split_is_opened_once_a_run(planted, tmp_path, monkeypatch):
     opened.append(split)
     return Blocks(schema, split)
 
-  monkeypatch.setattr(train, 'Blocks', blocks)
+  monkeypatch.setattr(parts, 'Blocks', blocks)
   train.train(settings(planted), tmp_path / 'w')
   written = (tmp_path / 'w' / 'metrics.jsonl').read_text()
   assert written.count('"validation"') == 2
