@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipelines.id_counts import Counted, add_counts, count_ids
+from data_pipelines.id_counts import Counted, add_counts, count_ids, no_counts
 from data_pipelines.records import read_shard
 from data_pipelines.schema import (
   FIRST_TOKEN_ID,
@@ -127,13 +127,12 @@ def count_folder(folder: Path, schema: dict, workers: Workers) -> Counts:
   """Counts all rows of a prepared folder."""
   plan = _plan(schema)
   wide = schema['splits']['train']['rows'] >= 1 << 32
-  ids = [np.zeros((size, 2), np.uint64 if wide else np.uint32) for size in plan.sizes]
+  ids = no_counts([(size, 2) for size in plan.sizes], np.uint64 if wide else np.uint32)
   splits = {}
   for split in SPLITS:
     rows = clicks = 0
     unknown_F = np.zeros(plan.shape.fields, np.int64)
-    by_length = np.zeros(plan.shape.events + 1, np.int64)
-    by_group = np.zeros(plan.groups, np.int64)
+    by_length, by_group = no_counts([(plan.shape.events + 1,), (plan.groups,)], np.int64)
     by_part = np.zeros((3, 2), np.int64)
     count = functools.partial(_count, plan=plan, train=split == 'train')
     for part in workers.map(count, split_files(folder / schema['tfds'], split)):

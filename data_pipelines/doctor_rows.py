@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipelines.id_counts import Counted, add_counts, count_ids
+from data_pipelines.id_counts import Counted, add_counts, count_ids, no_counts
 from data_pipelines.records import read_shard
 from data_pipelines.row_hash import row_hashes
 from data_pipelines.schema import RecordShape, record_shape
@@ -113,8 +113,10 @@ def _read(path: Path, plan: RowPlan, train: bool) -> _ShardRows:
 def read_split(files: list[Path], plan: RowPlan, train: bool, workers: Workers) -> SplitRows:
   """Reads every shard of a split once. Blocks of a wrong shape are the tally's faults only."""
   tallies, hashes = [], [np.zeros(0, np.uint64)]
-  counts = {f: np.zeros(size, np.int64) for f, size in plan.counted}
-  events = {f: np.zeros_like(counts[f]) for _, f in plan.shared}
+  sizes = dict(plan.counted)
+  shared = dict.fromkeys(f for _, f in plan.shared)
+  zeros = iter(no_counts([(sizes[f],) for f in (*sizes, *shared)], np.int64))
+  counts, events = ({f: next(zeros) for f in which} for which in (sizes, shared))
   for part in workers.map(functools.partial(_read, plan=plan, train=train), files):
     tallies.append(part.tally)
     hashes.append(part.hashes_N)

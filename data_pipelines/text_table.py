@@ -102,6 +102,8 @@ def parse(table: TextTable, data: bytes, first_line: int) -> tuple[Parsed, list[
   newline_L = np.flatnonzero(buf[separators] == _NEWLINE)  # index into separators, by line
   whole_L = np.diff(newline_L, prepend=-1) == columns
   line_end_L = separators[newline_L]
+  if b'\0' in data:
+    whole_L[np.searchsorted(line_end_L, np.flatnonzero(text == 0) + _WORD)] = False
   line_start_L = np.concatenate(([_WORD], line_end_L[:-1] + 1))
   if whole_L.all():
     end_NK = separators.reshape(-1, columns)

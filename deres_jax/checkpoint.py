@@ -17,22 +17,15 @@ import shutil
 from typing import Any
 
 import jax
-import tensorstore
 from orbax.checkpoint import v1 as ocp
 
-from deres_jax import allocator, cluster, disk, manifest
+from deres_jax import allocator, cluster, disk, manifest, tensorstore_json
 from deres_jax.errors import UserError
 
 _KEPT = 2  # latest checkpoints; the best is kept besides
 
 
-def _figures(prefix: str, *args, _all=tensorstore.experimental_collect_matching_metrics) -> list:
-  return [] if prefix == '/tensorstore/kvstore/' else _all(prefix, *args)
-
-
-# TensorStore (to 0.1.86 at least) never frees a list within the JSON that it hands to Python. Orbax
-# asks for these figures twice a save, only to log them: 20 KiB that a run would keep of every save.
-tensorstore.experimental_collect_matching_metrics = _figures
+tensorstore_json.install()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,6 +12,7 @@ import fcntl
 import json
 import os
 import pathlib
+import re
 import uuid
 from typing import IO, Any
 
@@ -56,7 +57,8 @@ def listed(file: pathlib.Path) -> list[dict[str, Any]]:
       key in point and isinstance(point[key], kind) for key, kind in kinds.items()
     )
     # An id is the name of a folder; a name is printed.
-    if not whole or not point['id'].isalnum() or not point['name'].isprintable():
+    named = whole and re.fullmatch(r'[0-9A-Za-z]{1,64}', point['id'])
+    if not named or not point['name'].isprintable():
       raise UserError(f'{file}: entry {i} is damaged: {then}')
   return points
 

@@ -69,6 +69,7 @@ LEVEL = {
   'deres_jax.flops': 1,
   'deres_jax.collectives': 1,
   'deres_jax.parallel': 1,
+  'deres_jax.tensorstore_json': 0,
   'deres_jax.manifest': 2,
   'deres_jax.checkpoint': 4,
   'deres_jax.report': 3,

@@ -244,3 +244,13 @@ def test_config_files_are_said_to_be_code():
   head = ast.get_docstring(ast.parse((REPO / 'deres_jax' / 'main.py').read_text()))
   assert '--config is Python code and is executed' in head
   assert 'a config file is Python and is executed' in (REPO / 'README.md').read_text()
+
+
+@pytest.mark.parametrize('ident', ['../../x', 'x' * 300, '', 'a b'])
+def test_ids_of_runs_that_are_no_names_of_folders_are_refused(tmp_path, ident):
+  folder = swept.folder(tmp_path / 'sweep', [({'name': 'a', 'seed': 0}, 0.7)])
+  listed = tmp_path / 'sweep' / 'sweep.json'
+  points = json.loads(listed.read_text())
+  listed.write_text(json.dumps([points[0] | {'id': ident}]))
+  with pytest.raises(UserError, match='entry 0 is damaged'):
+    compare.load([folder])

@@ -638,8 +638,9 @@ inline int64_t row_of(int32_t at, int64_t U) {
 
 // Rows of a table are wanted in no order: the next ones are fetched while this one is worked on.
 constexpr int AHEAD = 8;
+template <bool Write = false>
 inline void fetch(const float* p, int64_t E) {
-  for (int64_t e = 0; e < E; e += 16) __builtin_prefetch(p + e, 1);
+  for (int64_t e = 0; e < E; e += 16) __builtin_prefetch(p + e, Write);
 }
 
 // y [n, E] = rows [U, E] at `at` [n]; what is no row reads `fill`.
@@ -689,17 +690,18 @@ ffi::Error RowsSum(ffi::ThreadPool pool, F32 g, ffi::Buffer<ffi::S32> at, F32Out
   return ffi::Error::Success();
 }
 
-// Calls move(u, row) for the rows [N, E] that `at` [U] names, all different, in pieces; what each
-// of `arrays` [N, E] holds of a row is fetched before.
+// Calls move(u, row) for the rows [N, E] that `at` [U] names, all different, in pieces; what `arrays`
+// hold of a row, each so many numbers, is fetched before.
+using Array = std::pair<float*, int64_t>;
 template <typename Move>
-void move_rows(ffi::ThreadPool& pool, ffi::Buffer<ffi::S32> at, int64_t N, int64_t E,
-               std::initializer_list<float*> arrays, const Move& move) {
+void move_rows(ffi::ThreadPool& pool, ffi::Buffer<ffi::S32> at, int64_t N,
+               std::initializer_list<Array> arrays, const Move& move) {
   const int64_t U = at.element_count(), piece_size = 1024;
   parallel(pool, (U + piece_size - 1) / piece_size, [&](int64_t piece) {
     const int64_t end = std::min((piece + 1) * piece_size, U);
     for (int64_t u = piece * piece_size; u < end; ++u) {
       const int64_t next = u + AHEAD < end ? row_of(at.typed_data()[u + AHEAD], N) : -1;
-      if (next >= 0) for (float* array : arrays) fetch(array + next * E, E);
+      if (next >= 0) for (auto [array, E] : arrays) fetch<true>(array + next * E, E);
       const int64_t row = row_of(at.typed_data()[u], N);
       if (row >= 0) move(u, row);
     }
@@ -711,7 +713,8 @@ ffi::Error RowsAdagrad(ffi::ThreadPool pool, F32, F32, ffi::Buffer<ffi::S32> at,
                        F32Out w, F32Out s, float eps, float l2) {
   const int64_t N = w->dimensions()[0], E = w->dimensions()[1];
   const float rate = lr.typed_data()[0];
-  move_rows(pool, at, N, E, {w->typed_data()}, [&](int64_t u, int64_t row) {
+  const auto arrays = {Array{w->typed_data(), E}, Array{s->typed_data(), 1}};
+  move_rows(pool, at, N, arrays, [&](int64_t u, int64_t row) {
     float* to = w->typed_data() + row * E;
     const float* by = g.typed_data() + u * E;
     Vec squares{};
@@ -736,8 +739,8 @@ ffi::Error RowsAdam(ffi::ThreadPool pool, F32, F32, F32, ffi::Buffer<ffi::S32> a
   const int64_t N = w->dimensions()[0], E = w->dimensions()[1];
   const float lr = rates.typed_data()[0], c1 = rates.typed_data()[1], c2 = rates.typed_data()[2];
   const float k1 = b1, k2 = b2, n1 = 1 - b1, n2 = 1 - b2;  // 1 - 0.999f is not 0.001f
-  const auto arrays = {w->typed_data(), m->typed_data(), v->typed_data()};
-  move_rows(pool, at, N, E, arrays, [&](int64_t u, int64_t row) {
+  const auto arrays = {Array{w->typed_data(), E}, Array{m->typed_data(), E}, Array{v->typed_data(), E}};
+  move_rows(pool, at, N, arrays, [&](int64_t u, int64_t row) {
     float* __restrict to = w->typed_data() + row * E;
     float* __restrict mean = m->typed_data() + row * E;
     float* __restrict square = v->typed_data() + row * E;

@@ -253,6 +253,14 @@ def test_order_is_known_of_chunks_that_an_earlier_build_parsed(tmp_path, monkeyp
   assert spans[0].first == 14102100 and spans[-1].last == int(lines[-1].split(',')[2])
 
 
+def test_a_nul_byte_rejects_a_row_in_a_column_that_is_not_read_too():
+  lines = [line.encode() for line in avazu_lines(3)]
+  lines[1] = b'1\0' + lines[1]
+  rows, bad, count = parse(AVAZU_TEXT, b'\n'.join(lines), 1)
+  assert (len(rows.label_N), count) == (2, 3)
+  assert [(x.line, x.reason) for x in bad] == [(2, 'embedded NUL byte')]
+
+
 def test_calendar_agrees_with_datetime():
   start = datetime.datetime(2010, 1, 1)
   moments = [start + datetime.timedelta(hours=5 * k) for k in range(90 * 365 * 24 // 5)]

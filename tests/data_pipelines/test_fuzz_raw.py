@@ -135,6 +135,8 @@ def spoil(schema, how):
     train['files'] = dict.fromkeys(train['files'])
   elif how == 'a field is gone':
     del schema['fields'][-1]
+  elif how == 'ids without end':
+    schema['fields'][20]['vocab_size'] = 2**50
   else:
     train['rows'] = {'NaN': float('nan'), 'negative': -1, 'too large': 10**400}[how]
 
@@ -147,6 +149,7 @@ def spoil(schema, how):
     ('NaN', 'NaN is no number of JSON'),
     ('negative', 'expected a number from 0'),
     ('too large', 'found one of 401 digits'),
+    ('ids without end', 'error: not enough memory (counts of the ids that schema.json names take '),
   ],
 )
 def test_what_fuzzing_found_is_a_line(prepared, tmp_path, capsys, how, words):
