@@ -83,7 +83,7 @@ def runs(alone, experiment, planted, once):
   def make(folder):
     several = pod(experiment, folder / '2x4', planted, 2, 4)
     try:
-      for devices in (2, 4, 8):
+      for devices in (2, 8):
         train.train(settings(planted, devices), folder / str(devices))
       code, out = end(several)
     finally:
@@ -104,7 +104,7 @@ def lines(workdir):
 AUC = 3e-6  # rounding swaps a pair of rows, which is 1.2e-6 of them
 
 
-@pytest.mark.parametrize('other', ['2', '4', '8', '2x4'])
+@pytest.mark.parametrize('other', ['2', '8', '2x4'])
 def test_every_mesh_and_every_pod_trains_the_same(alone, runs, other):
   one, many = lines(alone), lines(runs / other)
   assert [(x['step'], x['split']) for x in one] == [(x['step'], x['split']) for x in many]
