@@ -32,6 +32,7 @@ from data_pipelines.schema import (
   SPLITS,
   VOCABULARY_FOLDER,
   read_schema,
+  structure_problems,
 )
 from data_pipelines.shards import BlockSource
 from data_pipelines.social import SOCIAL
@@ -111,14 +112,19 @@ def already_built(out: Path, dataset: Dataset, options: dict, raw_files: list[Pa
       'give a new or empty folder'
     )
   schema = read_schema(out)
-  there = {'dataset': schema.get('dataset'), **schema.get('build', {})}
+  if problems := structure_problems(schema):
+    raise UserError(
+      f'--out={out}: holds a prepared data set whose {SCHEMA_FILE} is damaged ({problems[0]}); '
+      'give another --out, or --overwrite to replace it'
+    )
+  there = {'dataset': schema['dataset'], **schema['build']}
   given = {'dataset': dataset.name, **options}
   changed = [
     f'{key}: {there.get(key)} there, {given.get(key)} given'
     for key in given | there
     if there.get(key) != given.get(key)
   ]
-  there = [file['sha256'] for file in schema.get('raw', {}).get('files', [])]
+  there = [file['sha256'] for file in schema['raw']['files']]
   if not changed and [file_sha256(path) for path in raw_files] != there:
     one = len(raw_files) == 1
     changed.append('the raw file is another one' if one else 'the raw files are others')

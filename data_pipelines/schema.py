@@ -108,6 +108,12 @@ class _Named(NamedTuple):
   inner: Any
 
 
+class _Several(NamedTuple):
+  """A list, which may be empty, each with what is inside."""
+
+  inner: Any
+
+
 _NUMBER = (int, float)
 _LARGEST = 2**53  # that a float holds
 _SPLIT = {
@@ -147,7 +153,10 @@ _STRUCTURE = {
   'items': _Maybe({'field': str, 'head_below': int, 'torso_below': int}),
   'splits': dict.fromkeys(SPLITS, _SPLIT),
   'vocabulary': dict,
-  'raw': {'files': list, 'rows_read': int, 'rows_written': int, 'rows_rejected': int},
+  'raw': {
+    'files': _Several({'name': str, 'bytes': int, 'sha256': str}),
+    **dict.fromkeys(('rows_read', 'rows_written', 'rows_rejected'), int),
+  },
 }
 
 
@@ -194,8 +203,8 @@ def _problems(value, expected, where: str):
         yield from _problems(value[key], inner, f'{where}.{key}')
       else:
         yield f'{where}.{key}: missing'
-  elif isinstance(expected, list):
-    if not isinstance(value, list) or not value:
+  elif isinstance(expected, list | _Several):
+    if not isinstance(value, list) or (not value and isinstance(expected, list)):
       yield f'{where}: expected a list with at least one entry, found {value!r}'
       return
     for i, item in enumerate(value):

@@ -129,12 +129,31 @@ def test_a_damaged_schema_is_a_line(look, prepared, tmp_path_factory, rng):
   shutil.rmtree(folder.parent)
 
 
+@examples(25)
+@given(rng=st.randoms(use_true_random=False))
+def test_a_build_into_a_folder_with_a_damaged_schema(prepared, tmp_path_factory, rng):
+  folder = tmp_path_factory.mktemp('fuzz') / 'out'
+  shutil.copytree(prepared, folder)
+  schema = mutated(json.loads((prepared / 'schema.json').read_text()), rng)
+  (folder / 'schema.json').write_text(json.dumps(schema))
+  code, said, error = command(
+    '--dataset=criteo', f'--raw={prepared.parent / "raw"}', f'--out={folder}', '--workers=1'
+  )
+  assert (code == 2 and error.startswith('error: ') and error.count('\n') == 1) or (
+    code == 0 and 'already' in said and not error
+  ), (code, said, error)
+  assert json.loads((folder / 'schema.json').read_text()) == json.loads(json.dumps(schema))
+  shutil.rmtree(folder.parent)
+
+
 def spoil(schema, how):
   train = schema['splits']['train']
   if how == 'a file is null':
     train['files'] = dict.fromkeys(train['files'])
   elif how == 'a field is gone':
     del schema['fields'][-1]
+  elif how == 'a raw file is null':
+    schema['raw']['files'] = [None]
   elif how == 'ids without end':
     schema['fields'][20]['vocab_size'] = 2**50
   else:
@@ -145,6 +164,7 @@ def spoil(schema, how):
   ('how', 'words'),
   [
     ('a file is null', 'expected an object'),
+    ('a raw file is null', 'schema.raw.files[0]: expected an object'),
     ('a field is gone', 'no rows of the 38 fields of schema.json'),
     ('NaN', 'NaN is no number of JSON'),
     ('negative', 'expected a number from 0'),
