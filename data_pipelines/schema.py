@@ -83,6 +83,7 @@ def read_schema(folder: Path) -> dict:
     )
   try:
     schema = json.loads(path.read_text(encoding='utf-8'), parse_constant=_no_number)
+    json.dumps(schema, ensure_ascii=False).encode()  # halves of characters, which no file can hold
   except (ValueError, RecursionError) as error:
     raise UserError(f'{path}: not JSON ({error}); build the data set again') from error
   found = None

@@ -152,6 +152,8 @@ def spoil(schema, how):
     train['files'] = dict.fromkeys(train['files'])
   elif how == 'a field is gone':
     del schema['fields'][-1]
+  elif how == 'half a character':
+    schema['build']['protocol'] = '\ud800'
   elif how == 'a raw file is null':
     schema['raw']['files'] = [None]
   elif how == 'ids without end':
@@ -164,6 +166,7 @@ def spoil(schema, how):
   ('how', 'words'),
   [
     ('a file is null', 'expected an object'),
+    ('half a character', 'surrogates not allowed'),
     ('a raw file is null', 'schema.raw.files[0]: expected an object'),
     ('a field is gone', 'no rows of the 38 fields of schema.json'),
     ('NaN', 'NaN is no number of JSON'),
