@@ -61,7 +61,7 @@ def main():
   parser.add_argument('--data', type=pathlib.Path, required=True)
   parser.add_argument('--out', type=pathlib.Path, required=True)
   parser.add_argument('--minutes', type=float, default=30)
-  parser.add_argument('--limit', type=float, default=200, help='MiB an hour')
+  parser.add_argument('--limit', type=float, default=20, help='MiB an hour')
   a = parser.parse_args()
   a.out.mkdir(parents=True)
   experiment, workdir = a.out / 'soak.py', a.out / 'run'
