@@ -690,8 +690,8 @@ ffi::Error RowsSum(ffi::ThreadPool pool, F32 g, ffi::Buffer<ffi::S32> at, F32Out
   return ffi::Error::Success();
 }
 
-// Calls move(u, row) for the rows [N, E] that `at` [U] names, all different, in pieces; what `arrays`
-// hold of a row, each so many numbers, is fetched before.
+// Calls move(u, row) for the rows [N, E] that `at` [U] names, all different, in pieces; what
+// `arrays` hold of a row, each so many numbers, is fetched before.
 using Array = std::pair<float*, int64_t>;
 template <typename Move>
 void move_rows(ffi::ThreadPool& pool, ffi::Buffer<ffi::S32> at, int64_t N,
@@ -739,7 +739,8 @@ ffi::Error RowsAdam(ffi::ThreadPool pool, F32, F32, F32, ffi::Buffer<ffi::S32> a
   const int64_t N = w->dimensions()[0], E = w->dimensions()[1];
   const float lr = rates.typed_data()[0], c1 = rates.typed_data()[1], c2 = rates.typed_data()[2];
   const float k1 = b1, k2 = b2, n1 = 1 - b1, n2 = 1 - b2;  // 1 - 0.999f is not 0.001f
-  const auto arrays = {Array{w->typed_data(), E}, Array{m->typed_data(), E}, Array{v->typed_data(), E}};
+  const auto arrays = {Array{w->typed_data(), E}, Array{m->typed_data(), E},
+                       Array{v->typed_data(), E}};
   move_rows(pool, at, N, arrays, [&](int64_t u, int64_t row) {
     float* __restrict to = w->typed_data() + row * E;
     float* __restrict mean = m->typed_data() + row * E;
