@@ -4,6 +4,7 @@
 import contextlib
 import dataclasses
 import pathlib
+import re
 import resource
 import subprocess
 import time
@@ -55,3 +56,9 @@ def measure(command: list[str]) -> Measured:
   after = resource.getrusage(resource.RUSAGE_CHILDREN)
   cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
   return Measured(seconds, cpu, peak / 2**20)
+
+
+def free_memory() -> int:
+  """Bytes of memory that a process can have."""
+  found = re.search(r'MemAvailable: *(\d+) kB', pathlib.Path('/proc/meminfo').read_text())
+  return int(found[1]) * 1024

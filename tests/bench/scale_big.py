@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import process
 import scale_made
 
 from deres_jax import data, step
@@ -21,9 +22,8 @@ ROOM = 1.3
 
 def affordable(memory_gib: float) -> int:
   """The largest power-of-two fraction of FULL rows that fits, with room, in so much memory."""
-  available = int(Path('/proc/meminfo').read_text().split('MemAvailable:')[1].split()[0]) * 2**10
   rows = FULL
-  while rows * BYTES_A_ROW * ROOM > min(available, memory_gib * 2**30):
+  while rows * BYTES_A_ROW * ROOM > min(process.free_memory(), memory_gib * 2**30):
     rows //= 2
   return rows
 

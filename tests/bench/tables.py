@@ -7,13 +7,12 @@ the gradients, has a line of its own. Ids are named on the host before.
 """
 
 import gc
-import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import process
 import scale_made
 import steps
 
@@ -104,7 +103,7 @@ def tables(rounds: int) -> Iterator[list[dict]]:
 def _update(kind: str, overrides: str, aim: str, size: str, rows: int, rounds: int) -> list[dict]:
   what = f'table update, {kind}, 79,872 Zipf ids, {size} x 64'
   # Values of rows and slots, and as much again while the first rows are drawn.
-  needed, free = 4 * 64 * rows * (4 if kind == 'lazy Adam' else 2), _free()
+  needed, free = 4 * 64 * rows * (4 if kind == 'lazy Adam' else 2), process.free_memory()
   if needed > free:
     note = f'skipped: needs {needed / 2**30:.0f} GiB of memory, {free / 2**30:.0f} are free'
     return [{'what': what, 'unit': 'ms', 'aim': '', 'note': note}]
@@ -119,12 +118,6 @@ def _update(kind: str, overrides: str, aim: str, size: str, rows: int, rounds: i
     line['note'] += f'; peer: torch.optim.{PEERS[kind]}'
   spread = times.beside(f'spreading its rows over the batch: {kind}, {size}', 'spread')
   return [line, spread]
-
-
-def _free() -> int:
-  """Bytes of memory that a process can have."""
-  found = re.search(r'MemAvailable: *(\d+) kB', Path('/proc/meminfo').read_text())
-  return int(found[1]) * 1024
 
 
 def _naming(rounds: int) -> dict:
