@@ -137,10 +137,11 @@ void product(int rows, int columns, int I, const float* a, int am, int ai, const
     float* to = c + m * ldc + n;
     if (wide == 4) tile<R, 4, Add>(I, from, am, ai, right, ldb, to, ldc);
     else if (wide == 3) tile<R, 3, Add>(I, from, am, ai, right, ldb, to, ldc);
+    else if (wide == 2) tile<R, 2, Add>(I, from, am, ai, right, ldb, to, ldc);
     else tile<R, 1, Add>(I, from, am, ai, right, ldb, to, ldc);
   };
   for (int n = 0; n < columns;) {
-    const int left = (columns - n) / W, wide = left >= 4 ? 4 : left == 3 ? 3 : 1;
+    const int wide = std::min((columns - n) / W, 4);
     const auto down = [&](auto height) {
       constexpr int R = decltype(height)::value;
       int m = 0;
@@ -586,14 +587,14 @@ ffi::Error ReadForward(ffi::ThreadPool pool, F32 x, F32 gx, F32 gr, F32 scale,
   return ffi::Error::Success();
 }
 
-// Gradients by x, r and the weights [N, M]; by gx, gr and scale a row a piece, [pieces, 3, D].
+// Gradients by u and the weights [N, M]; by gx, gr and scale a row a piece, [pieces, 3, D].
 ffi::Error ReadBackward(ffi::ThreadPool pool, F32 x, F32 gx, F32 gr, F32 scale, F32 dy,
-                        ffi::RemainingArgs rest, F32Out dx, F32Out dr, F32Out da, F32Out sums,
-                        bool norm, ffi::Span<const int64_t> columns) {
+                        ffi::RemainingArgs rest, F32Out du, F32Out da, F32Out sums, bool norm,
+                        ffi::Span<const int64_t> columns) {
   const Read read(x, gx, gr, scale, norm, columns, rest);
   const int64_t D = read.D, M = read.M;
   parallel(pool, read.pieces(), [&](int64_t piece) {
-    float *r = scratch(2 * D), *u = r + D;
+    float *r = scratch(3 * D), *u = r + D, *by_r = u + D;
     float* by_gx = sums->typed_data() + piece * 3 * D;
     float *by_gr = by_gx + D, *by_scale = by_gr + D;
     std::fill(by_gx, by_gx + 3 * D, 0.0f);
@@ -607,20 +608,19 @@ ffi::Error ReadBackward(ffi::ThreadPool pool, F32 x, F32 gx, F32 gr, F32 scale, 
           total += load(g + d) * load(read.scale + d) * load(u + d);
         shared = inverse * inverse * sum(total) / D;
       }
-      float* dr_n = dr->typed_data() + n * D;
       for (int64_t d = 0; d < D; d += W) {
         const Vec mixed = load(u + d), of_y = load(g + d);
-        const Vec du = inverse * (of_y * load(read.scale + d) - mixed * shared);
+        const Vec of_u = inverse * (of_y * load(read.scale + d) - mixed * shared);
         store(by_scale + d, load(by_scale + d) + inverse * of_y * mixed);
-        store(by_gx + d, load(by_gx + d) + du * load(read.x + n * D + d));
-        store(by_gr + d, load(by_gr + d) + du * load(r + d));
-        store(dx->typed_data() + n * D + d, du * load(read.gx + d));
-        store(dr_n + d, du * load(read.gr + d));
+        store(by_gx + d, load(by_gx + d) + of_u * load(read.x + n * D + d));
+        store(by_gr + d, load(by_gr + d) + of_u * load(r + d));
+        store(du->typed_data() + n * D + d, of_u);
+        store(by_r + d, of_u * load(read.gr + d));
       }
       for (int64_t i = 0; i < M; ++i) {
         Vec total = {};
         for (int64_t d = 0; d < D; d += W)
-          total += load(dr_n + d) * load(read.sources[i].b + n * D + d);
+          total += load(by_r + d) * load(read.sources[i].b + n * D + d);
         da->typed_data()[n * M + i] = sum(total);
       }
     }
@@ -792,8 +792,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(read_forward, ReadForward,
                                   .Attr<ffi::Span<const int64_t>>("columns"));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(read_backward, ReadBackward,
                               Bind().Arg<F32>().Arg<F32>().Arg<F32>().Arg<F32>().Arg<F32>()
-                                  .RemainingArgs()
-                                  .Ret<F32>().Ret<F32>().Ret<F32>().Ret<F32>()
+                                  .RemainingArgs().Ret<F32>().Ret<F32>().Ret<F32>()
                                   .Attr<bool>("norm")
                                   .Attr<ffi::Span<const int64_t>>("columns"));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(rows_take, RowsTake,

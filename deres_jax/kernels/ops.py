@@ -212,14 +212,14 @@ def _read_backward(norm, columns, inputs, dy):
   D = x.shape[-1]
   out = (
     _like(x),
-    _like(x),
     jax.ShapeDtypeStruct((*x.shape[:-1], len(sources)), x.dtype),
     jax.ShapeDtypeStruct((-(-x.size // D // _PIECE), 3, D), x.dtype),
   )
   call = jax.ffi.ffi_call('deres_read_backward', out)
-  dx, dr, da, sums = call(x, gx, gr, scale, dy, *weights, *sources, **_of_read(norm, columns))
+  du, da, sums = call(x, gx, gr, scale, dy, *weights, *sources, **_of_read(norm, columns))
   dgx, dgr, dscale = jnp.sum(sums, axis=0)
-  # Not in the kernel: XLA adds up what all reads say of a source in one walk.
+  # Not in the kernel: XLA adds up what all reads say of the stream or a source in one walk.
+  dr = gr * du
   taken = [weights[i if len(weights) > 1 else 0][..., c : c + 1] for i, c in enumerate(columns)]
   db = tuple(a * dr for a in taken)
   if len(weights) == 1 and columns == tuple(range(weights[0].shape[-1])):
@@ -229,7 +229,7 @@ def _read_backward(norm, columns, inputs, dy):
       _at_column(da[..., i : i + 1], c, w)
       for i, (c, w) in enumerate(zip(columns, weights, strict=True))
     )
-  return dx, db, dweights, dgx, dgr, dscale
+  return gx * du, db, dweights, dgx, dgr, dscale
 
 
 def _at_column(da: Array, column: int, w: Array) -> Array:
