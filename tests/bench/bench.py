@@ -77,6 +77,7 @@ def main():
     'date': datetime.date.today().isoformat(),
     'versions': table.versions('jax', 'jaxlib', 'flax', 'numpy', 'torch', 'scikit-learn'),
     'python': platform.python_version(),
+    'parts': {},  # seconds of each
     'table': [],
     'failed': [],
   }
@@ -85,7 +86,9 @@ def main():
   began = time.monotonic()
   for name in names:
     part = [__file__, f'--part={name}', f'--rounds={args.rounds}']
+    started = time.monotonic()
     lines, code = table.measure(name, part, environ, HEAD)
+    result['parts'][name] = time.monotonic() - started
     result['table'] += lines
     result['failed'] += [(name, code)] if code else []
   result |= {'seconds': time.monotonic() - began, 'complete': set(names) >= set(PARTS)}
