@@ -7,17 +7,18 @@ import pathlib
 import signal
 from collections.abc import Callable
 
+import quick
+
 REPO = pathlib.Path(__file__).resolve().parents[1]
 
 # A shell that starts tests in the background has their commands ignore interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Most of a test's time is compilation: LLVM's optimisations cost a third of it and pay for nothing.
 os.environ['XLA_FLAGS'] = ' '.join(
   [
     os.environ.get('XLA_FLAGS', ''),
     '--xla_force_host_platform_device_count=8',
-    '--xla_backend_optimization_level=0',
+    quick.XLA_FLAGS,
   ]
 )
 os.environ['JAX_PLATFORMS'] = 'cpu'

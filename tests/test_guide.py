@@ -11,6 +11,7 @@ import subprocess
 import sys
 
 import pytest
+import quick
 
 from deres_jax import config, points
 
@@ -30,7 +31,8 @@ def fresh(folder: pathlib.Path) -> pathlib.Path:
     shutil.copytree(REPO / name, folder / name, ignore=shutil.ignore_patterns('__pycache__'))
   (folder / 'tests').mkdir()
   shutil.copytree(REPO / 'tests' / 'models', folder / 'tests' / 'models')
-  shutil.copy(REPO / 'tests' / 'conftest.py', folder / 'tests')
+  for name in ('conftest.py', 'quick.py'):
+    shutil.copy(REPO / 'tests' / name, folder / 'tests')
   shutil.copy(REPO / 'pyproject.toml', folder)
   return folder
 
@@ -40,7 +42,7 @@ def sh(script: str, folder: pathlib.Path, **variables: str) -> str:
   path = f'{pathlib.Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}'
   environ = {**os.environ, 'PATH': path, **variables}
   # Simulated devices are for tests in this process.
-  environ['XLA_FLAGS'] = '--xla_backend_optimization_level=0'
+  environ['XLA_FLAGS'] = quick.XLA_FLAGS
   done = subprocess.run(
     ['sh', '-e', '-c', script],
     cwd=folder,

@@ -14,6 +14,7 @@ import time
 
 import numpy as np
 import pytest
+import quick
 from marks import slow
 from pod_state import describe
 
@@ -51,7 +52,8 @@ def pod(experiment, workdir, planted, processes, devices, *more):
   command = [sys.executable, '-m', 'deres_jax.pod', f'--processes={processes}']
   command += [f'--devices={devices}', '--grace=30', '--', f'--config={experiment}']
   flags = [f'--workdir={workdir}', f'--config.data.path={planted}', *more]
-  environ = {**os.environ, 'PYTHONPATH': str(REPO), 'XLA_FLAGS': '', allocator.VARIABLE: 'auto'}
+  environ = {**os.environ, 'PYTHONPATH': str(REPO), 'XLA_FLAGS': quick.XLA_FLAGS}
+  environ[allocator.VARIABLE] = 'auto'
   return subprocess.Popen(
     [*command, *flags], cwd=REPO, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     text=True,
@@ -131,7 +133,7 @@ def described_by_pod(workdir, processes, devices):
   call = f'pod.run([{sys.executable!r}, "tests/pod_state.py", {str(workdir)!r}], '
   call += f'{processes}, {devices}, 30.0)'
   script = f'import sys; from deres_jax import pod; sys.exit({call})'
-  environ = {**os.environ, 'PYTHONPATH': str(REPO), 'XLA_FLAGS': ''}
+  environ = {**os.environ, 'PYTHONPATH': str(REPO), 'XLA_FLAGS': quick.XLA_FLAGS}
   done = subprocess.run(
     [sys.executable, '-c', script], cwd=REPO, env=environ, capture_output=True, text=True,
     timeout=LIMIT, check=False,

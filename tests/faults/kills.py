@@ -24,7 +24,9 @@ from collections.abc import Callable
 if __name__ == '__main__':  # before jax is imported
   sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
   os.environ['JAX_PLATFORMS'] = 'cpu'
-  os.environ['XLA_FLAGS'] = '--xla_backend_optimization_level=0'
+  import quick
+
+  os.environ['XLA_FLAGS'] = quick.XLA_FLAGS
   os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 
 from pod_state import describe

@@ -18,7 +18,9 @@ import sys
 
 if __name__ == '__main__':  # before jax is imported
   sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-  os.environ['XLA_FLAGS'] = '--xla_backend_optimization_level=0'
+  import quick
+
+  os.environ['XLA_FLAGS'] = quick.XLA_FLAGS
 
 from test_runs import settings
 

@@ -124,12 +124,6 @@ def size(tree):
   return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
 
 
-# Hundreds of small programs, each run once: what the compiler would win, it would lose first.
-QUICK = {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True}
-if jax.__version_info__ < (0, 11):  # an option that went away
-  QUICK['xla_cpu_use_fusion_emitters'] = False
-
-
 def test_everything_has_a_formula():
   assert connector_sizes(2).keys() == models.CONNECTORS.keys()
   assert BACKBONES.keys() == backbones.TOKEN_BACKBONES.keys()
@@ -160,7 +154,7 @@ def test_a_pair_runs_and_every_parameter_learns(backbone, connector, dtype):
   def loss(params, rows):
     return jnp.sum(jnp.sin(module.apply({'params': params}, rows, Context())))
 
-  grad = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)), compiler_options=QUICK)
+  grad = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
   value, (grads, g_rows) = grad(params, ROWS)
   assert np.isfinite(value) and np.all(np.isfinite(g_rows)) and np.any(g_rows != 0)
   for path, g in jax.tree_util.tree_leaves_with_path(grads):

@@ -230,7 +230,6 @@ def test_tokens_that_are_not_there_count_nowhere():
 # Whole models.
 
 FIELDS, WIDTH = 4, 3
-QUICK = {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True}
 
 
 def model(name):
@@ -264,9 +263,7 @@ def test_every_connector_can_be_looked_into(name):
     out = {k: probes.changed(what, forward) for k, what in list(tried.items())[:4]}
     return plain, logits, found, by_row, out, probes.gradients(structure, ones, labels, forward)
 
-  plain, logits, found, by_row, out, gradients = jax.device_get(
-    jax.jit(everything, compiler_options=QUICK)(params)
-  )
+  plain, logits, found, by_row, out, gradients = jax.device_get(jax.jit(everything)(params))
   np.testing.assert_allclose(logits, plain, atol=1e-6)
   np.testing.assert_allclose(out[''], plain, atol=1e-6)
   assert gradients.keys() == {-1, 0, 1} and all(g.mean > 0 for g in gradients.values())
