@@ -240,23 +240,24 @@ class Family:
     """All parameters from those left free."""
     if self._drop is None:
       return free_TQ
-    q_TQ = np.insert(free_TQ, self._drop, 0.0, axis=1)
+    left, right = np.split(free_TQ, [self._drop], axis=1)
+    q_TQ = np.concatenate([left, np.zeros((len(free_TQ), 1)), right], axis=1)
     q_TQ[:, self._drop] = self._fill(*self._f.split(q_TQ, self._num), h_T)
     return q_TQ
 
   def _map(self, free_TQ, h_T) -> tuple[np.ndarray, np.ndarray]:
     """[T, 3K] and its derivative [T, 3, K, Q], by complex steps: exact (Squire & Trapp 1998)."""
 
-    def whole(q):
-      return np.stack(self._f.split(self.complete(q, h_T), self._num), axis=1)
+    def whole(q, h):
+      return np.stack(self._f.split(self.complete(q, h), self._num), axis=1)
 
-    full_T3K = whole(free_TQ)
-    slope_T3KQ = np.empty((*full_T3K.shape, free_TQ.shape[1]))
-    for q in range(free_TQ.shape[1]):
-      moved_TQ = free_TQ.astype(complex)
-      moved_TQ[:, q] += 1e-30j
-      slope_T3KQ[..., q] = whole(moved_TQ).imag / 1e-30
-    return full_T3K, slope_T3KQ
+    T, Q = free_TQ.shape
+    moved_QTQ = np.tile(free_TQ.astype(complex), (Q, 1, 1))
+    moved_QTQ[range(Q), :, range(Q)] += 1e-30j
+    # All steps in one call: problems are often few, and calls are what they cost.
+    moved = whole(moved_QTQ.reshape(Q * T, Q), None if h_T is None else np.tile(h_T, Q))
+    slope_QT3K = moved.imag.reshape(Q, T, 3, self._num) / 1e-30
+    return whole(free_TQ, h_T), slope_QT3K.transpose(1, 2, 3, 0)
 
   def residuals(self, h_T: np.ndarray | None = None):
     """A function for `lsq.minimise`; its problem numbers index h_T and, modulo, the data."""
