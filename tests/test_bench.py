@@ -48,7 +48,9 @@ def test_cells_of_a_line_that_was_skipped():
   assert table.cells(line, bench.HEAD) == ('step', 'ms', *[''] * 6, 'skipped')
 
 
-@pytest.mark.parametrize(('module', 'name'), [(scale, 'scaling_out'), (bench, 'bench')])
+@pytest.mark.parametrize(
+  ('module', 'name'), [(scale, 'scaling_out'), (bench, 'bench'), (bench, 'bench_system')]
+)
 def test_the_stored_page_is_made_of_the_stored_figures(module, name):
   result = json.loads((RESULTS / f'{name}.json').read_text())
   assert module.markdown(result) == (RESULTS / f'{name}.md').read_text()
@@ -92,6 +94,7 @@ def test_a_part_that_fails_is_named_and_the_others_go_on(tmp_path, monkeypatch, 
   shown = capfd.readouterr()
   assert 'table update' in shown.out and 'broken on purpose' in shown.err
   result = json.loads(out.read_text())
+  assert result['command'] == 'python tests/bench/bench.py --rounds=2 --allocator=system'
   (line,) = result['table']
   assert (line['part'], line['met'], line['rounds']) == ('tiny', True, 2) and line['ours'] > 0
   assert result['failed'] == [['broken', 1]] and result['complete']

@@ -69,8 +69,9 @@ def main():
   environ = allocator.environment(os.environ | {allocator.VARIABLE: args.allocator})
   environ['JAX_PLATFORMS'] = environ.get('JAX_PLATFORMS', 'cpu')
   preloaded = 'jemalloc' in environ.get('LD_PRELOAD', '')
+  given = [x for x in sys.argv[1:] if not x.startswith('--out=')]
   result = {
-    'command': 'make bench',
+    'command': ' '.join(['python tests/bench/bench.py', *given]) if given else 'make bench',
     'machine': table.machine(),
     'allocator': 'jemalloc' if preloaded else allocator.name(),
     'load_before': os.getloadavg()[0],
