@@ -139,6 +139,14 @@ def _several() -> bool:
   return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
+def part() -> bool:
+  """Waits until all processes have done their work, and ends what connects them; false for one."""
+  several = _several()
+  if several:
+    jax.distributed.shutdown()
+  return several
+
+
 def is_leader() -> bool:
   """Whether this is process 0, which writes and prints; true for a run of one process."""
   return not _several() or jax.process_index() == 0

@@ -24,12 +24,16 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 def run(work: Callable[[], None]):
   """In the parent: starts the child, waits and exits as it did. In the child: does `work`.
 
-  Where `work` fails, the child leaves at once: the runtime's own end waits for all processes.
+  Where `work` fails, the child leaves at once: the runtime's own end waits for all processes. One
+  of several that has done its work waits for them, and leaves too: the runtime's last words after
+  Python's (destructors of its C++ side) have been seen to hang where all was done.
   """
   if not _guarded():
     sys.exit(_wait())
   try:
     work()
+    if cluster.part():
+      raise SystemExit(0)
   except BaseException as e:
     _leave(e)
 
