@@ -139,7 +139,7 @@ def _several() -> bool:
   return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
-def part() -> bool:
+def leave_together() -> bool:
   """Waits until all processes have done their work, and ends what connects them; false for one."""
   several = _several()
   if several:

@@ -32,7 +32,7 @@ def run(work: Callable[[], None]):
     sys.exit(_wait())
   try:
     work()
-    if cluster.part():
+    if cluster.leave_together():
       raise SystemExit(0)
   except BaseException as e:
     _leave(e)

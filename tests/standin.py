@@ -5,6 +5,7 @@ python tests/standin.py SCENARIO [--coordinator=HOST:PORT --processes=N --proces
 """
 
 import argparse
+import atexit
 import os
 import signal
 import sys
@@ -19,6 +20,12 @@ from deres_jax.errors import Retry, UserError
 def meet():
   cluster.barrier('here')
   print(f'leader {cluster.is_leader()}')
+
+
+def linger():
+  """Does its work and would not end: as the runtime's destructors, which run after these."""
+  atexit.register(time.sleep, 600)
+  meet()
 
 
 def tell():
@@ -110,7 +117,7 @@ def main():
     parser.add_argument(f'--{name}', type=int)
   parser.add_argument('--start', type=int, default=30)
   a = parser.parse_args()
-  scenarios = (meet, tell, mistake, fault, loop, preempted, stall, closed, asleep)
+  scenarios = (meet, linger, tell, mistake, fault, loop, preempted, stall, closed, asleep)
   by_name = {f.__name__: f for f in scenarios} | {'abort': os.abort, 'exit3': lambda: sys.exit(3)}
 
   def work():

@@ -236,6 +236,12 @@ def test_one_that_starts_again_too_soon_ends_the_old_run(processes, address):
   assert codes in ([0, 0], [75, 75])
 
 
+def test_who_has_done_its_work_ends(processes, address):
+  pair = [processes([*STANDIN, 'linger', *at(address, 2, i)]) for i in range(2)]
+  ends = [end(process) for process in pair]
+  assert [(code, out) for code, out, _ in ends] == [(0, [f'leader {i == 0}']) for i in range(2)]
+
+
 def test_port_that_is_taken(processes):
   with socket.create_server(('127.0.0.1', 0)) as server:
     address = f'127.0.0.1:{server.getsockname()[1]}'
