@@ -131,7 +131,7 @@ soak: $(INSTALLED)
 # make fuzz   damaged files and settings, FUZZ times as many examples as in the suite, new ones
 FUZZ ?= 50
 fuzz: $(INSTALLED)
-	FUZZ=$(FUZZ) $(BIN)/python -m pytest tests/test_fuzz.py tests/data_pipelines/test_fuzz_raw.py
+	FUZZ=$(FUZZ) $(BIN)/python -m pytest tests/project/test_fuzz.py tests/data_pipelines/text/test_fuzz_raw.py
 
 # make lock   requirements.lock: exact versions with hashes, for Python 3.11 on Linux x86-64
 lock: $(INSTALLED)
@@ -151,7 +151,7 @@ audit: $(INSTALLED)
 
 # make tutorial   every command of docs/tutorial.md, as it stands
 tutorial: $(INSTALLED)
-	$(BIN)/python -m pytest -m slow tests/test_guide.py
+	$(BIN)/python -m pytest -m slow tests/project/test_guide.py
 
 # make bench   steps, tables, starts and metrics beside PyTorch, scikit-learn and limits
 bench: $(INSTALLED)

@@ -22,10 +22,10 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from data_pipelines import build
-from data_pipelines.command_line import guarded
-from data_pipelines.dataset import Dataset
-from data_pipelines.errors import UserError
-from data_pipelines.rawfile import is_zipped
+from data_pipelines.core.cli import guarded
+from data_pipelines.core.errors import UserError
+from data_pipelines.core.files import is_zipped
+from data_pipelines.prepared.dataset import Dataset
 
 
 def _run(numbered: tuple[int, Any], function: Callable[[Any], Any], folder: Path) -> None:

@@ -14,17 +14,15 @@ import time
 import zlib
 from pathlib import Path
 
-from data_pipelines import ingest, shards
-from data_pipelines.avazu import AVAZU
-from data_pipelines.command_line import OneLineParser, guarded, say
-from data_pipelines.criteo import CRITEO
-from data_pipelines.criteo_1tb import CRITEO_1TB
-from data_pipelines.dataset import Dataset, Site
-from data_pipelines.errors import UserError
-from data_pipelines.prepare import write_prepared
-from data_pipelines.rawfile import file_sha256
-from data_pipelines.rejects import Rejects
-from data_pipelines.schema import (
+from data_pipelines import datasets
+from data_pipelines.core.cli import OneLineParser, guarded, say
+from data_pipelines.core.errors import UserError
+from data_pipelines.core.files import file_sha256
+from data_pipelines.core.workers import Workers, default_workers
+from data_pipelines.prepared import shards
+from data_pipelines.prepared.dataset import Dataset, Site
+from data_pipelines.prepared.rejects import Rejects
+from data_pipelines.prepared.schema import (
   BLOCK_ROWS,
   FORMAT_VERSION,
   REJECTS_FILE,
@@ -34,21 +32,11 @@ from data_pipelines.schema import (
   read_schema,
   structure_problems,
 )
-from data_pipelines.shards import BlockSource
-from data_pipelines.social import SOCIAL
-from data_pipelines.staging import WORK, prepare_parent, staging_folder
-from data_pipelines.synthetic import SYNTHETIC
-from data_pipelines.synthetic_social import SYNTHETIC_SOCIAL
-from data_pipelines.workers import Workers, default_workers
+from data_pipelines.prepared.shards import BlockSource
+from data_pipelines.prepared.staging import WORK, prepare_parent, staging_folder
+from data_pipelines.prepared.writer import write_prepared
+from data_pipelines.text import ingest
 
-DATASETS = {
-  'criteo': CRITEO,
-  'synthetic': SYNTHETIC,
-  'synthetic_social': SYNTHETIC_SOCIAL,
-  'avazu': AVAZU,
-  'criteo_1tb': CRITEO_1TB,
-  'social': SOCIAL,
-}
 ENOUGH_SPACE = 0.8  # refuse below this share of the estimate, which may be a little too high
 
 
@@ -61,15 +49,17 @@ def parse_flags(argv: list[str], others: bool = False):
   first = OneLineParser(prog=prog, add_help=False)
   first.add_argument('--dataset')
   name = first.parse_known_args(argv)[0].dataset
-  shown = [name] if name in DATASETS else DATASETS
-  about = '; '.join(f'{x}: {DATASETS[x].about}' for x in shown)
-  more = '' if name in DATASETS else ' --dataset=NAME --help lists its own flags.'
+  shown = [name] if name in datasets.DATASETS else datasets.DATASETS
+  about = '; '.join(f'{x}: {datasets.DATASETS[x].about}' for x in shown)
+  more = '' if name in datasets.DATASETS else ' --dataset=NAME --help lists its own flags.'
   parser = OneLineParser(
     prog=prog,
     usage='%(prog)s --dataset=NAME --out=DIR [flags]',
     description=f'Raw file to prepared data. {about}.{more}',
   )
-  parser.add_argument('--dataset', required=True, metavar='NAME', help=' or '.join(DATASETS))
+  parser.add_argument(
+    '--dataset', required=True, metavar='NAME', help=' or '.join(datasets.DATASETS)
+  )
   parser.add_argument('--raw', type=Path, metavar='PATH', help='raw data file or folder')
   parser.add_argument('--out', type=Path, required=True, metavar='DIR', help='folder to write')
   parser.add_argument('--overwrite', action='store_true', help='replace a prepared --out')
@@ -81,14 +71,14 @@ def parse_flags(argv: list[str], others: bool = False):
     action='store_true',
     help='smaller records (about a third) that read at half speed',
   )
-  if name is not None and name not in DATASETS:
-    parser.error(f'--dataset={name}: unknown; choose from {", ".join(DATASETS)}')
+  if name is not None and name not in datasets.DATASETS:
+    parser.error(f'--dataset={name}: unknown; choose from {", ".join(datasets.DATASETS)}')
   if name is not None:
-    DATASETS[name].add_flags(parser)
+    datasets.DATASETS[name].add_flags(parser)
   args, unknown = parser.parse_known_args(argv)
   if unknown and not others:
     parser.error(f'unrecognized arguments: {" ".join(unknown)}')
-  dataset = DATASETS[args.dataset]
+  dataset = datasets.DATASETS[args.dataset]
   if dataset.needs_raw and args.raw is None:
     parser.error(f'--dataset={name} needs --raw=PATH, {dataset.about}')
   if not dataset.needs_raw and args.raw is not None:

@@ -4,7 +4,8 @@
   python -m deres_jax.export --workdir=DIR --out=FILE [--platforms=cpu,cuda,tpu] [--data=PREPARED]
 
 Takes the checkpoint with the best validation AUC. `deres_jax.serving` loads the file and needs
-little more than jax for it; `deres_jax.artifact` says what is in it, docs/serving.md how to use it.
+little more than jax for it; `deres_jax.serving.artifact` says what is in it, docs/serving.md how to
+use it.
 
 Shapes: b rows of a request, S ids of a row, E row width.
 """
@@ -22,14 +23,17 @@ import numpy as np
 from absl import app, flags
 from jax import export
 
-from deres_jax import artifact, cli, inputs, models, trained
 from deres_jax import config as config_lib
-from deres_jax.embedding import Tables
-from deres_jax.errors import UserError
-from deres_jax.models.layers import Context
-from deres_jax.schema import Schema
-from deres_jax.setup import Setup
-from deres_jax.trained import Trained
+from deres_jax import models
+from deres_jax.core import cli
+from deres_jax.core.errors import UserError
+from deres_jax.data.schema import Schema
+from deres_jax.embeddings.layout import Tables
+from deres_jax.models.inputs import Context
+from deres_jax.serving import artifact, inputs
+from deres_jax.training.checkpoints import restore
+from deres_jax.training.checkpoints.restore import Trained
+from deres_jax.training.step_spec import Setup
 
 Array = jax.Array
 
@@ -130,7 +134,7 @@ def exported(run: Trained, platforms: list[str]) -> tuple[export.Exported, list[
 
 
 def describe(run: Trained, function: export.Exported) -> dict[str, Any]:
-  """What description.json says, but for rows and what `deres_jax.artifact` adds."""
+  """What description.json says, but for rows and what `deres_jax.serving.artifact` adds."""
   c = run.config
   return {
     'backbone': c.model.backbone,
@@ -184,7 +188,7 @@ def export_run(workdir: pathlib.Path, out: pathlib.Path, platforms: list[str], d
     raise UserError(
       f'--platforms={",".join(platforms)}: expected some of {", ".join(PLATFORMS)}, by commas'
     )
-  run = trained.load(workdir, data)
+  run = restore.load(workdir, data)
   write(run, out, platforms)
   print(
     f'{out}: {out.stat().st_size / 1e6:,.1f} MB, step {run.at}, for {", ".join(platforms)}; '

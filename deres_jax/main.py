@@ -5,7 +5,7 @@
 
 The same command goes on after an interruption. --config is Python code and is executed. On several
 hosts the same command is started on each: docs/pods.md. DERES_JAX_ALLOCATOR=system keeps it from
-starting itself anew with jemalloc: `deres_jax.allocator`.
+starting itself anew with jemalloc: `deres_jax.core.allocator`.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ import json
 import os
 import pathlib
 
-from deres_jax import allocator, cli
+from deres_jax.core import allocator, cli
 
 if __name__ == '__main__':
   allocator.preload()  # before the imports that take long
@@ -24,9 +24,14 @@ import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from deres_jax import cluster, guard, launcher, mesh_plan, parts, plan, result, topology, train
 from deres_jax import config as config_lib
-from deres_jax.errors import UserError
+from deres_jax.config import fields
+from deres_jax.core.errors import UserError
+from deres_jax.costs import machines
+from deres_jax.pod import launchers, processes, supervisor
+from deres_jax.training import loop, result
+from deres_jax.training import run as run_lib
+from deres_jax.training.plan import counts, on_mesh
 
 CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'Experiment by name or path; NAME:depth=16,seed=2 or --config.a.b=v sets fields.'
@@ -60,7 +65,7 @@ def main(argv: list[str]):
   c = config_lib.resolve(CONFIG.value)
   if PROFILE.value is not None:
     c = dataclasses.replace(c, train=dataclasses.replace(c.train, profile=PROFILE.value))
-  place = launcher.where(
+  place = launchers.where(
     DISTRIBUTED.value, COORDINATOR.value, PROCESSES.value, PROCESS.value, os.environ
   )
   if MODE.value == 'plan':
@@ -81,41 +86,41 @@ def main(argv: list[str]):
   if place is None:
     _work(c)
   else:
-    guard.run(lambda: _work_together(c, place))
+    supervisor.run(lambda: _work_together(c, place))
 
 
-def _plan(c: config_lib.Config):
+def _plan(c: fields.Config):
   """Describes a run from one process, wherever it will happen."""
   _compilation_cache(c)
   if not c.mesh.topology:
-    print(plan.table(plan.make(c, parts.assemble(c).setup)))
+    print(counts.table(counts.make(c, run_lib.assemble(c).setup)))
     return
-  machine = topology.find(c.mesh.topology)
-  c = mesh_plan.on(c, machine)
-  mesh, compiler = topology.mesh(machine)  # before anything asks JAX for a device
-  run = parts.assemble(c, mesh)
-  print(mesh_plan.text(mesh_plan.make(c, run.setup, run.train[0], machine, compiler)))
+  machine = machines.find(c.mesh.topology)
+  c = on_mesh.on(c, machine)
+  mesh, compiler = machines.mesh(machine)  # before anything asks JAX for a device
+  run = run_lib.assemble(c, mesh)
+  print(on_mesh.text(on_mesh.make(c, run.setup, run.train[0], machine, compiler)))
 
 
-def _work_together(c: config_lib.Config, place: launcher.Place | str):
+def _work_together(c: fields.Config, place: launchers.Place | str):
   # The processes meet before one of them touches a device.
-  cluster.start(place, c.mesh.start_seconds, c.mesh.heartbeat_seconds)
+  processes.start(place, c.mesh.start_seconds, c.mesh.heartbeat_seconds)
   _work(c)
 
 
-def _work(c: config_lib.Config):
+def _work(c: fields.Config):
   _compilation_cache(c)
   workdir = pathlib.Path(WORKDIR.value)
   if MODE.value == 'eval':
-    figures = train.evaluate_best(c, workdir)
+    figures = loop.evaluate_best(c, workdir)
     text = json.dumps(figures, indent=1)
   else:
-    text = result.line(train.train(c, workdir), workdir / 'result.json')
-  if cluster.is_leader():
+    text = result.line(loop.train(c, workdir), workdir / 'result.json')
+  if processes.is_leader():
     print(text)
 
 
-def _compilation_cache(c: config_lib.Config):
+def _compilation_cache(c: fields.Config):
   """Compiled programs are kept for the next start, unless the user's own JAX settings say where."""
   if c.train.compilation_cache and not os.environ.get('JAX_COMPILATION_CACHE_DIR'):
     home = pathlib.Path(os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache')

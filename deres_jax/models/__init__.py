@@ -5,12 +5,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from deres_jax import config as config_lib
-from deres_jax.errors import UserError, choose
-from deres_jax.models import classic, heads, layers, tokenizer
+from deres_jax.config import fields as fields_lib
+from deres_jax.core.errors import UserError, choose
+from deres_jax.models import classic, heads, inputs, layers, tokenizer
 from deres_jax.models.backbones import READS_EVENTS, TOKEN_BACKBONES
 from deres_jax.models.connectors import CONNECTORS
-from deres_jax.models.layers import Layout
+from deres_jax.models.inputs import Layout
 from deres_jax.models.stack import Shape, Stack
 
 
@@ -31,7 +31,7 @@ class TokenModel(nn.Module):
   deep: nn.Module | None
   embed_dropout: float
 
-  def __call__(self, rows_BSE: jax.Array, ctx: layers.Context) -> jax.Array:
+  def __call__(self, rows_BSE: jax.Array, ctx: inputs.Context) -> jax.Array:
     rows_BSE = layers.dropout(rows_BSE, self.embed_dropout, ctx, layers.EMBED_SALT)
     if self.events is None:
       rows_BFE = tokenizer.pooled(rows_BSE, self.layout, ctx)
@@ -57,15 +57,15 @@ class DeepPart(nn.Module):
   mlp: layers.Mlp
 
   @nn.compact
-  def __call__(self, rows_BFE: jax.Array, ctx: layers.Context) -> jax.Array:
+  def __call__(self, rows_BFE: jax.Array, ctx: inputs.Context) -> jax.Array:
     return heads.logit(self, self.mlp(rows_BFE.reshape(rows_BFE.shape[0], -1), ctx), 0.0)
 
 
-def _mlp(c: config_lib.Config) -> dict:
+def _mlp(c: fields_lib.Config) -> dict:
   return dict(units=c.mlp.units, depth=c.mlp.layers, dropout=c.mlp.dropout)
 
 
-def _token_model(c: config_lib.Config, layout: Layout, prior_logit: float) -> nn.Module:
+def _token_model(c: fields_lib.Config, layout: Layout, prior_logit: float) -> nn.Module:
   m = c.model
   dtype = jnp.dtype(m.dtype)
   events = layout.events if m.backbone in READS_EVENTS else 0
@@ -116,7 +116,7 @@ class OneWidth(nn.Module):
   linear: int
 
   @nn.compact
-  def __call__(self, rows: tuple[jax.Array, ...], ctx: layers.Context) -> jax.Array:
+  def __call__(self, rows: tuple[jax.Array, ...], ctx: inputs.Context) -> jax.Array:
     wide = []
     for t, x_BSE in enumerate(rows):
       if x_BSE.shape[-1] != self.width:
@@ -166,7 +166,7 @@ _CLASSICS = {
 _LINEAR = ('fm', 'deepfm', 'xdeepfm')
 
 
-def _classic_model(c: config_lib.Config, layout: Layout, prior_logit: float) -> nn.Module:
+def _classic_model(c: fields_lib.Config, layout: Layout, prior_logit: float) -> nn.Module:
   name = c.model.backbone
   if name == 'lr' and c.model.embed_dim != 1:
     raise UserError(
@@ -205,23 +205,23 @@ BACKBONES = {
 }
 
 
-def connector_of(c: config_lib.Config) -> str:
+def connector_of(c: fields_lib.Config) -> str:
   """Name of the connector that the model has; classic models have none."""
   return c.model.connector if c.model.backbone in TOKEN_BACKBONES else 'none'
 
 
-def is_flat(c: config_lib.Config) -> bool:
+def is_flat(c: fields_lib.Config) -> bool:
   """Whether the model holds a vector a row, no array of tokens, events or products of fields."""
   return c.model.backbone in _CLASSICS and c.model.backbone not in ('xdeepfm', 'din')
 
 
-def row_width(c: config_lib.Config) -> tuple[int, int]:
+def row_width(c: fields_lib.Config) -> tuple[int, int]:
   """Columns of a table row, and how many of them, the last, are linear weights."""
   linear = 1 if c.model.backbone in _LINEAR else 0
   return c.model.embed_dim + linear, linear
 
 
-def build(c: config_lib.Config, layout: Layout, prior_logit: float) -> nn.Module:
+def build(c: fields_lib.Config, layout: Layout, prior_logit: float) -> nn.Module:
   """The Linen module of a config: (rows_BSE, Context) -> logits_B, float32.
 
   Raises:

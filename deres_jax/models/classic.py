@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from deres_jax.models import heads, layers, tokenizer
+from deres_jax.models import heads, inputs, layers, tokenizer
 
 Array = jax.Array
 
@@ -22,18 +22,18 @@ _xavier = nn.initializers.xavier_uniform()
 class Classic(nn.Module):
   """What all of them know: the data's layout and the settings that they share."""
 
-  layout: layers.Layout
+  layout: inputs.Layout
   prior_logit: float
   embed_dropout: float
   mlp: dict  # units, depth, dropout of the hidden layers
   dtype: jnp.dtype
 
-  def fields(self, rows_BSE: Array, ctx: layers.Context) -> Array:
+  def fields(self, rows_BSE: Array, ctx: inputs.Context) -> Array:
     """Rows of all fields, with the embeddings' noise. [B, F, E]."""
     rows_BSE = layers.dropout(rows_BSE, self.embed_dropout, ctx, layers.EMBED_SALT)
     return tokenizer.pooled(rows_BSE, self.layout, ctx)
 
-  def hidden(self, x_BX: Array, ctx: layers.Context, name: str, salt: int = 2**17) -> Array:
+  def hidden(self, x_BX: Array, ctx: inputs.Context, name: str, salt: int = 2**17) -> Array:
     """The hidden layers. [B, X] -> [B, U]."""
     return layers.Mlp(**self.mlp, salt=salt, dtype=self.dtype, name=name)(x_BX, ctx)
 
@@ -61,7 +61,7 @@ class LogisticRegression(Classic):
   """sum_f w[id_f] + b: the table is one column wide."""
 
   @nn.compact
-  def __call__(self, rows_BSE: Array, ctx: layers.Context) -> Array:
+  def __call__(self, rows_BSE: Array, ctx: inputs.Context) -> Array:
     rows_BF1 = self.fields(rows_BSE, ctx)
     bias = self.param('bias', nn.initializers.constant(self.prior_logit), ())
     return jnp.sum(rows_BF1, axis=(1, 2), dtype=jnp.float32) + bias
@@ -71,7 +71,7 @@ class FactorizationMachine(Classic):
   """LR + sum_{i<j} <v_i, v_j> (Rendle 2010)."""
 
   @nn.compact
-  def __call__(self, rows_BSE: Array, ctx: layers.Context) -> Array:
+  def __call__(self, rows_BSE: Array, ctx: inputs.Context) -> Array:
     v_BFE, linear_B = _split_linear(self.fields(rows_BSE, ctx))
     bias = self.param('bias', nn.initializers.constant(self.prior_logit), ())
     return linear_B + factorization(v_BFE) + bias
@@ -81,7 +81,7 @@ class Dnn(Classic):
   """Hidden layers over all rows side by side."""
 
   @nn.compact
-  def __call__(self, rows_BSE: Array, ctx: layers.Context) -> Array:
+  def __call__(self, rows_BSE: Array, ctx: inputs.Context) -> Array:
     return self.logit(self.hidden(_flat(self.fields(rows_BSE, ctx)), ctx, 'mlp'))
 
 
@@ -89,7 +89,7 @@ class DeepFM(Classic):
   """FM + hidden layers over the same vectors (arXiv 1703.04247)."""
 
   @nn.compact
-  def __call__(self, rows_BSE: Array, ctx: layers.Context) -> Array:
+  def __call__(self, rows_BSE: Array, ctx: inputs.Context) -> Array:
     v_BFE, linear_B = _split_linear(self.fields(rows_BSE, ctx))
     deep_B = self.logit(self.hidden(_flat(v_BFE), ctx, 'mlp'))
     return linear_B + factorization(v_BFE) + deep_B
@@ -105,7 +105,7 @@ class DCNv2(Classic):
   rank: int  # 0: full
 
   @nn.compact
-  def __call__(self, rows_BSE: Array, ctx: layers.Context) -> Array:
+  def __call__(self, rows_BSE: Array, ctx: inputs.Context) -> Array:
     x0 = _flat(self.fields(rows_BSE, ctx)).astype(self.dtype)
     x, X = x0, x0.shape[-1]
     for l in range(self.depth):
@@ -128,7 +128,7 @@ class XDeepFM(Classic):
   maps: int
 
   @nn.compact
-  def __call__(self, rows_BSE: Array, ctx: layers.Context) -> Array:
+  def __call__(self, rows_BSE: Array, ctx: inputs.Context) -> Array:
     v_BFE, linear_B = _split_linear(self.fields(rows_BSE, ctx))
     x0 = v_BFE.astype(self.dtype)
     F = x0.shape[1]
@@ -148,7 +148,7 @@ class Dlrm(Classic):
   """
 
   @nn.compact
-  def __call__(self, rows_BSE: Array, ctx: layers.Context) -> Array:
+  def __call__(self, rows_BSE: Array, ctx: inputs.Context) -> Array:
     v_BFE = self.fields(rows_BSE, ctx).astype(self.dtype)
     dots_BFF = jnp.einsum('bie,bje->bij', v_BFE, v_BFE)
     i, j = jnp.triu_indices(v_BFE.shape[1], k=1)
@@ -168,7 +168,7 @@ class MaskNet(Classic):
   units: int
 
   @nn.compact
-  def __call__(self, rows_BSE: Array, ctx: layers.Context) -> Array:
+  def __call__(self, rows_BSE: Array, ctx: inputs.Context) -> Array:
     rows_BFE = self.fields(rows_BSE, ctx)
     _, F, E = rows_BFE.shape
     x0 = _flat(rows_BFE).astype(self.dtype)
@@ -201,7 +201,7 @@ class FinalMLP(Classic):
   gate_units: int
 
   @nn.compact
-  def __call__(self, rows_BSE: Array, ctx: layers.Context) -> Array:
+  def __call__(self, rows_BSE: Array, ctx: inputs.Context) -> Array:
     x0 = _flat(self.fields(rows_BSE, ctx))
     a, b = self._gated(x0, 'first'), self._gated(x0, 'second')
     o1 = self.hidden(a, ctx, 'first')
@@ -236,7 +236,7 @@ class Din(Classic):
   attention_units: int
 
   @nn.compact
-  def __call__(self, rows_BSE: Array, ctx: layers.Context) -> Array:
+  def __call__(self, rows_BSE: Array, ctx: inputs.Context) -> Array:
     layout = self.layout
     rows_BSE = layers.dropout(rows_BSE, self.embed_dropout, ctx, layers.EMBED_SALT)
     fields_BFE = tokenizer.fields_of(rows_BSE, layout)

@@ -5,7 +5,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from deres_jax.models import layers
+from deres_jax.models import inputs, layers
 
 
 def logit(module: nn.Module, x_BI: jax.Array, prior_logit: float) -> jax.Array:
@@ -32,7 +32,7 @@ class LogitHead(nn.Module):
   mlp: layers.Mlp | None = None
 
   @nn.compact
-  def __call__(self, x_BTD: jax.Array, ctx: layers.Context) -> jax.Array:
+  def __call__(self, x_BTD: jax.Array, ctx: inputs.Context) -> jax.Array:
     x = x_BTD[:, x_BTD.shape[1] - self.tokens :].astype(jnp.float32)
     if self.pool == 'mean':
       x = jnp.mean(x, axis=1)

@@ -8,7 +8,6 @@ A row's tokens are its events, oldest first (sequence data only), then its field
 its own, 0 lets all share, and the number of field tokens is OneTrans' mixed case.
 """
 
-import dataclasses
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -16,68 +15,16 @@ import jax
 import jax.numpy as jnp
 
 from deres_jax.kernels import library, ops
+from deres_jax.models import inputs
 
 Array = jax.Array
-
-
-@dataclasses.dataclass(frozen=True)
-class Layout:
-  """What the table rows [B, S, E] of a model are, S = fields + events * event_fields.
-
-  Attributes:
-    fields: single-valued fields, which stand first.
-    events: length of the behaviour sequence, oldest event first; 0: the data has none.
-    event_fields: attributes of an event, which stand side by side.
-    targets: for the first len(targets) attributes of an event, the field of the row that says the
-      same of the candidate (its item, its category ...).
-  """
-
-  fields: int
-  events: int = 0
-  event_fields: int = 0
-  targets: tuple[int, ...] = ()
-
-  def __post_init__(self):
-    # JAX would clamp an index that is out of range.
-    if len(self.targets) > self.event_fields or not all(f < self.fields for f in self.targets):
-      raise ValueError(f'{self}: targets must name fields, one for each of the first attributes')
-
-  @property
-  def slots(self) -> int:
-    return self.fields + self.events * self.event_fields
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Context:
-  """What a model may know besides its table rows.
-
-  Attributes:
-    keys_B: a PRNG key a row, or None outside training. Noise is a function of a row's key and of
-      the place that draws it, so it does not depend on micro-batches or on the mesh.
-    progress: share of the training steps that are done, 0 to 1: annealed temperatures follow it.
-    mask_BT: True where a token is there and False where a short history is padded, or None where
-      all are. A model is given that of the events, [B, events], and hands on that of its tokens.
-  """
-
-  keys_B: Array | None = None
-  progress: Array | float = 1.0
-  mask_BT: Array | None = None
-
-  @property
-  def train(self) -> bool:
-    return self.keys_B is not None
-
-  def with_mask(self, mask_BT: Array | None) -> 'Context':
-    """The same with another mask of what is there."""
-    return dataclasses.replace(self, mask_BT=mask_BT)
 
 
 # Places that draw noise are told apart by a salt: sub-layers take their site, counted from 0.
 EMBED_SALT = 2**16
 
 
-def dropout(x: Array, rate: float, ctx: Context, salt: int) -> Array:
+def dropout(x: Array, rate: float, ctx: inputs.Context, salt: int) -> Array:
   """Inverted dropout on x [B, ...]; `salt` tells one place in the network from another."""
   if rate == 0 or not ctx.train:
     return x
@@ -215,7 +162,7 @@ def join_heads(x_BHTK: Array) -> Array:
   return x_BHTK.transpose(0, 2, 1, 3).reshape(B, T, H * K)
 
 
-def visible(queries: int, keys: int, causal: bool, ctx: Context) -> Array | None:
+def visible(queries: int, keys: int, causal: bool, ctx: inputs.Context) -> Array | None:
   """Which keys a query may see, [B or 1, 1, queries, keys], or None for all.
 
   The queries are the last ones of the keys' list.
@@ -257,7 +204,7 @@ class Attention(nn.Module):
   out_scale: float
 
   @nn.compact
-  def __call__(self, x_BTD: Array, ctx: Context) -> Array:
+  def __call__(self, x_BTD: Array, ctx: inputs.Context) -> Array:
     T, D = x_BTD.shape[1:]
     scale = (D // self.heads) ** -0.5
     # The scales let maps that share a kernel start with the variance of one of [D, D].
@@ -288,7 +235,7 @@ class FeedForward(nn.Module):
   use_bias: bool = False
 
   @nn.compact
-  def __call__(self, x_BTD: Array, ctx: Context) -> Array:
+  def __call__(self, x_BTD: Array, ctx: inputs.Context) -> Array:
     del ctx
     T, D = x_BTD.shape[1:]
     if not self.use_bias and self.own in (0, T) and library.on() and ops.fits(x_BTD):
@@ -338,7 +285,7 @@ class Mlp(nn.Module):
   dtype: jnp.dtype
 
   @nn.compact
-  def __call__(self, x_BI: Array, ctx: Context) -> Array:
+  def __call__(self, x_BI: Array, ctx: inputs.Context) -> Array:
     for i in range(self.depth):
       dense = nn.Dense(
         self.units,

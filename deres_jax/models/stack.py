@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from deres_jax.models import layers, probe
+from deres_jax.models import inputs, layers, probe
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +54,7 @@ def keep_last(state: Any, before: int, after: int) -> Any:
   return jax.tree.map(cut, state)
 
 
-def _present(x_BTD: jax.Array, ctx: layers.Context) -> jax.Array:
+def _present(x_BTD: jax.Array, ctx: inputs.Context) -> jax.Array:
   return x_BTD if ctx.mask_BT is None else jnp.where(ctx.mask_BT[..., None], x_BTD, 0)
 
 
@@ -74,7 +74,7 @@ class Stack(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x_BTD: jax.Array, ctx: layers.Context
+    self, x_BTD: jax.Array, ctx: inputs.Context
   ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     names = tuple(sub.name for sub in self.sublayers)
     x_BTD = probe.now().start(_present(x_BTD, ctx), ctx.mask_BT, names)

@@ -15,32 +15,32 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from deres_jax.models import layers
+from deres_jax.models import inputs, layers
 
 Array = jax.Array
 
 _position = nn.initializers.normal(1.0)
 
 
-def fields_of(rows_BSE: Array, layout: layers.Layout) -> Array:
+def fields_of(rows_BSE: Array, layout: inputs.Layout) -> Array:
   """The single-valued fields. [B, F, E]."""
   return rows_BSE[:, : layout.fields]
 
 
-def events_of(rows_BSE: Array, layout: layers.Layout) -> Array:
+def events_of(rows_BSE: Array, layout: inputs.Layout) -> Array:
   """The behaviour sequence. [B, L, G, E]."""
   rows = rows_BSE[:, layout.fields :]
   return rows.reshape(rows.shape[0], layout.events, layout.event_fields, rows.shape[-1])
 
 
-def there(rows_BSE: Array, layout: layers.Layout, ctx: layers.Context) -> Array:
+def there(rows_BSE: Array, layout: inputs.Layout, ctx: inputs.Context) -> Array:
   """Which events are there [B, L] bool: all of them where the context has no mask."""
   if ctx.mask_BT is None:
     return jnp.ones((rows_BSE.shape[0], layout.events), bool)
   return ctx.mask_BT
 
 
-def pooled(rows_BSE: Array, layout: layers.Layout, ctx: layers.Context) -> Array:
+def pooled(rows_BSE: Array, layout: inputs.Layout, ctx: inputs.Context) -> Array:
   """Fields, and the mean over events of each attribute as further ones. [B, F + G, E].
 
   For models that do not read sequences; a row without events gets zeros.

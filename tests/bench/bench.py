@@ -21,12 +21,13 @@ import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-sys.path.insert(0, str(Path(__file__).parents[2]))  # before what is installed
+HERE = Path(__file__).resolve().parent
+for folder in ('scale_parts', 'parts', '../helpers', '../embeddings', '../..'):
+  sys.path.insert(0, str(HERE / folder))  # the project stands before what is installed
 
 import table
 
-from deres_jax import allocator
+from deres_jax.core import allocator
 
 PARTS = ('depth', 'steps', 'tables', 'disk', 'start', 'serving', 'evaluation')
 HEAD = 'what', 'unit', 'ours', 'peer', 'limit', 'ratio', 'spread', 'aim', 'note'

@@ -16,8 +16,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-sys.path.insert(0, str(Path(__file__).parents[2]))  # before what is installed
+HERE = Path(__file__).resolve().parent
+for folder in ('scale_parts', 'parts', '../helpers', '../embeddings', '../..'):
+  sys.path.insert(0, str(HERE / folder))  # the project stands before what is installed
 
 import criteo_text
 import reading
@@ -36,7 +37,7 @@ def build_command(raw: Path, out: Path) -> list[str]:
 
 def peer_command(way: str, raw: Path, out: Path) -> list[str]:
   """The same work done by peers.py."""
-  script = Path(__file__).with_name('peers.py')
+  script = HERE / 'parts' / 'peers.py'
   return [sys.executable, str(script), way, str(raw), str(out), str(MIN_COUNT)]
 
 

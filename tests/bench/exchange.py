@@ -32,7 +32,7 @@ from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from deres_jax import collectives
+from deres_jax.costs import collectives
 
 FIELDS, EXPONENT, HOST = 39, 1.05, 8
 SIZES = np.geomspace(10, 1_000_000, FIELDS).astype(int)

@@ -19,8 +19,9 @@ import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-sys.path.insert(0, str(Path(__file__).parents[2]))  # before what is installed
+HERE = Path(__file__).resolve().parent
+for folder in ('scale_parts', 'parts', '../helpers', '../embeddings', '../..'):
+  sys.path.insert(0, str(HERE / folder))  # the project stands before what is installed
 
 import scale_big
 import scale_mesh
@@ -28,7 +29,7 @@ import scale_pod
 import scale_steps
 import table
 
-from deres_jax import allocator
+from deres_jax.core import allocator
 
 PARTS = {
   'by_vocabulary': (scale_steps.by_vocabulary, 1),

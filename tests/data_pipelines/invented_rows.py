@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from data_pipelines.tfds_blocks import open_split
+from data_pipelines.prepared.tfds import open_split
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

@@ -5,13 +5,20 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipelines.dataset import Encoded, FieldInfo, GroupInfo, ItemInfo, SequenceInfo, Site
-from data_pipelines.prepare import write_prepared
-from data_pipelines.rejects import Rejects
-from data_pipelines.schema import BLOCK_ROWS, FIRST_TOKEN_ID, SPLITS, RecordShape
-from data_pipelines.synthetic import SYNTHETIC
-from data_pipelines.vocabulary import write_vocabulary
-from data_pipelines.workers import Workers
+from data_pipelines.core.workers import Workers
+from data_pipelines.datasets.synthetic.dataset import SYNTHETIC
+from data_pipelines.prepared.dataset import (
+  Encoded,
+  FieldInfo,
+  GroupInfo,
+  ItemInfo,
+  SequenceInfo,
+  Site,
+)
+from data_pipelines.prepared.rejects import Rejects
+from data_pipelines.prepared.schema import BLOCK_ROWS, FIRST_TOKEN_ID, SPLITS, RecordShape
+from data_pipelines.prepared.vocabulary import write_vocabulary
+from data_pipelines.prepared.writer import write_prepared
 
 Columns = dict[str, np.ndarray]
 

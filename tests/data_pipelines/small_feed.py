@@ -8,11 +8,11 @@ import math
 
 import pytest
 
-from data_pipelines import synthetic_social_calibration
-from data_pipelines.counter_random import uniforms
-from data_pipelines.synthetic_social import SocialSource
-from data_pipelines.synthetic_social_calibration import calibrate
-from data_pipelines.synthetic_social_options import SocialOptions
+from data_pipelines.core.random import uniforms
+from data_pipelines.datasets.synthetic_feed import calibration
+from data_pipelines.datasets.synthetic_feed.calibration import calibrate
+from data_pipelines.datasets.synthetic_feed.dataset import SocialSource
+from data_pipelines.datasets.synthetic_feed.options import SocialOptions
 
 SMALL = SocialOptions(users=300, items=200, tags=10, authors=30, events=8)
 FLAGS = ['--dataset=synthetic_social', '--items=200', '--tags=10', '--authors=30', '--events=8']
@@ -22,7 +22,7 @@ FLAGS = ['--dataset=synthetic_social', '--items=200', '--tags=10', '--authors=30
 def teacher_of(options: SocialOptions = SMALL):
   """The teacher and what its calibration measures, on an eighth of the usual population."""
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(synthetic_social_calibration, 'CALIBRATION_ROWS', 1 << 14)
+    patch.setattr(calibration, 'CALIBRATION_ROWS', 1 << 14)
     return calibrate(options)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipelines.tfds_blocks import open_split
+from data_pipelines.prepared.tfds import open_split
 
 SPLIT_NAMES = ('train', 'validation', 'test')
 LOG_HEADER = (

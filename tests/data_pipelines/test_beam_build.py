@@ -7,7 +7,8 @@ import pytest
 import social_rows
 from invented_rows import AVAZU_HEADER, avazu_lines, criteo_lines, write_lines
 
-from data_pipelines import beam_build, build, doctor
+from data_pipelines import beam_build, build
+from data_pipelines.doctor import __main__ as doctor
 
 
 def files(folder):
@@ -43,8 +44,8 @@ def social(folder):
 
 @pytest.mark.parametrize('dataset', [criteo, avazu, criteo_1tb, social], ids=lambda f: f.__name__)
 def test_beam_writes_the_same_bytes(dataset, tmp_path, monkeypatch):
-  monkeypatch.setattr('data_pipelines.ingest.CHUNK_BYTES', 20_000)
-  monkeypatch.setattr('data_pipelines.encoding._GROUP_ROWS', 200)
+  monkeypatch.setattr('data_pipelines.text.ingest.CHUNK_BYTES', 20_000)
+  monkeypatch.setattr('data_pipelines.text.encoding._GROUP_ROWS', 200)
   (tmp_path / 'in').mkdir()
   flags = dataset(tmp_path / 'in')
   assert build.main([*flags, f'--out={tmp_path / "local"}']) == 0

@@ -14,9 +14,10 @@ import time
 import pytest
 from invented_rows import REPOSITORY, criteo_lines, write_lines
 
-from data_pipelines import build, doctor
-from data_pipelines.errors import UserError
-from data_pipelines.workers import Workers
+from data_pipelines import build, datasets
+from data_pipelines.core.errors import UserError
+from data_pipelines.core.workers import Workers
+from data_pipelines.doctor import __main__ as doctor
 
 
 @pytest.fixture
@@ -36,7 +37,7 @@ def mistake(capsys, tmp_path):
   return run
 
 
-@pytest.mark.parametrize('name', [None, *build.DATASETS])
+@pytest.mark.parametrize('name', [None, *datasets.DATASETS])
 def test_help_fits_a_screen_and_names_the_flags_of_one_data_set(name, capsys):
   with pytest.raises(SystemExit) as stop:
     build.main([*([f'--dataset={name}'] if name else []), '--help'])
@@ -44,7 +45,7 @@ def test_help_fits_a_screen_and_names_the_flags_of_one_data_set(name, capsys):
   assert stop.value.code == 0 and len(said.splitlines()) <= 40
   assert max(map(len, said.splitlines())) <= 80
   assert ('--rows_train' in said) == (name == 'synthetic')
-  for other in build.DATASETS:
+  for other in datasets.DATASETS:
     assert (f' {other}: ' in said) == (name in (None, other))
 
 
@@ -136,12 +137,12 @@ def test_full_disk_keeps_what_is_done(mistake, monkeypatch, tmp_path, capsys):
       raise RuntimeError('write() failed: No space left on device; writing x')
 
   with monkeypatch.context() as patch:
-    patch.setattr('data_pipelines.records.ArrayRecordWriter', Full)
+    patch.setattr('data_pipelines.prepared.records.ArrayRecordWriter', Full)
     assert build.main(given) == 2
   error = capsys.readouterr().err
   assert error.count('\n') == 1 and 'No space left on device' in error and 'run it again' in error
   assert not (tmp_path / 'out').exists()
-  monkeypatch.setattr('data_pipelines.ingest.text_table.parse', None)  # not parsed a second time
+  monkeypatch.setattr('data_pipelines.text.ingest.parser.parse', None)  # not parsed a second time
   assert build.main(given) == 0
   assert 'going on with a build that was stopped' in capsys.readouterr().out
 
@@ -153,8 +154,8 @@ STOPPED_AT = ('ingest._parse', 'encoding._build_field', 'encoding._encode_group'
 def test_stopped_build_goes_on_and_ends_in_the_same_bytes(place, tmp_path, monkeypatch, capsys):
   raw = write_lines(tmp_path / 'raw', [*criteo_lines(700), 'bad'])
   given = ['--dataset=criteo', f'--raw={raw}', '--workers=1', '--min_count=1']
-  monkeypatch.setattr('data_pipelines.ingest.CHUNK_BYTES', 20_000)
-  monkeypatch.setattr('data_pipelines.encoding._GROUP_ROWS', 200)
+  monkeypatch.setattr('data_pipelines.text.ingest.CHUNK_BYTES', 20_000)
+  monkeypatch.setattr('data_pipelines.text.encoding._GROUP_ROWS', 200)
   assert build.main([*given, f'--out={tmp_path / "whole"}']) == 0
   module, name = (importlib.import_module(f'data_pipelines.{place.split(".")[0]}'),
                   place.split('.')[1])  # fmt: skip
@@ -190,7 +191,7 @@ def test_another_plan_starts_anew(tmp_path, monkeypatch, capsys):
     raise KeyboardInterrupt
 
   with monkeypatch.context() as patch:
-    patch.setattr('data_pipelines.shards._write', stop)
+    patch.setattr('data_pipelines.prepared.shards._write', stop)
     assert build.main(given) == 130
   work = tmp_path / 'out.building/work'
   assert list(work.iterdir())

@@ -9,16 +9,18 @@ import pytest
 import social_rows
 from made import feed_row
 
-from data_pipelines import avazu_parse, build, social_protocol
-from data_pipelines.avazu_protocol import SPLIT_PROTOCOLS as AVAZU_SPLITS
-from data_pipelines.criteo_parse import FIELD_NAMES
-from data_pipelines.criteo_protocol import SPLIT_PROTOCOLS as CRITEO_SPLITS
-from data_pipelines.protocols import Split
-from data_pipelines.tfds_blocks import open_split
-from deres_jax import inputs
-from deres_jax.errors import UserError
-from deres_jax.raw_rows import Encoder
-from deres_jax.schema import load_schema
+from data_pipelines import build
+from data_pipelines.datasets import avazu
+from data_pipelines.datasets.avazu import SPLIT_PROTOCOLS as AVAZU_SPLITS
+from data_pipelines.datasets.criteo import FIELD_NAMES
+from data_pipelines.datasets.criteo import SPLIT_PROTOCOLS as CRITEO_SPLITS
+from data_pipelines.datasets.kuairand import fields
+from data_pipelines.prepared.tfds import open_split
+from data_pipelines.text.splits import Split
+from deres_jax.core.errors import UserError
+from deres_jax.data.schema import load_schema
+from deres_jax.serving import inputs
+from deres_jax.serving.encoder import Encoder
 
 SPLITS = ('train', 'validation', 'test')
 
@@ -116,7 +118,7 @@ def test_avazu_rows_become_the_ids_of_the_build(tmp_path, protocol):
   assert_same_ids(tmp_path / 'out', rows, AVAZU_SPLITS[protocol])
   encoder = encoder_of(tmp_path / 'out')
   for hour in ('14103124', '14043100', '09010100', '141021', '-14102100'):
-    assert np.isnat(avazu_parse.dates_of(np.array([int(hour)])))  # so the build refuses the row
+    assert np.isnat(avazu.dates_of(np.array([int(hour)])))  # so the build refuses the row
     with pytest.raises(UserError, match=r'^row 0: hour is .*expected YYMMDDHH'):
       encoder.encode([{**rows[0], 'hour': hour}])
   # It has no word for a missing value: unknown.
@@ -129,11 +131,11 @@ def social_request(row, rows, users, videos):
   def known(row):
     logged = {name: str(row[name]) for name in ('user_id', 'video_id', 'tab')}
     side = {**users.get(logged['user_id'], {}), **videos.get(logged['video_id'], {})}
-    names = set(social_protocol.FIELDS) - logged.keys()
+    names = set(fields.FIELDS) - logged.keys()
     return logged | {name: text for name, text in side.items() if name in names}
 
   events = [
-    {k: v for k, v in known(event).items() if k in social_protocol.SHARED}
+    {k: v for k, v in known(event).items() if k in fields.SHARED}
     | {
       'feedback': '+'.join(k.removeprefix('is_') for k in social_rows.FEEDBACK if event[k]),
       'time_ms': str(event['time_ms']),

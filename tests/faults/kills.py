@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable
 
 if __name__ == '__main__':  # before jax is imported
-  sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+  sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / 'helpers'))
   os.environ['JAX_PLATFORMS'] = 'cpu'
   import quick
 
@@ -31,7 +31,10 @@ if __name__ == '__main__':  # before jax is imported
 
 from pod_state import describe
 
-from deres_jax import cli, config, manifest, train
+from deres_jax import config
+from deres_jax.core import cli
+from deres_jax.training import loop
+from deres_jax.training.checkpoints import manifest
 
 TERMS = 0.2  # share of kills that are SIGTERM
 EARLY = 0.15  # share of kills before the first step of a start
@@ -166,7 +169,7 @@ def main():
   rng, log, began = random.Random(a.seed), a.out / 'log.txt', time.monotonic()
   c = config.resolve(config.base(f'{SETTINGS},data.path={a.data},{a.more}'))
   whole = a.out / 'undisturbed'
-  assert code_of(child(lambda: train.train(c, whole), log)) == 0, log.read_text()
+  assert code_of(child(lambda: loop.train(c, whole), log)) == 0, log.read_text()
   counts, rounds, starts = collections.Counter(), 0, 0
 
   def enough() -> bool:
@@ -177,7 +180,7 @@ def main():
     workdir, before = a.out / f'run{rounds}', 0
     rounds, code = rounds + 1, None
     while code != 0:
-      pid = child(lambda workdir=workdir: train.train(c, workdir), log)
+      pid = child(lambda workdir=workdir: loop.train(c, workdir), log)
       starts += 1
       sent = None if enough() else disturb(pid, workdir, rng)
       code = code_of(pid)

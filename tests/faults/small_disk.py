@@ -17,14 +17,16 @@ import subprocess
 import sys
 
 if __name__ == '__main__':  # before jax is imported
-  sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+  sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / 'helpers'))
   import quick
 
   os.environ['XLA_FLAGS'] = quick.XLA_FLAGS
 
 from test_runs import settings
 
-from deres_jax import checkpoint, cli, train
+from deres_jax.core import cli
+from deres_jax.training import loop
+from deres_jax.training.checkpoints import store
 
 
 def mount(*options: str):
@@ -37,7 +39,7 @@ def started(c, workdir: pathlib.Path) -> list:
   said = io.StringIO()
   with contextlib.redirect_stderr(said):
     try:
-      train.train(c, workdir)
+      loop.train(c, workdir)
       code = 0
     except Exception as e:
       code = cli.code_of(e)
@@ -51,7 +53,7 @@ def main():
   data, disk, out = map(pathlib.Path, sys.argv[1:])
   c, workdir = settings(data), disk / 'w'
   mount('size=64m')
-  save = checkpoint.Checkpoints.save
+  save = store.Checkpoints.save
 
   def filling(self, step, *args):
     self.wait()
@@ -60,9 +62,9 @@ def main():
       (disk / 'filler').write_bytes(bytes(left - 40_000))
     save(self, step, *args)
 
-  checkpoint.Checkpoints.save = filling
+  store.Checkpoints.save = filling
   ends = [started(c, workdir)]
-  checkpoint.Checkpoints.save = save
+  store.Checkpoints.save = save
   ends.append(started(c, workdir))  # still full
   mount('remount', 'ro')
   ends.append(started(c, workdir))

@@ -21,7 +21,7 @@ import time
 
 import numpy as np
 
-from deres_jax import cli
+from deres_jax.core import cli
 
 REPO = pathlib.Path(__file__).resolve().parents[2]
 EVERY = 2.0  # seconds between samples

@@ -12,8 +12,9 @@ import pytest
 from kills import end_of
 from test_runs import settings
 
-from deres_jax import disk, train
-from deres_jax.errors import UserError
+from deres_jax.core import files
+from deres_jax.core.errors import UserError
+from deres_jax.training import loop
 
 HERE = pathlib.Path(__file__).resolve().parent
 ALONE = ['unshare', '--user', '--map-root-user', '--mount']
@@ -43,21 +44,21 @@ def test_a_full_and_a_read_only_disk(planted, tmp_path):
   assert 'Read-only file system: mount it for writing' in locked[0]
   assert locked[1:] == [2, ['12', '8']]
   assert well[1] == 0
-  train.train(settings(planted), tmp_path / 'whole')
+  loop.train(settings(planted), tmp_path / 'whole')
   assert end_of(out) == end_of(tmp_path / 'whole')
 
 
 @pytest.mark.parametrize('name', ['ENOSPC', 'EDQUOT', 'EFBIG', 'EROFS', 'EACCES', 'EPERM'])
 def test_what_a_user_can_mend_is_one_line_that_names_the_file(name, tmp_path):
   number = getattr(errno, name)
-  with pytest.raises(UserError, match=rf'^/a/b: {os.strerror(number)}: '), disk.faults(tmp_path):
+  with pytest.raises(UserError, match=rf'^/a/b: {os.strerror(number)}: '), files.faults(tmp_path):
     raise OSError(number, os.strerror(number), '/a/b')
 
 
 def test_other_errors_stay_what_they_are(tmp_path):
   for error in (OSError(errno.EBADF, 'bad'), ValueError('Permission denied?'), KeyError('x')):
-    with pytest.raises(type(error)) as caught, disk.faults(tmp_path):
+    with pytest.raises(type(error)) as caught, files.faults(tmp_path):
       raise error
     assert caught.value is error
-  with pytest.raises(UserError, match=f'^{tmp_path}: No space'), disk.faults(tmp_path):
+  with pytest.raises(UserError, match=f'^{tmp_path}: No space'), files.faults(tmp_path):
     raise ValueError('RESOURCE_EXHAUSTED: writing x: [OS error 28: No space left on device]')

@@ -10,9 +10,11 @@ from damage import flip, rewrite, table
 from kills import end_of
 from pod_state import describe
 
-from deres_jax import checkpoint, config, evaluate, parts, step, train
-from deres_jax.blocks import Blocks
-from deres_jax.errors import Retry, UserError
+from deres_jax import config
+from deres_jax.core.errors import Retry, UserError
+from deres_jax.data.blocks import Blocks
+from deres_jax.training import evaluate, loop, run, step
+from deres_jax.training.checkpoints import store
 
 
 def settings(data):
@@ -45,14 +47,14 @@ def cut_off(monkeypatch, c, workdir, place=step, name='make_train_step', calls=2
     wrapped = (lambda *a: counted(made(*a))) if name.startswith('make_') else counted(made)
     patch.setattr(place, name, wrapped)
     with pytest.raises(Cut):
-      train.train(c, workdir)
+      loop.train(c, workdir)
 
 
 @pytest.fixture(scope='module')
 def whole(planted, tmp_path_factory):
   """Workdir of an undisturbed run."""
   workdir = tmp_path_factory.mktemp('whole') / 'w'
-  train.train(settings(planted), workdir)
+  loop.train(settings(planted), workdir)
   return workdir
 
 
@@ -81,7 +83,7 @@ def assert_equal(workdir, whole):
 def test_a_run_falls_back_and_ends_as_if_nothing_had_been(workdir, whole, planted, capsys, damaged):
   for name in damaged:
     flip(table(workdir / 'checkpoints' / name))
-  train.train(settings(planted), workdir)
+  loop.train(settings(planted), workdir)
   said = capsys.readouterr().err
   for name in damaged:
     assert f'checkpoint {name} is damaged' in said and f'set aside as damaged-{name}' in said
@@ -97,7 +99,7 @@ def test_lost_figures_are_told_and_the_run_goes_on(workdir, whole, planted, caps
     record.unlink()
   else:
     record.write_text('' if how == 'emptied' else '\n'.join(before[:2]) + '\n{"step": 10, "sp')
-  train.train(settings(planted), workdir)
+  loop.train(settings(planted), workdir)
   kept = {'deleted': 0, 'emptied': 0, 'cut': 2}[how]
   assert f'{record} has {kept} of 9 lines up to step 20' in capsys.readouterr().err
   mine, theirs = end_of(workdir), end_of(whole)
@@ -128,15 +130,15 @@ def test_a_run_stopped_where_no_figures_are_due_has_lost_none(
   with monkeypatch.context() as patch:
     patch.setattr(step, 'make_train_step', make)
     with pytest.raises(Retry, match='at step 7'):
-      train.train(c, tmp_path / 'w')
-  train.train(c, tmp_path / 'w')
+      loop.train(c, tmp_path / 'w')
+  loop.train(c, tmp_path / 'w')
   said = capsys.readouterr().err
   assert 'resuming at step 7' in said and 'gone' not in said
   assert_equal(tmp_path / 'w', whole)
 
 
 def test_a_run_that_is_not_damaged_says_nothing_of_it(workdir, whole, planted, capsys):
-  train.train(settings(planted), workdir)
+  loop.train(settings(planted), workdir)
   said = capsys.readouterr().err
   assert 'damaged' not in said and 'gone' not in said
   assert_equal(workdir, whole)
@@ -151,19 +153,19 @@ def test_a_damaged_best_ends_the_run_until_the_user_says_what_to_do(
   flip(table(best))
   for _ in range(2):
     with pytest.raises(UserError, match=r'12 is to be evaluated and is damaged .*another checksum'):
-      train.train(c, workdir)
+      loop.train(c, workdir)
   with pytest.raises(UserError, match='12 is to be evaluated and is damaged'):
-    train.evaluate_best(c, workdir)
+    loop.evaluate_best(c, workdir)
   assert not (workdir / 'result.json').exists()
   assert {p.name for p in best.parent.iterdir()} == {'12', '20', '24'}
   best.rename(workdir / 'elsewhere')
-  assert train.train(c, workdir)['step_chosen'] == 24
-  assert train.evaluate_best(c, workdir)['step'] == 24
+  assert loop.train(c, workdir)['step_chosen'] == 24
+  assert loop.evaluate_best(c, workdir)['step'] == 24
 
 
 def test_lines_are_on_the_disk_before_a_checkpoint_is_begun(planted, tmp_path, monkeypatch):
   record, synced, steps = tmp_path / 'w' / 'metrics.jsonl', [], []
-  sync, save = os.fsync, checkpoint.Checkpoints.save
+  sync, save = os.fsync, store.Checkpoints.save
 
   def fsync(number):
     sync(number)
@@ -175,7 +177,7 @@ def test_lines_are_on_the_disk_before_a_checkpoint_is_begun(planted, tmp_path, m
     steps.append(step)
     save(self, step, *args)
 
-  monkeypatch.setattr(checkpoint.Checkpoints, 'save', saving)
+  monkeypatch.setattr(store.Checkpoints, 'save', saving)
   (tmp_path / 'w').mkdir()
   record.touch()
   monkeypatch.setattr(os, 'fsync', fsync)
@@ -194,22 +196,22 @@ def test_data_altered_under_a_run_is_told_and_mended(
   flip(record)
   before = {p.name for p in (workdir / 'checkpoints').iterdir()}
   with pytest.raises(UserError, match=r'split train cannot be read .*doctor'):
-    train.train(c, workdir)
+    loop.train(c, workdir)
   assert {p.name for p in (workdir / 'checkpoints').iterdir()} == before
   flip(record)
-  train.train(c, workdir)
+  loop.train(c, workdir)
   assert_equal(workdir, whole)
 
 
 def test_a_config_json_that_is_damaged_is_told(workdir, planted):
   os.truncate(workdir / 'config.json', 30)
   with pytest.raises(UserError, match=r'config.json: not valid JSON .*bring the file back'):
-    train.train(settings(planted), workdir)
+    loop.train(settings(planted), workdir)
 
 
 def test_a_run_that_is_cut_off_in_its_test_evaluates_again(planted, whole, tmp_path, monkeypatch):
   cut_off(monkeypatch, settings(planted), tmp_path / 'w', evaluate, 'run', 3)
-  train.train(settings(planted), tmp_path / 'w')
+  loop.train(settings(planted), tmp_path / 'w')
   assert_equal(tmp_path / 'w', whole)
 
 
@@ -221,8 +223,8 @@ def test_a_split_is_opened_once_a_run(planted, tmp_path, monkeypatch):
     opened.append(split)
     return Blocks(schema, split)
 
-  monkeypatch.setattr(parts, 'Blocks', blocks)
-  train.train(settings(planted), tmp_path / 'w')
+  monkeypatch.setattr(run, 'Blocks', blocks)
+  loop.train(settings(planted), tmp_path / 'w')
   written = (tmp_path / 'w' / 'metrics.jsonl').read_text()
   assert written.count('"validation"') == 2
   assert opened == ['train', 'validation', 'test']

@@ -15,12 +15,17 @@ import reference_classic as reference
 from arrays import F32, KEY, B, E, F, assert_close, double, initial, normal, randomised, row_keys
 from made import in_order, numbers
 
-from deres_jax import config, data, embedding, models, parallel, step
-from deres_jax.blocks import Blocks
-from deres_jax.errors import UserError
-from deres_jax.models import layers
-from deres_jax.schema import load_schema
-from deres_jax.setup import make_setup
+from deres_jax import config, models
+from deres_jax.core.errors import UserError
+from deres_jax.data import batches as batches_lib
+from deres_jax.data.blocks import Blocks
+from deres_jax.data.schema import load_schema
+from deres_jax.embeddings import exchange
+from deres_jax.embeddings import layout as layout_lib
+from deres_jax.models import inputs, layers
+from deres_jax.pod import mesh as mesh_lib
+from deres_jax.training import step
+from deres_jax.training.step_spec import make_setup
 
 FIELDS = models.Layout(F)
 EVENTS = models.Layout(fields=4, events=5, event_fields=2, targets=(2, 0))
@@ -57,10 +62,10 @@ def build(backbone, more='', layout=EVENTS):
 def context(layout, rows=B):
   """Row 0 has no event, the last one all, the others some."""
   if not layout.events:
-    return layers.Context()
+    return inputs.Context()
   there_BL = normal(rows, layout.events, seed=5) > 0
   there_BL[0], there_BL[-1] = False, True
-  return layers.Context(mask_BT=there_BL)
+  return inputs.Context(mask_BT=there_BL)
 
 
 def made(backbone, more='', layout=EVENTS, rows=B):
@@ -194,13 +199,13 @@ def absent(ctx):
 
 def first_rows(c):
   """Rows of a table of their own, as a run starts with them. [B, S, E]."""
-  tables = embedding.Tables((B * EVENTS.slots,), *models.row_width(c))
+  tables = layout_lib.Tables((B * EVENTS.slots,), *models.row_width(c))
   (table,) = tables.parts
   start = jax.shard_map(
-    lambda: embedding.init_rows(KEY, table, c.optim.table_init_std),
-    mesh=parallel.make_mesh(1),
+    lambda: exchange.init_rows(KEY, table, c.optim.table_init_std),
+    mesh=mesh_lib.make_mesh(1),
     in_specs=(),
-    out_specs=parallel.TABLE,
+    out_specs=mesh_lib.TABLE,
     check_vma=False,
   )
   rows = in_order(tables, [jax.jit(start)()])[: table.rows]
@@ -322,7 +327,7 @@ EVERYTHING = 0.9999999  # of this rate, nothing is left of what it falls on
 
 
 def keyed(rows):
-  return layers.Context(row_keys(rows), mask_BT=np.ones((rows, EVENTS.events), bool))
+  return inputs.Context(row_keys(rows), mask_BT=np.ones((rows, EVENTS.events), bool))
 
 
 @every_model
@@ -362,8 +367,8 @@ def test_embed_dropout_keeps_the_mean_logit(backbone):
   draws = 4000
   module, rows_BFE, _, params = made(backbone, 'model.embed_dropout=0.3', FIELDS)
   many = jnp.broadcast_to(rows_BFE[:1], (draws, *rows_BFE.shape[1:]))
-  got = apply(module, params, many, layers.Context(row_keys(draws)))
-  (want,) = apply(module, params, rows_BFE[:1], layers.Context())
+  got = apply(module, params, many, inputs.Context(row_keys(draws)))
+  (want,) = apply(module, params, rows_BFE[:1], inputs.Context())
   assert np.std(got) > 0.1
   assert np.mean(got) == pytest.approx(want, abs=5 * float(np.std(got)) / math.sqrt(draws))
 
@@ -428,11 +433,11 @@ def train(folder, devices, steps=6):
   sizes = 'model.embed_dim=3,mlp.units=8,mlp.layers=2,data.batch_size=64,data.eval_batch_size=64'
   rates = 'optim.table_lr=0.1,optim.adam_eps=0.001'
   c = config.resolve(config.base(f'model.backbone=deepfm,{sizes},{rates}'))
-  schema, mesh = load_schema(str(folder)), parallel.make_mesh(devices)
+  schema, mesh = load_schema(str(folder)), mesh_lib.make_mesh(devices)
   setup = make_setup(c, schema, mesh, steps)
-  batches = data.Batches(Blocks(schema, 'train'), setup.tables, 64, devices, 64, c.seed)
+  batches = batches_lib.Batches(Blocks(schema, 'train'), setup.tables, 64, devices, 64, c.seed)
   host_batch, state = batches[0], step.init_state(setup)
-  batch = data.put(host_batch, mesh)
+  batch = batches_lib.put(host_batch, mesh)
   one, read = step.make_train_step(setup), step.make_read_stream(setup)
   before, losses = in_order(setup.tables, state.rows), []
   for _ in range(steps):

@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from deres_jax import config, flops, models
+from deres_jax import config, models
+from deres_jax.costs import flops
 from deres_jax.models import backbones
-from deres_jax.models.layers import Context
+from deres_jax.models.inputs import Context
 from deres_jax.models.stack import Shape
 
 ROWS = 64  # traced: what is computed once a batch is shared out

@@ -29,7 +29,7 @@ from arrays import (
   row_keys,
 )
 
-from deres_jax.models import heads, layers, tokenizer
+from deres_jax.models import heads, inputs, layers, tokenizer
 
 # Dense maps, attention, feed-forward, norms.
 
@@ -163,7 +163,7 @@ def test_sublayers_compute_in_bfloat16_from_float32_parameters(module):
 
 def test_dropout_is_off_at_rate_0_and_without_keys():
   x_BTD = jnp.asarray(normal(B, T, D), F32)
-  ctx = layers.Context(row_keys(B))
+  ctx = inputs.Context(row_keys(B))
   assert ctx.train and not PLAIN.train
   np.testing.assert_array_equal(layers.dropout(x_BTD, 0.0, ctx, 1), x_BTD)
   np.testing.assert_array_equal(layers.dropout(x_BTD, 0.5, PLAIN, 1), x_BTD)
@@ -174,7 +174,7 @@ def test_dropout_is_a_function_of_the_row_s_key_and_the_place():
   x_BTD, keys_B = jnp.ones((8, T, D)), row_keys(8)
 
   def drop(rows, salt=1):
-    return np.asarray(layers.dropout(x_BTD[rows], 0.5, layers.Context(keys_B[rows]), salt))
+    return np.asarray(layers.dropout(x_BTD[rows], 0.5, inputs.Context(keys_B[rows]), salt))
 
   whole = drop(np.arange(8))
   np.testing.assert_array_equal(whole, drop(np.arange(8)))
@@ -187,7 +187,7 @@ def test_dropout_is_a_function_of_the_row_s_key_and_the_place():
 @pytest.mark.parametrize('rate', [0.1, 0.75])
 def test_dropout_keeps_the_mean(rate):
   rows, width = 50, 400
-  ctx = layers.Context(row_keys(rows))
+  ctx = inputs.Context(row_keys(rows))
   out = np.asarray(layers.dropout(jnp.full((rows, width), 3.0), rate, ctx, salt=0))
   np.testing.assert_allclose(np.unique(out), [0.0, 3 / (1 - rate)], rtol=1e-6)
   # 20,000 draws: five standard errors.

@@ -12,7 +12,7 @@ from marks import slow
 
 from deres_jax import config, models
 from deres_jax.models import backbones
-from deres_jax.models.layers import Context
+from deres_jax.models.inputs import Context
 
 B, F, E, D, T, DEPTH = 3, 5, 3, 8, 4, 2
 RATIO, RANK, UNITS, LAYERS, BASES, K = 2, 3, 6, 2, 3, 4

@@ -29,8 +29,11 @@ from arrays import (
 )
 
 from deres_jax import config, models
-from deres_jax.errors import UserError
-from deres_jax.models import layers, onetrans
+from deres_jax.config import fields as fields_lib
+from deres_jax.core.errors import UserError
+from deres_jax.models import inputs as inputs_lib
+from deres_jax.models import layers
+from deres_jax.models.backbones import onetrans
 
 # Whole models.
 
@@ -117,7 +120,7 @@ def test_a_whole_model_is_tokens_stack_and_head_in_order(connector, causal):
   if connector == 'prenorm':
     _, x_BTD = reference.prenorm(p['stack']['connector'], 'rms', x_BTD, branches)
   else:
-    switches = dataclasses.asdict(config.DeRes())
+    switches = dataclasses.asdict(fields_lib.DeRes())
     _, x_BTD = reference.deres(p['stack']['connector'], switches, 'rms', 2, x_BTD, branches)
   want_B = np.mean(x_BTD, axis=1) @ p['head']['kernel'] + p['head']['bias']
   got_B = module.apply({'params': params}, ROWS, PLAIN)
@@ -152,7 +155,7 @@ def test_training_noise_belongs_to_rows():
   keys_B = row_keys(B)
 
   def logits(rows, keys):
-    return np.asarray(module.apply({'params': params}, ROWS[rows], layers.Context(keys)))
+    return np.asarray(module.apply({'params': params}, ROWS[rows], inputs_lib.Context(keys)))
 
   whole = logits(np.arange(B), keys_B)
   others = np.array([2, 0, 2])
@@ -165,7 +168,7 @@ def test_dropout_falls_on_branches_and_on_table_rows(where):
   """At a rate of nearly 1 nothing but what it falls on is gone."""
   module = build(connector='prenorm', **{where: 0.9999999})
   params = randomised(module, ROWS, PLAIN)
-  got_B = module.apply({'params': params}, ROWS, layers.Context(row_keys(B)))
+  got_B = module.apply({'params': params}, ROWS, inputs_lib.Context(row_keys(B)))
   if where == 'dropout':
     parts = module.bind({'params': params})
     norms = double(params['stack']['connector']['norms'])

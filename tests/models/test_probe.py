@@ -17,10 +17,11 @@ import reference_streams as streams
 from arrays import assert_close, double
 from driving import B, D, T, connector, embedding, make_branches, randomised, resolve, run
 
-from deres_jax import config, findings, inspect_claims, inspect_page, models, moments, probes
+from deres_jax import config, models
+from deres_jax.inspect import claims, findings, moments, page, probes
 from deres_jax.models import probe
-from deres_jax.models.layers import Context
-from deres_jax.trained import Trained
+from deres_jax.models.inputs import Context
+from deres_jax.training.checkpoints.restore import Trained
 
 DEPTH, LAYER = 3, 2
 SITES = DEPTH * LAYER
@@ -272,10 +273,10 @@ def test_every_connector_can_be_looked_into(name):
   whole = Trained(c, schema, types.SimpleNamespace(layout=models.Layout(FIELDS)), 0, (), 7, None)
   early = findings._early(structure, by_row, 8)
   content = findings.content(whole, findings.Seen(structure, found, gradients, early, out, labels))
-  content |= {'claims': inspect_claims.claims(content), 'rows': 8, 'rows_of_split': 8, 'dim': 8}
+  content |= {'claims': claims.claims(content), 'rows': 8, 'rows_of_split': 8, 'dim': 8}
   content |= dict.fromkeys(('workdir', 'config_hash', 'backbone', 'dataset', 'split'), 'x')
   content |= {'connector': name, 'layers': 2, 'seed': 0, 'step': 7, 'versions': {}}
-  text = inspect_page.page(content)
+  text = page.page(content)
   kinds = {kind for kind, _ in structure.sources}
   assert ('What each read takes' in text) == ('recall' in kinds)
   assert ('Streams' in text) == ('post' in kinds) == (name in ('hc', 'mhc', 'mhc_lite'))

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from made import ids_of
 
-from deres_jax import config, export, models, parallel
+from deres_jax import config, export, models
+from deres_jax.data.schema import load_schema
 from deres_jax.models.backbones import TOKEN_BACKBONES
-from deres_jax.models.layers import Context
-from deres_jax.schema import load_schema
-from deres_jax.setup import abstract_rows, make_setup
-from deres_jax.trained import Trained
+from deres_jax.models.inputs import Context
+from deres_jax.pod import mesh as mesh_lib
+from deres_jax.training.checkpoints.restore import Trained
+from deres_jax.training.step_spec import abstract_rows, make_setup
 
 TINY = (
   'model.depth=1,model.dim=8,model.heads=2,model.embed_dim=4,model.ffn_ratio=2,mlp.units=8,'
@@ -23,7 +24,7 @@ def untrained(folder, more):
   """A run that never was: random weights for a config on a prepared folder."""
   c = config.resolve(config.base(f'{TINY},data.path={folder},{more}'))
   schema = load_schema(str(folder))
-  setup = make_setup(c, schema, parallel.make_mesh(1), 10)
+  setup = make_setup(c, schema, mesh_lib.make_mesh(1), 10)
   rng = np.random.default_rng(0)
   shapes = jax.eval_shape(
     setup.model.init,

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs pure functions on several processes; the results come back in the order of the tasks."""
+
+import collections
+import concurrent.futures
+import itertools
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+import numpy as np
+
+from data_pipelines.core.errors import UserError
+
+_LARGE_BLOCK = 31 << 20  # glibc's dynamic threshold ends at 32 MiB
+
+
+def default_workers() -> int:
+  """Cores that this process may use."""
+  return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
+class Workers:
+  """A pool of processes for the tasks of many calls. What it runs must be picklable.
+
+  Small work is done in this process: the pool starts when that has taken a moment. Processes are
+  spawned, not forked: libraries of the parent may hold threads and locks.
+  """
+
+  def __init__(self, count: int, start_after: float = 0.5):
+    """Args: number of processes, 1 for none but this; seconds of work before they start."""
+    self.count = count
+    self._left = start_after
+    self._pool: concurrent.futures.ProcessPoolExecutor | None = None
+    keep_memory()
+
+  def __enter__(self) -> 'Workers':
+    return self
+
+  def __exit__(self, kind, error, trace) -> None:
+    if self._pool is not None:
+      self._pool.shutdown(wait=True, cancel_futures=True)
+      self._pool = None
+
+  def map(self, function: Callable[[Any], Any], tasks: Iterable[Any]) -> Iterator[Any]:
+    """function(task) for each task, in order; tasks are drawn only a little ahead.
+
+    Raises:
+      UserError: a process was killed, as when memory runs out.
+      Exception: the first one that a task raised.
+    """
+    tasks = iter(tasks)
+    for task in tasks:
+      if self.count > 1 and self._left <= 0:
+        yield from self._spread(function, itertools.chain([task], tasks))
+        return
+      began = time.monotonic()
+      result = function(task)
+      self._left -= time.monotonic() - began
+      yield result
+
+  def _spread(self, function: Callable[[Any], Any], tasks: Iterable[Any]) -> Iterator[Any]:
+    if self._pool is None:
+      self._pool = concurrent.futures.ProcessPoolExecutor(
+        self.count, multiprocessing.get_context('spawn'), initializer=_start
+      )
+    waiting: collections.deque = collections.deque()
+    try:
+      for task in tasks:
+        waiting.append(self._pool.submit(function, task))
+        if len(waiting) > 2 * self.count:
+          yield waiting.popleft().result()
+      while waiting:
+        yield waiting.popleft().result()
+    except BrokenProcessPool as error:
+      self._pool = None
+      raise UserError(
+        f'one of {self.count} worker processes was killed, perhaps for want of memory; '
+        f'run the same command again with --workers={max(1, self.count // 2)}'
+      ) from error
+    finally:
+      for future in waiting:
+        future.cancel()
+
+
+def _start() -> None:
+  # Ctrl-C reaches the whole group; the parent alone decides what becomes of the build.
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
+  keep_memory()
+
+
+def keep_memory() -> None:
+  """Lets NumPy's arrays of up to 32 MB be served from memory that was freed before.
+
+  glibc gives large blocks back to the kernel at once, and every new one costs a page fault per 4
+  kB: twice the time of parsing. Freeing one large block raises its threshold (mallopt(3),
+  M_MMAP_THRESHOLD); other allocators do not mind.
+  """
+  np.empty(_LARGE_BLOCK, np.uint8)  # freed at once

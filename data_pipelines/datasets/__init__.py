@@ -1,0 +1,18 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Data sets by name: each is a file that says how its raw rows become tokens."""
+
+from data_pipelines.datasets.avazu import AVAZU
+from data_pipelines.datasets.criteo import CRITEO
+from data_pipelines.datasets.criteo_1tb import CRITEO_1TB
+from data_pipelines.datasets.kuairand.dataset import SOCIAL
+from data_pipelines.datasets.synthetic.dataset import SYNTHETIC
+from data_pipelines.datasets.synthetic_feed.dataset import SYNTHETIC_SOCIAL
+
+DATASETS = {
+  'criteo': CRITEO,
+  'synthetic': SYNTHETIC,
+  'synthetic_social': SYNTHETIC_SOCIAL,
+  'avazu': AVAZU,
+  'criteo_1tb': CRITEO_1TB,
+  'social': SOCIAL,
+}

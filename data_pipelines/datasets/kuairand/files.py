@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which files of a KuaiRand folder are read."""
+
+import dataclasses
+from pathlib import Path
+
+from data_pipelines.core.errors import UserError
+from data_pipelines.core.files import check_raw
+
+LAYOUT = (
+  'log_standard_*.csv (two or more), user_features_*.csv, video_features_basic_*.csv, '
+  'each plain or .gz'
+)
+_DATA = 'data'  # the subfolder of the published archives
+
+
+@dataclasses.dataclass(frozen=True)
+class SocialFiles:
+  """The files, logs by name (standard ones first)."""
+
+  logs: tuple[Path, ...]
+  users: Path
+  videos: Path
+
+  @property
+  def all(self) -> list[Path]:
+    """Every file whose bytes determine the output."""
+    return [*self.logs, self.users, self.videos]
+
+
+def _named(folder: Path, start: str) -> list[Path]:
+  """Files of one kind by name. Raises UserError where one is there plain and zipped."""
+  names = sorted(
+    path.name
+    for path in folder.iterdir()
+    if path.name.startswith(start) and path.name.endswith(('.csv', '.csv.gz'))
+  )
+  for name in names:
+    if f'{name}.gz' in names:
+      raise UserError(f'--raw={folder}: {name} is there twice, plain and .gz; keep one of them')
+  return [folder / name for name in names]
+
+
+def _only(folder: Path, start: str) -> Path:
+  found = _named(folder, start)
+  if len(found) != 1:
+    names = f' ({", ".join(path.name for path in found)})' if found else ''
+    raise UserError(
+      f'--raw={folder}: found {len(found)} files {start}*.csv{names}, expected exactly one; '
+      f'give the folder of one version of KuaiRand ({LAYOUT})'
+    )
+  return found[0]
+
+
+def social_files(raw: Path, random_log: bool) -> SocialFiles:
+  """The files in a folder or in its `data/`.
+
+  Args:
+    random_log: whether the log of randomly exposed videos is read, too.
+
+  Raises:
+    UserError: a file is missing, doubled or empty.
+  """
+  if not raw.exists():
+    raise UserError(f'--raw={raw}: no such folder; give the one of the KuaiRand files ({LAYOUT})')
+  if not raw.is_dir():
+    raise UserError(
+      f'--raw={raw}: expected the folder of the KuaiRand files ({LAYOUT}), not a file'
+    )
+  folder = raw
+  if not _named(raw, 'log_standard_') and (raw / _DATA).is_dir():
+    folder = raw / _DATA
+  logs = _named(folder, 'log_standard_')
+  if len(logs) < 2:
+    raise UserError(
+      f'--raw={folder}: found {len(logs)} files log_standard_*.csv, expected at least 2 '
+      f'({LAYOUT}): without one of them rows would lack their past'
+    )
+  if random_log:
+    found = _named(folder, 'log_random_')
+    if not found:
+      raise UserError(
+        f'--raw={folder}: no file log_random_*.csv; download it, or leave out --random_log'
+      )
+    logs += found
+  files = SocialFiles(
+    tuple(logs), _only(folder, 'user_features_'), _only(folder, 'video_features_basic_')
+  )
+  for path in files.all:
+    check_raw(path)
+  return files

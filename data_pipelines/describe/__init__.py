@@ -1,0 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Shows a prepared folder: counts, a table in the terminal, a page with charts.
+
+Imports core and prepared.
+"""

@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Counts to figures: what describe.json holds, and the table and the page show.
+
+Shapes: V ids of a field, S of them that occur in training, by falling count.
+"""
+
+import itertools
+import math
+from pathlib import Path
+
+import numpy as np
+
+from data_pipelines.describe.counts import Counts, SplitCounts
+from data_pipelines.prepared.schema import FIRST_TOKEN_ID, SPLITS, VOCABULARY_FOLDER
+
+COMMONEST = 10  # ids whose click rates are told
+EACH_SHOWN = 24  # of so few ids that occur, each is shown; of more, groups of equal frequency
+FREQUENCY_GROUPS = 10
+CURVE_POINTS = 40
+RARE = 10  # rows
+ENOUGH_ROWS = 100  # of an id whose click rate is compared with others
+Z95 = 1.959963984540054
+
+
+def rate(part: int, whole: int) -> float:
+  """part / whole; 0.0 of nothing."""
+  return int(part) / int(whole) if whole else 0.0
+
+
+def wilson(clicks: int, rows: int) -> tuple[float, float]:
+  """95 % interval of a click rate (Wilson 1927); of no rows, all there is."""
+  if not rows:
+    return 0.0, 1.0
+  p, z2 = clicks / rows, Z95**2 / rows
+  middle = p + z2 / 2
+  half = Z95 * math.sqrt(p * (1 - p) / rows + z2 / (4 * rows))
+  return max(0.0, (middle - half) / (1 + z2)), min(1.0, (middle + half) / (1 + z2))
+
+
+def click_point(label: str, rows: int, clicks: int) -> dict:
+  """Rows, clicks and click rate with its interval, under a label."""
+  low, high = wilson(int(clicks), int(rows))
+  point = {'label': label, 'rows': int(rows), 'clicks': int(clicks)}
+  return point | {'click_rate': rate(clicks, rows), 'low': low, 'high': high}
+
+
+def _tokens(folder: Path, field: dict, ids: list[int]) -> list[str]:
+  """Texts of ids; of a hashed field, the ids themselves."""
+  path = folder / VOCABULARY_FOLDER / f'{field["name"]}.txt'
+  if field['hashed'] or not path.is_file() or not ids:
+    return [str(i) for i in ids]
+  with open(path, 'rb') as file:
+    lines = list(itertools.islice(file, max(ids) - FIRST_TOKEN_ID + 1))
+  return [lines[i - FIRST_TOKEN_ID].rstrip(b'\n').decode('utf-8', 'replace') for i in ids]
+
+
+def _numeric(points: list[dict]) -> list[dict]:
+  """Points in the order of their labels, if these are all numbers."""
+  try:
+    return sorted(points, key=lambda point: int(point['label']))
+  except ValueError:
+    return points
+
+
+def _by_frequency(rows_S: np.ndarray, clicks_S: np.ndarray) -> list[dict]:
+  """Click rates of groups of ids, from the commonest ones, of a tenth of the known rows each.
+
+  An id is never cut in two, so a very common one is a group by itself and some may be empty.
+  """
+  before_S = np.cumsum(rows_S) - rows_S
+  middle_S = before_S + rows_S / 2
+  group_S = np.minimum(middle_S / rows_S.sum() * FREQUENCY_GROUPS, FREQUENCY_GROUPS - 1).astype(int)
+  points = []
+  for group in range(FREQUENCY_GROUPS):
+    here = group_S == group
+    if here.any():
+      label = f'{group + 1}'
+      points.append(click_point(label, rows_S[here].sum(), clicks_S[here].sum()))
+      points[-1]['ids'] = int(here.sum())
+  return points
+
+
+def coverage(missing: float, unknown: float, kept: bool) -> dict:
+  """Shares of training rows: known, missing, unknown.
+
+  Args:
+    unknown: share of rows with the unknown id, missing values among them unless `kept`.
+    kept: whether missing values are a token like any other.
+  """
+  return {
+    'known': 1 - unknown - (missing if kept else 0.0),
+    'missing': missing,
+    'unknown': unknown - (0.0 if kept else missing),
+    'missing_kept': kept if missing else None,
+  }
+
+
+def describe_field(folder: Path, field: dict, f: int, counts: Counts) -> dict:
+  """All that is told of a field."""
+  pairs_V2 = counts.ids[f][FIRST_TOKEN_ID:]
+  seen = np.flatnonzero(pairs_V2.any(axis=1))  # of hashed ids, few occur
+  pairs_S2 = pairs_V2[seen].astype(np.int64)
+  falling = np.argsort(-pairs_S2.sum(axis=1), kind='stable')
+  order, pairs_S2 = seen[falling], pairs_S2[falling]
+  rows_S, clicks_S = pairs_S2.sum(axis=1), pairs_S2[:, 1]
+  train, known = counts.splits['train'].rows, int(rows_S.sum())
+  covered_S = np.cumsum(rows_S)
+  top = (order[:EACH_SHOWN] + FIRST_TOKEN_ID).tolist()
+  points = [
+    click_point(token, rows, clicks) | {'id': i}
+    for token, i, rows, clicks in zip(
+      _tokens(folder, field, top), top, rows_S[: len(top)], clicks_S[: len(top)], strict=True
+    )
+  ]
+  unknown = {
+    split: rate(counts.splits[split].unknown_F[f], counts.splits[split].rows) for split in SPLITS
+  }
+  rates = [p['click_rate'] for p in points[:COMMONEST] if p['rows'] >= ENOUGH_ROWS]
+  ranks = np.unique(np.geomspace(1, max(1, len(order)), CURVE_POINTS).round().astype(int))
+  each = len(order) <= EACH_SHOWN
+  return {
+    'name': field['name'],
+    'hashed': field['hashed'],
+    'vocab_size': field['vocab_size'],
+    'min_count': field['min_count'],
+    'missing_rate_train': field['missing_rate_train'],
+    'unknown_rate': unknown,
+    'coverage': coverage(field['missing_rate_train'], unknown['train'], field['missing_kept']),
+    'ids_seen': len(order),
+    'commonest_share': rate(rows_S[0], train) if len(order) else 0.0,
+    'ids_of_half': int(np.searchsorted(covered_S, 0.5 * known)) + 1 if known else 0,
+    'ids_of_90_percent': int(np.searchsorted(covered_S, 0.9 * known)) + 1 if known else 0,
+    'seen_once': rate(np.count_nonzero(rows_S == 1), len(order)),
+    'seen_rarely': rate(np.count_nonzero(rows_S < RARE), len(order)),
+    'click_rate_range': [min(rates), max(rates)] if rates else None,
+    'commonest': points[:COMMONEST],
+    'rank_frequency': [[int(r), int(rows_S[r - 1])] for r in ranks] if len(order) else [],
+    'click_rates_by': 'id' if each else 'frequency',
+    'click_rates': _numeric(points) if each else _by_frequency(rows_S, clicks_S),
+  }
+
+
+def _describe_sequence(sequence: dict, splits: dict[str, SplitCounts]) -> dict:
+  lengths = np.arange(sequence['length'] + 1)
+  return {
+    'length': sequence['length'],
+    'attributes': [attribute['name'] for attribute in sequence['attributes']],
+    'mean_events': {
+      split: rate((lengths * found.by_length).sum(), found.rows) for split, found in splits.items()
+    },
+    'empty': {split: rate(found.by_length[0], found.rows) for split, found in splits.items()},
+    'full': {split: rate(found.by_length[-1], found.rows) for split, found in splits.items()},
+    'rows_by_length_train': splits['train'].by_length.tolist(),
+  }
+
+
+def _describe_groups(group: dict, splits: dict[str, SplitCounts]) -> dict:
+  train_U = splits['train'].by_group
+  some = train_U[train_U > 0]
+  bins = int(some.max()).bit_length() if len(some) else 0
+  by_rows = []
+  for k in range(bins):  # 1, 2 to 3, 4 to 7, ... rows
+    low, high = 1 << k, (2 << k) - 1
+    by_rows.append([low, high, int(np.count_nonzero((some >= low) & (some <= high)))])
+  return {
+    'name': group['name'],
+    'groups': group['groups'],
+    'seen': {split: int(np.count_nonzero(found.by_group)) for split, found in splits.items()},
+    'median_rows_train': float(np.median(some)) if len(some) else 0.0,
+    'mean_rows_train': rate(splits['train'].rows, len(some)),
+    'rows_of_groups_in_train': {
+      split: rate(found.by_group[train_U > 0].sum(), found.rows) for split, found in splits.items()
+    },
+    'groups_by_rows_train': by_rows,
+  }
+
+
+def _describe_items(items: dict, vocab_size: int, splits: dict[str, SplitCounts]) -> dict:
+  head, torso = items['head_below'], items['torso_below']
+  ids = (head - FIRST_TOKEN_ID, torso - head, vocab_size - torso)
+  return {
+    'field': items['field'],
+    'parts': [
+      {
+        'part': part,
+        'ids': ids[k],
+        'rows': {split: int(found.by_part[k, 0]) for split, found in splits.items()},
+        'share': {split: rate(found.by_part[k, 0], found.rows) for split, found in splits.items()},
+        'click_rate': {
+          split: rate(found.by_part[k, 1], found.by_part[k, 0]) for split, found in splits.items()
+        },
+      }
+      for k, part in enumerate(('head', 'torso', 'tail'))
+    ],
+  }
+
+
+def figures(folder: Path, schema: dict, counts: Counts) -> dict:
+  """The whole description, JSON-able."""
+  splits, fields = counts.splits, schema['fields']
+  sizes = {field['name']: field['vocab_size'] for field in fields}
+  sequence, group, items = schema['sequence'], schema['group'], schema['items']
+  return {
+    'dataset': schema['dataset'],
+    'build': schema['build'],
+    'raw': schema['raw'],
+    'splits': {
+      split: click_point(split, found.rows, found.clicks) for split, found in splits.items()
+    },
+    'fields': [describe_field(folder, field, f, counts) for f, field in enumerate(fields)],
+    'sequence': _describe_sequence(sequence, splits) if sequence else None,
+    'groups': _describe_groups(group, splits) if group else None,
+    'items': _describe_items(items, sizes[items['field']], splits) if items else None,
+  }

@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks a prepared folder against its schema.
+
+  python -m data_pipelines.doctor DIR
+
+One line a check, "ok" or "FAILED", and a "note" of what is worth knowing; exit code 0 if the folder
+is whole, else 2.
+"""
+
+import hashlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from data_pipelines.core.cli import OneLineParser, guarded, say
+from data_pipelines.core.errors import UserError
+from data_pipelines.core.files import file_sha256
+from data_pipelines.core.workers import Workers, default_workers
+from data_pipelines.doctor.checks import Checks
+from data_pipelines.doctor.leaks import Leaks, check_vocabulary_counts
+from data_pipelines.doctor.rows import read_split, row_plan
+from data_pipelines.prepared.schema import (
+  BLOCK_ROWS,
+  FIRST_TOKEN_ID,
+  PADDING_ID,
+  REJECTS_FILE,
+  SPLITS,
+  VOCABULARY_FOLDER,
+  check_inside,
+  read_schema,
+  structure_problems,
+)
+from data_pipelines.prepared.tally import Tally
+from data_pipelines.prepared.tfds import split_files
+
+SHOWN_FAILURES = 3
+
+
+def check_folder(folder: Path, workers: Workers, tell: Callable[[str], None]) -> Checks:
+  """Runs all checks on a prepared folder.
+
+  Raises:
+    UserError: no schema of this format, so there is nothing to check against; or files that are
+      links out of the folder.
+  """
+  checks = Checks(tell)
+  schema = read_schema(folder)
+  problems = structure_problems(schema)
+  shown = '; '.join(problems[:SHOWN_FAILURES])
+  if not checks.holds('schema: all entries', not problems, shown):
+    return checks
+  vocabularies = (folder / VOCABULARY_FOLDER / name for name in schema['vocabulary'])
+  records = [path for s in SPLITS for path in split_files(folder / schema['tfds'], s)]
+  check_inside(folder, [*vocabularies, *records, folder / REJECTS_FILE])
+  _check_counts(schema, checks)
+  _check_rejects(folder, schema['raw']['rows_rejected'], checks)
+  _check_vocabularies(folder, schema, checks)
+  tfds_folder = folder / schema['tfds']
+  readable = True
+  for name in ('dataset_info.json', 'features.json'):
+    readable &= checks.holds(f'file {name}', (tfds_folder / name).is_file(), 'missing')
+  plan, rows = row_plan(schema), {}
+  for split in SPLITS:
+    # A damaged record file is not opened: its contents cannot be the ones described.
+    files = schema['splits'][split]['files']
+    if _check_files(tfds_folder, split, files, workers, checks) and readable:
+      found = read_split(split_files(tfds_folder, split), plan, split == 'train', workers)
+      _check_content(found.tally, split, schema, checks)
+      if not found.tally.faults:
+        rows[split] = found
+  if 'train' in rows:
+    check_vocabulary_counts(schema, rows['train'], plan, checks)
+  if len(rows) == len(SPLITS):
+    min_counts = {f: schema['fields'][f]['min_count'] for f, _ in plan.counted}
+    Leaks(rows, split_files(tfds_folder, 'train'), plan, min_counts).check(checks, workers)
+  return checks
+
+
+def _check_counts(schema: dict, checks: Checks) -> None:
+  raw, splits = schema['raw'], schema['splits']
+  checks.equal('schema: rows in a block', BLOCK_ROWS, schema['block_rows'])
+  checks.equal(
+    'schema: rows read = written + rejected',
+    raw['rows_read'],
+    raw['rows_written'] + raw['rows_rejected'],
+  )
+  total = sum(splits[split]['rows'] for split in SPLITS)
+  checks.equal('schema: rows written = rows of the splits', raw['rows_written'], total)
+  names = [field['name'] for field in schema['fields']]
+  attributes = schema['sequence']['attributes'] if schema['sequence'] else []
+  names += [attribute['name'] for attribute in attributes if attribute['field'] is None]
+  repeated = sorted({name for name in names if names.count(name) > 1})
+  checks.holds('schema: field names', not repeated, f'repeated: {", ".join(repeated)}')
+  sizes = {field['name']: field['vocab_size'] for field in schema['fields']}
+  shared = [attribute for attribute in attributes if attribute['field'] is not None]
+  checks.holds(
+    'schema: attributes of events',
+    shared == attributes[: len(shared)]
+    and all(attribute['vocab_size'] == sizes.get(attribute['field']) for attribute in shared),
+    'those that share the ids of a field must come first and name it and its size',
+  )
+  items = schema['items']
+  checks.holds(
+    'schema: borders of head and torso',
+    items is None
+    or FIRST_TOKEN_ID
+    <= items['head_below']
+    <= items['torso_below']
+    <= sizes.get(items['field'], 0),
+    f'{items} do not lie in order within the ids of a field',
+  )
+
+
+def _check_rejects(folder: Path, rows_rejected: int, checks: Checks) -> None:
+  path = folder / REJECTS_FILE
+  lines = path.read_bytes().count(b'\n') if path.is_file() else 0
+  checks.equal(f'file {REJECTS_FILE}: rows', rows_rejected, lines)
+
+
+def _check_vocabularies(folder: Path, schema: dict, checks: Checks) -> None:
+  fields = [field for field in schema['fields'] if not field['hashed']]
+  if schema['sequence']:
+    attributes = schema['sequence']['attributes']
+    fields += [attribute for attribute in attributes if attribute['field'] is None]
+  expected_names = [f'{field["name"]}.txt' for field in fields]
+  checks.equal('schema: vocabulary files', sorted(expected_names), sorted(schema['vocabulary']))
+  good = True
+  for field in fields:
+    name = f'{field["name"]}.txt'
+    path = folder / VOCABULARY_FOLDER / name
+    if not path.is_file():
+      good = checks.holds(f'vocabulary {name}', False, 'the file is missing')
+      continue
+    data = path.read_bytes()
+    found = hashlib.sha256(data).hexdigest()
+    if found != schema['vocabulary'].get(name):
+      good = checks.equal(f'vocabulary {name}: sha256', schema['vocabulary'].get(name), found)
+    size = data.count(b'\n') + FIRST_TOKEN_ID
+    if size != field['vocab_size']:
+      good = checks.equal(f'vocabulary {name}: vocab_size', field['vocab_size'], size)
+  if good:
+    checks.holds(f'vocabulary: {len(expected_names)} files', True, '')
+
+
+def _check_files(folder: Path, split: str, files: dict, workers: Workers, checks: Checks) -> bool:
+  found_names = [path.name for path in split_files(folder, split)]
+  good = checks.equal(f'{split}: record files', sorted(files), found_names)
+  whole = []
+  for name in sorted(set(files) & set(found_names)):
+    size = (folder / name).stat().st_size
+    if checks.equal(f'{split}: bytes of {name}', files[name]['bytes'], size):
+      whole.append(name)
+    else:
+      good = False
+  sums = workers.map(file_sha256, [folder / name for name in whole])
+  for name, found in zip(whole, sums, strict=True):
+    good &= checks.equal(f'{split}: sha256 of {name}', files[name]['sha256'], found)
+  return good
+
+
+def _check_content(tally: Tally, split: str, schema: dict, checks: Checks) -> None:
+  entry, fields = schema['splits'][split], schema['fields']
+  checks.holds(
+    f'{split}: shapes and labels', not tally.faults, '; '.join(tally.faults[:SHOWN_FAILURES])
+  )
+  checks.equal(f'{split}: rows', entry['rows'], tally.rows)
+  checks.equal(f'{split}: blocks', entry['blocks'], tally.blocks)
+  short = [k for k, length in enumerate(tally.lengths[:-1]) if length != BLOCK_ROWS]
+  checks.holds(f'{split}: full blocks', not short, f'shorter blocks: {short[:SHOWN_FAILURES]}')
+  checks.equal(f'{split}: clicks', entry['clicks'], tally.clicks)
+  checks.equal(f'{split}: click rate', entry['click_rate'], tally.click_rate)
+  columns = [*fields, *(schema['sequence']['attributes'] if schema['sequence'] else [])]
+  outside = [
+    f'{column["name"]}: expected ids {PADDING_ID + 1} to {column["vocab_size"] - 1}, '
+    f'found {low} to {high}'
+    for column, low, high in zip(columns, tally.min_id_K, tally.max_id_K, strict=True)
+    if low <= high and (low <= PADDING_ID or high >= column['vocab_size'])
+  ]
+  problem = '; '.join(outside[:SHOWN_FAILURES])
+  checks.holds(f'{split}: ids in range', not outside or not tally.rows, problem)
+  checks.equal(f'{split}: events', entry['events'], tally.events)
+  if schema['group'] and tally.rows:
+    found = (tally.min_group, tally.max_group)
+    groups = schema['group']['groups']
+    problem = f'expected 0 to {groups - 1}, found {found[0]} to {found[1]}'
+    checks.holds(f'{split}: groups in range', 0 <= found[0] <= found[1] < groups, problem)
+  expected_oov = [field['oov_rate'][split] for field in fields]
+  wrong = [
+    f'{field["name"]}: expected {expected}, found {found}'
+    for field, expected, found in zip(fields, expected_oov, tally.oov_rate_F(), strict=True)
+    if expected != found
+  ]
+  problem = '; '.join(wrong[:SHOWN_FAILURES])
+  checks.holds(f'{split}: out-of-vocabulary rates', not wrong, problem)
+  checks.equal(f'{split}: content sha256', entry['content_sha256'], tally.content_sha256)
+
+
+def doctor(folder: Path, workers: int) -> int:
+  """Checks, prints, returns the exit code.
+
+  Raises:
+    UserError: the folder is not whole, or not a prepared data set at all.
+  """
+  with Workers(workers) as pool:
+    checks = check_folder(folder, pool, say)
+  if checks.failures:
+    first = ' | '.join(checks.failures[:SHOWN_FAILURES])
+    raise UserError(
+      f'{folder} is not whole, {len(checks.failures)} of {checks.count} checks failed: '
+      f'{first}; build it again'
+    )
+  say(f'{folder} is whole')
+  return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+  """The command; returns the exit code."""
+  parser = OneLineParser(
+    prog='python -m data_pipelines.doctor', description='Checks a prepared folder.'
+  )
+  parser.add_argument('folder', nargs='?', type=Path, metavar='DIR', help='the folder')
+  parser.add_argument('--path', type=Path, help='the folder, as a flag')
+  parser.add_argument(
+    '--workers', type=int, default=default_workers(), help='processes (default: all cores)'
+  )
+  args = parser.parse_args(sys.argv[1:] if argv is None else argv)
+  if (args.folder is None) == (args.path is None):
+    parser.error('give one prepared folder: DIR or --path=DIR')
+  folder = args.folder or args.path
+  return guarded(lambda: doctor(folder, args.workers))
+
+
+if __name__ == '__main__':
+  sys.exit(main())

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writes the rows of a source as record files, a shard a task."""
+
+import dataclasses
+import errno
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Protocol
+
+from data_pipelines.core.progress import Log, Progress
+from data_pipelines.core.workers import Workers
+from data_pipelines.prepared.records import Block, read_tally, write_shard
+from data_pipelines.prepared.schema import BLOCK_ROWS, SPLITS, RecordShape
+from data_pipelines.prepared.tally import Tally
+
+SHARD_BLOCKS = 64  # blocks in one file: what a worker holds in memory at a time
+
+
+class BlockSource(Protocol):
+  """Encoded rows, in blocks of BLOCK_ROWS. Must be picklable."""
+
+  shape: RecordShape
+  rows: Mapping[str, int]  # by split
+
+  def blocks(self, split: str, first: int, last: int) -> Iterator[Block]:
+    """Blocks [first, last) of a split; `first` is a multiple of SHARD_BLOCKS."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Task:
+  source: BlockSource
+  split: str
+  first: int
+  last: int
+  path: Path
+  compress: bool
+
+
+def shards_of(rows: int) -> list[tuple[int, int]]:
+  """First and last block (exclusive) of each shard of so many rows."""
+  blocks = -(-rows // BLOCK_ROWS)
+  return [(first, min(first + SHARD_BLOCKS, blocks)) for first in range(0, blocks, SHARD_BLOCKS)]
+
+
+def _write(task: _Task) -> Tally:
+  if task.path.exists():  # by an earlier build that was stopped
+    return read_tally(task.path, task.source.shape)
+  temporary = task.path.with_name(f'{task.path.name}.{os.getpid()}.tmp')
+  blocks = task.source.blocks(task.split, task.first, task.last)
+  try:
+    tally = write_shard(temporary, task.source.shape, blocks, task.compress)
+  except RuntimeError as error:  # ArrayRecord's writer knows no other error
+    full = os.strerror(errno.ENOSPC)
+    if full not in str(error):
+      raise
+    raise OSError(errno.ENOSPC, full, str(task.path.parent)) from error
+  os.replace(temporary, task.path)
+  return tally
+
+
+def write_shards(
+  source: BlockSource, folder: Path, compress: bool, workers: Workers, log: Log
+) -> dict[str, list[tuple[Path, Tally]]]:
+  """Writes all shards of all splits into `folder`; returns files and counts by split, in order.
+
+  Raises:
+    OSError: the disk is full.
+  """
+  tasks = [
+    _Task(source, split, first, last, folder / f'{split}-{k:05d}', compress)
+    for split in SPLITS
+    for k, (first, last) in enumerate(shards_of(source.rows[split]))
+  ]
+  done: dict[str, list[tuple[Path, Tally]]] = {split: [] for split in SPLITS}
+  progress = Progress(log, 'writing', sum(source.rows.values()))
+  for task, tally in zip(tasks, workers.map(_write, tasks), strict=True):
+    assert not tally.faults, tally.faults[0]
+    done[task.split].append((task.path, tally))
+    progress.add(tally.rows)
+  progress.done()
+  return done

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A folder that appears under its name only when it is complete.
+
+Work goes into a sibling `NAME.building`, locked for as long as the builder lives. A build that was
+stopped leaves it behind, and the same command goes on with what is in its `work/`; another
+command, or a mistake of the user's, removes it.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from data_pipelines.core.errors import UserError
+from data_pipelines.core.progress import Log
+from data_pipelines.prepared.schema import SCHEMA_FILE
+
+_BUILDING = '.building'
+_REPLACED = '.replaced-'
+_PLAN = 'plan.json'
+WORK = 'work'
+
+
+def _lock(folder: Path) -> int | None:
+  """Locks a folder for this process: its file descriptor, or None if another one holds it."""
+  descriptor = os.open(folder, os.O_RDONLY)
+  try:
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError:
+    os.close(descriptor)
+    return None
+  return descriptor
+
+
+def _put_back(out: Path) -> None:
+  """Mends what a build left that was killed between its two renames."""
+  for old in out.parent.glob(f'{out.name}{_REPLACED}*'):
+    if out.exists():
+      shutil.rmtree(old)
+    else:
+      os.rename(old, out)  # the old data set is still whole
+
+
+def _clear(folder: Path, keep: str | None) -> None:
+  for path in folder.iterdir():
+    if path.name == keep:
+      continue
+    if path.is_dir():
+      shutil.rmtree(path)
+    else:
+      path.unlink()
+
+
+def _same_plan(folder: Path, plan: dict) -> bool:
+  try:
+    return json.loads((folder / _PLAN).read_text()) == plan
+  except (OSError, ValueError):
+    return False
+
+
+def prepare_parent(out: Path) -> None:
+  """Makes the folder above `out` and puts back what an earlier build replaced."""
+  out.parent.mkdir(parents=True, exist_ok=True)
+  _put_back(out)
+
+
+@contextlib.contextmanager
+def staging_folder(out: Path, plan: dict, log: Log) -> Iterator[Path]:
+  """Yields a folder to fill; it becomes `out` if the body succeeds.
+
+  `out` may be missing, empty, or a prepared folder that is to be replaced. The folder has a
+  subfolder `work` that holds what a stopped build of the same plan left in it; it is removed in
+  the end. After a UserError nothing is kept.
+
+  Args:
+    plan: all that determines the content (JSON-able).
+
+  Raises:
+    UserError: another build of the same folder is running.
+  """
+  folder = out.with_name(out.name + _BUILDING)
+  folder.mkdir(exist_ok=True)
+  descriptor = _lock(folder)
+  if descriptor is None:
+    raise UserError(f'--out={out}: another build of it is running (in {folder}); wait for it')
+  try:
+    same = _same_plan(folder, plan)
+    _clear(folder, WORK if same else None)
+    if same:
+      log(f'going on with a build that was stopped ({folder / WORK})')
+    (folder / WORK).mkdir(exist_ok=True)
+    (folder / _PLAN).write_text(json.dumps(plan))
+    yield folder
+    shutil.rmtree(folder / WORK)
+    (folder / _PLAN).unlink()
+    _replace(folder, out)
+  except UserError:
+    shutil.rmtree(folder)
+    raise
+  finally:
+    os.close(descriptor)
+
+
+def _replace(folder: Path, out: Path) -> None:
+  if not (out / SCHEMA_FILE).exists():
+    os.rename(folder, out)  # replaces an empty folder, fails on any other
+    return
+  old = out.with_name(f'{out.name}{_REPLACED}{os.getpid()}')
+  os.rename(out, old)
+  os.rename(folder, out)
+  shutil.rmtree(old)

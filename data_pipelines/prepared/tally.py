@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Counts of blocks of rows: what `schema.json` says and what doctor counts again."""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from data_pipelines.prepared.schema import OOV_ID, PADDING_ID, RecordShape
+
+
+class Tally:
+  """Counts blocks in the order in which they are stored. Tallies of parts can be added up.
+
+  `digests` has a SHA-256 of each block's arrays (little endian, C order, in the order ids, label,
+  events, group). The digest of all of them is the content's: it depends neither on compression
+  nor on how blocks are spread over files, and parts of it can be computed apart.
+  """
+
+  def __init__(self, shape: RecordShape):
+    columns = shape.fields + shape.event_fields
+    self.shape = shape
+    self.rows = 0
+    self.clicks = 0
+    self.lengths: list[int] = []  # rows of each block
+    self.digests: list[bytes] = []
+    self.oov_F = np.zeros(shape.fields, np.int64)
+    # Fields, then attributes of events (their padding is not counted).
+    self.min_id_K = np.full(columns, np.iinfo(np.int32).max, np.int64)
+    self.max_id_K = np.full(columns, -1, np.int64)
+    self.events = 0  # that are not padding
+    self.min_group, self.max_group = np.iinfo(np.int32).max, -1
+    self.faults: list[str] = []  # of blocks that cannot be counted
+
+  def update(self, block: Mapping[str, np.ndarray]) -> None:
+    """Adds one block."""
+    ids_NF, label_N = block['ids'], block['label']
+    fault = self._fault(block)
+    if fault:
+      self.faults.append(f'block {len(self.lengths)}: {fault}')
+      return
+    self.rows += len(label_N)
+    self.lengths.append(len(label_N))
+    self.clicks += int(label_N.sum(dtype=np.int64))
+    self.oov_F += np.count_nonzero(ids_NF == OOV_ID, axis=0)
+    low, high = [ids_NF.min(axis=0)], [ids_NF.max(axis=0)]
+    digest = hashlib.sha256()
+    digest.update(np.ascontiguousarray(ids_NF, '<i4'))
+    digest.update(np.ascontiguousarray(label_N, 'u1'))
+    if self.shape.events:
+      events_NLG = block['events']
+      there_NL = (events_NLG != PADDING_ID).any(axis=-1)
+      self.events += int(there_NL.sum())
+      some_MG = events_NLG[there_NL]
+      low.append(some_MG.min(axis=0, initial=np.iinfo(np.int32).max))
+      high.append(some_MG.max(axis=0, initial=-1))
+      digest.update(np.ascontiguousarray(events_NLG, '<i4'))
+    if self.shape.grouped:
+      group_N = block['group']
+      digest.update(np.ascontiguousarray(group_N, '<i4'))
+      self.min_group = min(self.min_group, int(group_N.min()))
+      self.max_group = max(self.max_group, int(group_N.max()))
+    np.minimum(self.min_id_K, np.concatenate(low), out=self.min_id_K)
+    np.maximum(self.max_id_K, np.concatenate(high), out=self.max_id_K)
+    self.digests.append(digest.digest())
+
+  def _fault(self, block: Mapping[str, np.ndarray]) -> str:
+    shape, rows = self.shape, len(block['label'])
+    expected = {'ids': (rows, shape.fields), 'label': (rows,)}
+    if shape.events:
+      expected['events'] = (rows, shape.events, shape.event_fields)
+    if shape.grouped:
+      expected['group'] = (rows,)
+    found = {name: array.shape for name, array in block.items()}
+    if found != expected or not rows:
+      return f'expected arrays of shape {expected}, found {found}'
+    if block['label'].max() > 1:
+      return f'label {block["label"].max()}'
+    if shape.events:
+      there_NLG = block['events'] != PADDING_ID
+      if (there_NLG.any(axis=-1) != there_NLG.all(axis=-1)).any():
+        return 'an event of which some attributes are padding'
+      if (there_NLG[:, :-1] & ~there_NLG[:, 1:]).any():
+        return 'padding after an event; a short sequence is padded at the front'
+    return ''
+
+  @property
+  def blocks(self) -> int:
+    """Blocks so far."""
+    return len(self.lengths)
+
+  @property
+  def click_rate(self) -> float:
+    """Clicks over rows of the blocks so far (0.0 before the first)."""
+    return self.clicks / self.rows if self.rows else 0.0
+
+  @property
+  def content_sha256(self) -> str:
+    """Hexadecimal digest of the blocks' digests."""
+    return hashlib.sha256(b''.join(self.digests)).hexdigest()
+
+  def oov_rate_F(self) -> list[float]:
+    """Share of rows with the out-of-vocabulary id (missing values included), by field."""
+    return [int(count) / self.rows if self.rows else 0.0 for count in self.oov_F]
+
+
+def total(shape: RecordShape, parts: Iterable[Tally]) -> Tally:
+  """The counts of consecutive parts, as if they had been counted as one."""
+  out = Tally(shape)
+  for part in parts:
+    out.rows += part.rows
+    out.clicks += part.clicks
+    out.events += part.events
+    out.faults += part.faults
+    out.lengths += part.lengths
+    out.digests += part.digests
+    out.oov_F += part.oov_F
+    np.minimum(out.min_id_K, part.min_id_K, out=out.min_id_K)
+    np.maximum(out.max_id_K, part.max_id_K, out=out.max_id_K)
+    out.min_group = min(out.min_group, part.min_group)
+    out.max_group = max(out.max_group, part.max_group)
+  return out

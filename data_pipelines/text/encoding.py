@@ -1,0 +1,312 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From keys to shuffled ids: vocabularies of the training rows, ids, and rows sent to shards.
+
+Nothing here holds all rows. A field's vocabulary is one task, a group of chunks is another: it
+is encoded and its rows are sorted by the shard in which they will stand, so that a shard can
+collect its own from every group with one read each. Only the split's order is kept whole, in a
+file: 4 bytes a row, or 8 where there are more rows than uint32 can number.
+"""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from data_pipelines.core import columns_file
+from data_pipelines.core.progress import Progress
+from data_pipelines.prepared import vocabulary
+from data_pipelines.prepared.dataset import Encoded, FieldInfo, Site, item_info
+from data_pipelines.prepared.schema import FIRST_TOKEN_ID, SPLITS, RecordShape
+from data_pipelines.text import sequences
+from data_pipelines.text.encoded_rows import EncodedRows, Plan, borders_of
+from data_pipelines.text.ingest import Ingested, TextProtocol, read_keys, read_missing
+
+_GROUP_ROWS = 1 << 18  # rows that a worker encodes at a time, about
+_TURN_ROWS = 1 << 15
+_UINT32_ROWS = 1 << 32  # so many need wider numbers
+
+SplitRows = Callable[[int], dict[str, np.ndarray]]
+
+
+@dataclasses.dataclass(frozen=True)
+class _FieldTask:
+  protocol: TextProtocol
+  ingested: Ingested
+  field: int
+  positions: Path
+  train_rows: int
+  min_count: int
+  folder: Path
+  out: Path
+
+
+def _starts(rows: tuple[int, ...]) -> list[int]:
+  return list(itertools.accumulate(rows, initial=0))
+
+
+def _build_field(task: _FieldTask) -> FieldInfo:
+  """Counts a field on the training rows; keeps its vocabulary and its keys in a file."""
+  name, hash_size = task.protocol.fields[task.field], task.protocol.hash_size(task.field)
+  if not task.out.exists():
+    counter, missing = _count(task)
+    tokens_U = task.protocol.tokens(task.field, counter.keys_U)
+    keys_V, tokens_V = vocabulary.rank(counter.keys_U, counter.counts_U, tokens_U, task.min_count)
+    text = np.frombuffer(vocabulary.text_of(tokens_V.tolist()), np.uint8)
+    counts_V = counter.counts_U[np.searchsorted(counter.keys_U, keys_V)]
+    arrays = {'keys': keys_V, 'counts': counts_V, 'missing': np.array([missing]), 'text': text}
+    columns_file.write(task.out, arrays)
+  with columns_file.Reader(task.out) as file:
+    missing_rate = int(file.read('missing')[0]) / task.train_rows
+    if hash_size is not None:
+      return FieldInfo(name, hash_size + FIRST_TOKEN_ID, 0, missing_rate, hashed=True)
+    kept = task.protocol.missing_kept[task.field]
+    vocabulary.write_vocabulary(task.folder, name, file.read('text').tobytes())
+    size = len(file.read('keys')) + FIRST_TOKEN_ID
+  return FieldInfo(name, size, task.min_count, missing_rate, missing_kept=kept)
+
+
+def _count(task: _FieldTask) -> tuple[vocabulary.Counter, int]:
+  """Keys of a field in the training rows (none if hashed), and how many of these miss it."""
+  counter, missing = vocabulary.Counter(), 0
+  hashed = task.protocol.hash_size(task.field) is not None
+  position_N = np.load(task.positions, mmap_mode='r', allow_pickle=False)
+  starts = _starts(task.ingested.rows)
+  for path, rows, start in zip(task.ingested.files, task.ingested.rows, starts, strict=False):
+    if not rows:
+      continue
+    with columns_file.Reader(path) as file:
+      missing_N = read_missing(file, task.field, rows)
+      keys_N = None if hashed else read_keys(file, task.field)
+    train_N = position_N[start : start + rows] < task.train_rows
+    if missing_N is not None:
+      missing += int(np.count_nonzero(missing_N & train_N))
+      if not task.protocol.missing_kept[task.field]:
+        train_N &= ~missing_N
+    if keys_N is not None:
+      counter.add(keys_N[train_N])
+  counter.flush()
+  return counter, missing
+
+
+def _state(path: Path) -> tuple[int, int, int]:
+  """Differs from file to file, also under one name."""
+  state = path.stat()
+  return state.st_ino, state.st_size, state.st_mtime_ns
+
+
+@functools.lru_cache(maxsize=1)
+def _lookups(
+  files: tuple[Path, ...],
+  hash_sizes: tuple[int | None, ...],
+  states: tuple[tuple[int, int, int], ...],
+) -> list[vocabulary.Lookup | vocabulary.Hashed]:
+  """One a field; a worker process makes them once.
+
+  Args:
+    states: of the files; a process may live to see another build of the same folder.
+  """
+  del states
+  lookups = []
+  for path, hash_size in zip(files, hash_sizes, strict=True):
+    if hash_size is not None:
+      lookups.append(vocabulary.Hashed(hash_size))
+      continue
+    with columns_file.Reader(path) as file:
+      lookups.append(vocabulary.Lookup(file.read('keys')))
+  return lookups
+
+
+@dataclasses.dataclass(frozen=True)
+class _GroupTask:
+  plan: Plan
+  files: tuple[Path, ...]
+  rows: tuple[int, ...]
+  start: int  # number of the first row
+  first_groups: tuple[int, ...]  # number of each file's first group, where rows have groups
+  out: Path
+
+
+def _encode_group(task: _GroupTask) -> np.ndarray:
+  """Encodes a group of chunks; returns how many of its rows come before each border.
+
+  The chunks' files are removed: disk space is never needed for two copies of all rows.
+  """
+  if not task.out.exists():
+    columns_file.write(task.out, _encode_rows(task))
+  for path in task.files:
+    path.unlink(missing_ok=True)
+  with columns_file.Reader(task.out) as file:
+    position_N = file.read('position')
+  before = np.searchsorted(position_N, np.array(task.plan.borders, position_N.dtype))
+  return before.astype(np.int64)
+
+
+def _encode_rows(task: _GroupTask) -> dict[str, np.ndarray]:
+  """Rows of a group by rising position: `position`, `label`, and ids as `small` and `large`; the
+  behaviour sequences as `sequences` says."""
+  plan, rows = task.plan, sum(task.rows)
+  lookups = _lookups(plan.lookups, plan.hash_sizes, tuple(map(_state, plan.lookups)))
+  positions_N = np.load(plan.positions, mmap_mode='r', allow_pickle=False)
+  position_N = positions_N[task.start : task.start + rows]
+  order = np.argsort(position_N)
+  place_N = np.empty(rows, np.int64)
+  place_N[order] = np.arange(rows)
+  parts = {
+    'small': (plan.small, np.empty((rows, len(plan.small)), np.uint16)),
+    'large': (plan.large, np.empty((rows, len(plan.large)), np.int32)),
+  }
+  label_N = np.empty(rows, np.uint8)
+  collector = sequences.Collector(plan.events, rows) if plan.events is not None else None
+  for i, (path, count, first) in enumerate(
+    zip(task.files, task.rows, _starts(task.rows), strict=False)
+  ):
+    if not count:
+      continue
+    with columns_file.Reader(path) as file:
+      label_N[place_N[first : first + count]] = file.read('label')
+      if collector is not None:
+        collector.add(file, place_N[first : first + count], task.first_groups[i])
+      columns = [(read_keys(file, f), read_missing(file, f, count)) for f in range(len(lookups))]
+    # Some rows of all fields at a time: they are turned to rows while they are in the cache.
+    for start in range(0, count, _TURN_ROWS):
+      part = slice(start, min(start + _TURN_ROWS, count))
+      place = place_N[first + start : first + part.stop]
+      for fields, out in parts.values():
+        ids_FM = np.empty((len(fields), len(place)), out.dtype)
+        for i, f in enumerate(fields):
+          keys_N, missing_N = columns[f]
+          drop = missing_N is not None and not plan.missing_kept[f]
+          ids_FM[i] = lookups[f].encode(keys_N[part], missing_N[part] if drop else None)
+        out[place] = np.ascontiguousarray(ids_FM.T)
+  arrays = {name: out for name, (_, out) in parts.items()}
+  if collector is not None:
+    column = {f: (name, i) for name, (fields, _) in parts.items() for i, f in enumerate(fields)}
+    arrays |= collector.arrays(lambda f: parts[column[f][0]][1][:, column[f][1]])
+  return {'position': position_N[order], 'label': label_N, **arrays}
+
+
+def encode(
+  protocol: TextProtocol, ingested: Ingested, split_rows: SplitRows, min_count: int, site: Site
+) -> Encoded:
+  """Splits, counts, encodes and shuffles ingested rows.
+
+  Args:
+    split_rows: number of rows to the row numbers of each split, in the order in which they are
+      to be written. A pure function.
+    min_count: see vocabulary.rank.
+  """
+  split_counts, positions = _order(split_rows, ingested.total, site)
+  folder = site.work / 'fields'
+  folder.mkdir(exist_ok=True)
+  train_rows = split_counts['train']
+  tasks = [
+    _FieldTask(
+      protocol, ingested, f, positions, train_rows, min_count, site.folder, folder / f'{f}'
+    )
+    for f in range(len(protocol.fields))
+  ]
+  progress = Progress(site.log, 'counting', ingested.total)
+  fields = []
+  for info in site.workers.map(_build_field, tasks):
+    fields.append(info)
+    progress.add(ingested.total // len(tasks))
+  progress.rows = ingested.total
+  progress.done()
+  sizes = [info.vocab_size for info in fields]
+  plan = Plan(
+    lookups=tuple(task.out for task in tasks),
+    small=tuple(f for f, size in enumerate(sizes) if size <= 1 << 16),
+    large=tuple(f for f, size in enumerate(sizes) if size > 1 << 16),
+    hash_sizes=tuple(protocol.hash_size(f) for f in range(len(fields))),
+    missing_kept=protocol.missing_kept,
+    positions=positions,
+    borders=borders_of(split_counts),
+    events=protocol.events,
+  )
+  source = _encode_all(plan, ingested, split_counts, site)
+  encoded = Encoded(
+    tuple(fields),
+    source,
+    ingested.raw_files,
+    ingested.rows_read,
+    recipes=None if protocol.recipes is None else dict(protocol.recipes),
+  )
+  return _with_events(encoded, protocol, ingested, plan, site) if protocol.events else encoded
+
+
+def _with_events(
+  encoded: Encoded, protocol: TextProtocol, ingested: Ingested, plan: Plan, site: Site
+) -> Encoded:
+  """Adds what is known of sequences, groups and items; writes the attributes' own vocabularies."""
+  spec = protocol.events
+  for attribute in spec.attributes:
+    if attribute.field is None:
+      text = vocabulary.text_of(list(attribute.tokens))
+      vocabulary.write_vocabulary(site.folder, attribute.name, text)
+  with columns_file.Reader(plan.lookups[spec.item]) as file:
+    counts_V = file.read('counts')
+  return dataclasses.replace(
+    encoded,
+    sequence=sequences.sequence_info(spec, encoded.fields),
+    group=sequences.group_info(spec, encoded.fields, ingested.groups),
+    items=item_info(encoded.fields[spec.item].name, counts_V),
+  )
+
+
+def _order(split_rows: SplitRows, rows: int, site: Site) -> tuple[dict[str, int], Path]:
+  """Rows of each split; a file with each row's place in the order of all splits."""
+  order = split_rows(rows)
+  path = site.work / 'positions.npy'
+  position_N = np.empty(rows, np.uint32 if rows < _UINT32_ROWS else np.uint64)
+  start = 0
+  for split in SPLITS:
+    numbers = order[split]
+    position_N[numbers] = np.arange(start, start + len(numbers), dtype=position_N.dtype)
+    start += len(numbers)
+  assert start == rows, f'{rows} rows, {start} in the splits'
+  np.save(path, position_N)
+  return {split: len(order[split]) for split in SPLITS}, path
+
+
+def _encode_all(plan: Plan, ingested: Ingested, rows: dict[str, int], site: Site) -> EncodedRows:
+  folder = site.work / 'groups'
+  folder.mkdir(exist_ok=True)
+  starts, first_groups = _starts(ingested.rows), tuple(_starts(ingested.groups))
+  tasks = [
+    _GroupTask(
+      plan,
+      ingested.files[first:last],
+      ingested.rows[first:last],
+      starts[first],
+      first_groups[first:last],
+      folder / f'{k:06d}',
+    )
+    for k, (first, last) in enumerate(_group(ingested.rows))
+  ]
+  progress = Progress(site.log, 'encoding', ingested.total)
+  before = []
+  for task, counts in zip(tasks, site.workers.map(_encode_group, tasks), strict=True):
+    before.append(counts)
+    progress.add(sum(task.rows))
+  progress.done()
+  np.save(site.work / 'before.npy', np.stack(before))
+  spec = plan.events
+  shape = RecordShape(fields=len(plan.lookups))
+  if spec is not None:
+    shape = RecordShape(len(plan.lookups), spec.length, len(spec.attributes), grouped=True)
+  files = tuple(task.out for task in tasks)
+  return EncodedRows(shape, rows, plan, files, site.work / 'before.npy')
+
+
+def _group(rows: tuple[int, ...]) -> list[tuple[int, int]]:
+  """Runs of neighbouring files, [first, last), of about _GROUP_ROWS rows."""
+  groups, first, count = [], 0, 0
+  for i, here in enumerate(rows):
+    count += here
+    if count >= _GROUP_ROWS or i == len(rows) - 1:
+      groups.append((first, i + 1))
+      first, count = i + 1, 0
+  return groups

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""FLOPs of a run's model at other widths and depths: counted, nothing is trained."""
+
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from deres_jax import config as config_lib
+from deres_jax.compare import runs
+from deres_jax.core.errors import UserError
+from deres_jax.data.schema import load_schema
+from deres_jax.pod import mesh as mesh_lib
+from deres_jax.training.plan import counts
+from deres_jax.training.step_spec import make_setup
+
+
+def counted(
+  run: runs.Run, data: str, depths: Sequence[int], widths: Sequence[int]
+) -> list[dict[str, Any]]:
+  """Forward FLOPs a row of the plain network and the connector's share over them, at each size.
+
+  Args:
+    run: whose config is taken, with another depth and width.
+    data: prepared folder of the run: its fields decide how many tokens there are.
+  Raises: UserError for a width that the config does not allow.
+  """
+  file = pathlib.Path(run.folder) / 'runs' / run.id / 'config.json'
+  fields, schema = json.loads(file.read_text())['config'], load_schema(data)
+  mesh = mesh_lib.mesh_of(jax.devices()[:1])
+  out = []
+  for width in widths:
+    for depth in depths:
+      try:
+        c = config_lib.resolve(
+          {**fields, 'model': fields['model'] | {'depth': depth, 'dim': width}}
+        )
+      except UserError as e:
+        raise UserError(f'--widths: {width} does not go with the runs of {run.folder}: {e}') from e
+      own, plain = counts.forward_flops(c, make_setup(c, schema, mesh, 1))
+      out.append({'depth': depth, 'dim': width, 'flops': plain, 'extra_flops': own / plain - 1})
+  return out

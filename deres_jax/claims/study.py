@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finished sweeps as the parts that curves play in the paper's claims.
+
+A part (role) is told by the config that a run stored, never by its name.
+"""
+
+import dataclasses
+import json
+import pathlib
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from deres_jax import config as config_lib
+from deres_jax.compare import runs as runs_lib
+from deres_jax.config import fields
+from deres_jax.core.errors import UserError
+from deres_jax.scaling import curves as curves_lib
+from deres_jax.scaling.curves import Cell, Curve
+
+ROLES = {
+  'plain': 'OneTrans',
+  'recall_softmax': 'AttnRes',
+  'recall_silu': 'AttnRes, SiLU',
+  'deres_s': 'DeRes-S',
+  'deres_p': 'DeRes-P',
+  'dual_matrix': 'DeRes-P, matrix residual',
+  'dual_vector': 'DeRes-P, vector residual',
+  'dual_scalar': 'DeRes-P, scalar residual',
+  'matrix': 'matrix residual alone',
+  'vector': 'vector residual alone',
+  'scalar': 'scalar residual alone',
+}
+_SINGLE = {
+  'prenorm': 'plain',
+  'attnres': 'recall_softmax',
+  'attnres_pointwise': 'recall_silu',
+  'matrix': 'matrix',
+  'vector': 'vector',
+  'scalar': 'scalar',
+}
+# What makes a dual path the paper's; other switches (block length, scale) may be a sweep's own.
+_DUAL = {'deres.path': 'dual', 'deres.gate': 'vector', 'deres.gate_form': 'convex'}
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+  """Finished sweeps on one data set; on several splits of it, runs are told apart by the split.
+
+  Attributes:
+    curves: in the order of the sweeps; a curve with a role bears the role's name.
+    roles: the curves that have one. called: what the sweep calls a curve, by our name.
+    identity: config fields of any run of a curve, by our name.
+    splits: how many splits of the data the runs are on.
+  """
+
+  folders: list[str]
+  curves: list[Curve]
+  roles: dict[str, Curve]
+  called: dict[str, str]
+  identity: dict[str, dict[str, Any]]
+  finished: list[runs_lib.Run]
+  splits: int
+
+
+def role_of(identity: dict[str, Any]) -> str | None:
+  """The part that a config (config.json's `identity`) plays in the claims; None: no part."""
+  connector = identity['model.connector']
+  if identity['model.backbone'] != 'onetrans':
+    return None
+  if connector in _SINGLE:
+    return _SINGLE[connector]
+  if any(identity[field] != value for field, value in _DUAL.items()):
+    return None
+  kind = identity['deres.identity_kind']
+  if connector == 'deres' and identity['deres.score_fn'] == 'silu':
+    return 'deres_p' if kind == 'identity' else f'dual_{kind}'
+  return 'deres_s' if connector == 'deres_s' and kind == 'identity' else None
+
+
+def load(folders: list[str], only: Sequence[str] = (), partial: bool = False) -> Study:
+  """The curves of sweep folders; `only`: those, by the sweep's names.
+
+  Raises UserError as `runs.load`, for a run without config.json, an unknown name in `only`, and for
+  two curves of one role.
+  """
+  groups = _by_data(folders)
+  loaded = [curves_lib.load(some, 'forward', partial) for some in groups]
+  curves = _merged([curves for curves, _ in loaded])
+  finished = [run for _, some in loaded for run in some]
+  names = [curve.name for curve in curves]
+  unknown = [name for name in only if name not in names]
+  if unknown:
+    raise UserError(f'--curves={unknown[0]}: {", ".join(folders)} have {", ".join(names)}')
+  study = Study(folders, [], {}, {}, {}, finished, len(groups))
+  for curve in curves:
+    if not only or curve.name in only:
+      _cast(study, curve)
+  return study
+
+
+def _cast(study: Study, curve: Curve):
+  """Adds a curve under the name of its role."""
+  some = [run for cell in curve.cells for run in cell.runs.values()]
+  identities = [_identity(run) for run in some]
+  found = {role_of(identity) for identity in identities}
+  if len(found) > 1:
+    raise UserError(f'the curve {curve.name} is made of runs with different connectors')
+  role = found.pop()
+  if role in study.roles:
+    other = study.called[ROLES[role]]
+    raise UserError(
+      f'{other!r} and {curve.name!r} are both {ROLES[role]}: name the curves to take, --curves=A,B'
+    )
+  taken = {*ROLES.values(), *study.called}
+  name = ROLES[role] if role else curve.name
+  while not role and name in taken:  # a name must not pass for a role
+    name += ' (other)'
+  named = dataclasses.replace(curve, name=name)
+  study.curves.append(named)
+  study.called[name], study.identity[name] = curve.name, identities[0]
+  if role:
+    study.roles[role] = named
+
+
+def _identity(run: runs_lib.Run) -> dict[str, Any]:
+  file = pathlib.Path(run.folder) / 'runs' / run.id / 'config.json'
+  if not file.is_file():
+    raise UserError(f'{file}: no such file: it says what the run was of, keep it with the results')
+  return json.loads(file.read_text())['identity']
+
+
+def _by_data(folders: list[str]) -> list[list[str]]:
+  """Folders on the same rows stand together."""
+  groups: dict[str, list[str]] = {}
+  done = {run.folder: run.result['data_content'] for run in runs_lib.load(folders) if run.result}
+  first = next(iter(done.values()))
+  for folder in folders:  # one without a finished run is left to `runs.load` to refuse
+    content = json.dumps(done.get(folder, first), sort_keys=True)
+    groups.setdefault(content, []).append(folder)
+  return list(groups.values())
+
+
+def _merged(groups: list[list[Curve]]) -> list[Curve]:
+  """Curves of several splits as one; then a run is found by (split, seed), else by its seed."""
+  if len(groups) == 1:
+    return groups[0]
+  parts: dict[tuple, dict[str, list[tuple[int, Cell]]]] = {}
+  for i, curves in enumerate(groups):
+    for curve in curves:
+      by_size = parts.setdefault((curve.name, curve.backbone, curve.connector), {})
+      for cell in curve.cells:
+        by_size.setdefault(cell.size, []).append((i, cell))
+  out = []
+  for key, by_size in parts.items():
+    cells = [
+      dataclasses.replace(
+        some[0][1],
+        compute=statistics.fmean(cell.compute for _, cell in some),
+        runs={(i, seed): run for i, cell in some for seed, run in cell.runs.items()},
+      )
+      for some in by_size.values()
+    ]
+    out.append(Curve(*key, tuple(sorted(cells, key=lambda cell: cell.compute))))
+  return out
+
+
+# What the runs were.
+
+
+def described(study: Study) -> dict[str, Any]:
+  """What a page says of the runs: data, devices, settings, and the mean AUC of every cell.
+
+  `planted` holds the test AUC of the labels' own probabilities (bayes_auc) and of the best additive
+  predictor (linear_auc); `closed` is the share of the way from this to that. None if not planted.
+  """
+  results = [run.result for run in study.finished]
+  planted = results[0]['planted'] if study.splits == 1 else None
+  test = {k: planted['splits']['test'][k] for k in ('bayes_auc', 'linear_auc')} if planted else None
+  return {
+    'dataset': results[0]['dataset'],
+    'sweeps': study.folders,
+    'splits': study.splits,
+    'rows_test': sorted({r['rows'] for r in results}),
+    'seeds': sorted({run.seed for run in study.finished}),
+    'runs': len(study.finished),
+    'devices': sorted({f'{r["device"]["count"]} x {r["device"]["kind"]}' for r in results}),
+    'versions': sorted({', '.join(f'{k} {v}' for k, v in r['versions'].items()) for r in results}),
+    'planted': test,
+    'settings': _settings(study),
+    'curves': [_curve(study, curve, test) for curve in study.curves],
+    'inputs': curves_lib.inputs(study.folders, study.finished),
+  }
+
+
+def _settings(study: Study) -> dict[str, Any]:
+  """Fields off their defaults that all curves share, but for the size and the seed."""
+  usual = config_lib.identity(fields.Config())
+  first, *others = study.identity.values()
+  return {
+    k: v
+    for k, v in first.items()
+    if v != usual.get(k)
+    and k not in ('seed', 'model.depth', 'model.dim')
+    and all(other.get(k) == v for other in others)
+  }
+
+
+def _curve(study: Study, curve: Curve, test: dict[str, float] | None) -> dict[str, Any]:
+  rates = {
+    tuple((k, v) for k, v in sorted(run.overrides.items()) if k.startswith('optim.'))
+    for cell in curve.cells
+    for run in cell.runs.values()
+  }
+  cells = []
+  for cell in curve.cells:
+    auc = statistics.fmean(cell.aucs.values())
+    room = test and test['bayes_auc'] - test['linear_auc']
+    closed = (auc - test['linear_auc']) / room if room else None
+    cells.append({'size': cell.size, 'auc': auc, 'runs': len(cell.runs), 'closed': closed})
+  return {
+    'name': curve.name,
+    'called': study.called[curve.name],
+    'backbone': curve.backbone,
+    'connector': curve.connector,
+    'rates': [dict(x) for x in sorted(rates, key=str)],
+    'cells': cells,
+  }

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A table of models from finished sweeps, usually one sweep folder for each split of the data.
+
+  python -m deres_jax.compare --sweeps=DIR1,DIR2 --out=FILE.md
+
+Points of one name are settings of one model. Of these the one with the best mean validation AUC is
+chosen; the test split takes no part in it. FILE.json holds the same figures, and every run's.
+"""
+
+import pathlib
+from typing import Any
+
+from absl import app, flags
+
+from deres_jax.compare import runs
+from deres_jax.core import cli, files
+from deres_jax.core.errors import UserError
+from deres_jax.report import markdown
+
+# The page.
+
+
+def page(c: dict[str, Any]) -> str:
+  """The comparison as Markdown."""
+  rows = ' or '.join(f'{n:,}' for n in c['rows_test'])
+  many = len(c['devices']) > 1 or len(c['versions']) > 1
+  out = [
+    f'# {c["title"]}',
+    '',
+    f'- Data: {c["dataset"]}; {rows} rows of test; sweeps {", ".join(c["sweeps"])}; '
+    f'seeds {", ".join(map(str, c["seeds"]))}.',
+    f'- Device: {" and ".join(c["devices"])}; {" and ".join(c["versions"])}.'
+    + (' Rows/s of different devices or versions do not compare.' if many else ''),
+    '- Of the settings of a name the one with the best mean validation AUC is shown (second '
+    'table). The test split took no part in any choice.',
+  ]
+  if c['missing']:
+    out.append(
+      f'- **Unfinished**: {"; ".join(c["missing"])} of the runs that others have. Settings with '
+      'fewer runs than the most of their name could not be chosen; means over different runs do '
+      'not compare, paired differences do.'
+    )
+  if c['command']:
+    out += ['', 'Made by', '', '```', c['command'], '```']
+  head = ['name', 'setting', 'runs', 'test AUC', 'sd', f'- {c["reference"]}', 'LogLoss']
+  head += ['dense parameters', 'MFLOP a row', 'rows/s']
+  out += [
+    '',
+    *markdown.table(head, [_cells(x) for x in c['table']], left=2),
+    '',
+    'AUC and LogLoss: means over the runs on the test split; sd: of the AUC over runs. ± is the '
+    '95 % t interval of the differences paired by (sweep, seed). It is over splits and seeds only: '
+    'splits of one data set overlap, and the choice of settings is not in it.',
+    '',
+    'Validation AUC of every setting tried (means over runs):',
+    '',
+    *markdown.table(
+      ['name', 'setting', 'runs', 'validation AUC', 'chosen'],
+      [
+        [x['name'], x['setting'], x['runs'], _optional(x['auc_validation']), 'yes' * x['chosen']]
+        for x in c['settings']
+      ],
+      left=2,
+    ),
+  ]
+  return '\n'.join(out) + '\n'
+
+
+def _cells(x: dict[str, Any]) -> list[str]:
+  return [
+    x['name'],
+    x['setting'],
+    x['runs'],
+    f'{x["auc"]:.5f}',
+    _optional(x['auc_sd']),
+    _gap(x),
+    f'{x["logloss"]:.5f}',
+    f'{x["params_dense"]:,.0f}',
+    f'{x["flops_forward_per_row"] / 1e6:.4g}',
+    f'{x["rows_per_second"]:,.0f}',
+  ]
+
+
+def _optional(value: float | None) -> str:
+  return '' if value is None else f'{value:.5f}'
+
+
+def _gap(x: dict[str, Any]) -> str:
+  if x['reference']:
+    return 'reference'
+  if not x['pairs']:
+    return 'no pairs'
+  interval = '' if x['interval'] is None else f' ± {x["interval"]:.5f}'
+  pairs = '' if x['pairs'] == x['runs'] else f' ({x["pairs"]} pairs)'
+  return f'{x["difference"]:+.5f}{interval}{pairs}'
+
+
+def _define_flags():
+  flags.DEFINE_list('sweeps', None, 'Folders that deres_jax.sweep wrote, separated by commas.')
+  flags.DEFINE_string('out', None, 'Markdown file to write; a .json of the same name beside it.')
+  flags.DEFINE_string('title', 'Comparison', 'First line of the page.')
+  flags.DEFINE_string('command', '', 'What made the runs, to be shown on the page.')
+  flags.DEFINE_string('reference', None, 'Name that all are compared with; default: the first.')
+  flags.DEFINE_bool('partial', False, 'Allow missing runs; the page says which.')
+
+
+def main(argv: list[str]):
+  """The command: writes the table and the JSON beside it."""
+  cli.no_arguments(argv)
+  f = flags.FLAGS
+  if not f.sweeps or not f.out:
+    raise UserError('give both --sweeps=DIR1,DIR2 and --out=FILE.md')
+  out = pathlib.Path(f.out)
+  if out.suffix != '.md' or not out.parent.is_dir():
+    raise UserError(f'--out={f.out}: expected a file that ends in .md, in a folder that is there')
+  content = runs.compare(runs.load(f.sweeps), f.title, f.command, f.reference, f.partial)
+  files.write_json(out.with_suffix('.json'), content)
+  text = page(content)
+  out.write_text(text)
+  print(f'{text}\n{out}')
+
+
+if __name__ == '__main__':
+  _define_flags()
+  app.run(cli.guarded(main), flags_parser=cli.parse)

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""RankMixer (arXiv 2507.15551) and TokenMixer-Large (2602.06563): mixing without parameters.
+
+Shapes: B rows, T tokens, D width, H heads of width K = D / H.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from deres_jax.models import inputs, layers
+from deres_jax.models.stack import SubLayer
+
+Array = jax.Array
+
+
+def mix(x_BTD: Array, heads: int) -> Array:
+  """New token h is the h-th head of all tokens, side by side. [B, T, D] -> [B, H, T * K].
+
+  With H = T it is its own inverse. RankMixer eq. of multi-head token mixing.
+  """
+  B, T, D = x_BTD.shape
+  return x_BTD.reshape(B, T, heads, D // heads).swapaxes(1, 2).reshape(B, heads, -1)
+
+
+def revert(x_BHM: Array, tokens: int) -> Array:
+  """The inverse of `mix`. [B, H, T * K] -> [B, T, H * K]."""
+  return mix(x_BHM, tokens)
+
+
+class HeadMix(nn.Module):
+  """RankMixer's mixer: as many heads as tokens, no parameters. [B, T, D] -> [B, T, D]."""
+
+  @nn.compact
+  def __call__(self, x_BTD: Array, ctx: inputs.Context) -> Array:
+    del ctx
+    return mix(x_BTD, x_BTD.shape[1])
+
+
+def rankmixer(depth: int, tokens: int, ratio: int, dtype: jnp.dtype) -> tuple[SubLayer, ...]:
+  """Head mixing, then a feed-forward a token with biases, GELU; 2 * depth sub-layers.
+
+  The paper's norms are post-norm LayerNorm: connector postnorm, norm layer.
+  """
+  ffn = dict(own=tokens, ratio=ratio, dtype=dtype, out_scale=1.0, use_bias=True)
+  out = []
+  for layer in range(depth):
+    out.append(SubLayer(f'mix_{layer}', HeadMix, {}))
+    out.append(SubLayer(f'ffn_{layer}', layers.FeedForward, ffn))
+  return tuple(out)
+
+
+class MixAndRevert(nn.Module):
+  """TokenMixer-Large's block without its outer skip. [B, T, D] -> [B, T, D].
+
+    H = Mix(X);  H' = H + pSwiGLU(RMS(H));  R = Revert(H');  y = pSwiGLU(RMS(R))
+
+  As many heads as tokens. The norms stand inside, so the paper's block has no norm before it:
+  connector interval, norm none.
+  """
+
+  tokens: int
+  ratio: int
+  dtype: jnp.dtype
+  down_scale: float
+
+  @nn.compact
+  def __call__(self, x_BTD: Array, ctx: inputs.Context) -> Array:
+    del ctx
+    norms = layers.SiteNorms(2, x_BTD.shape[-1], 'rms', self.dtype, name='norms')
+    swiglu = dict(own=self.tokens, ratio=self.ratio, dtype=self.dtype, out_scale=self.down_scale)
+    h = mix(x_BTD, self.tokens)
+    h = h + layers.SwiGLU(name='mixed', **swiglu)(norms(h, 0))
+    return layers.SwiGLU(name='reverted', **swiglu)(norms(revert(h, self.tokens), 1))
+
+
+def tokenmixer(depth: int, tokens: int, dim: int, ratio: int, dtype) -> tuple[SubLayer, ...]:
+  """One composite sub-layer a layer. W_down starts with deviation 0.01, as in the paper."""
+  # Xavier's variance is 2 / (fan_in + fan_out).
+  down_scale = 0.01**2 * (ratio * dim + dim) / 2
+  sizes = dict(tokens=tokens, ratio=ratio, dtype=dtype, down_scale=down_scale)
+  return tuple(SubLayer(f'block_{l}', MixAndRevert, sizes) for l in range(depth))

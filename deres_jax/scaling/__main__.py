@@ -1,0 +1,277 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scaling laws of finished sweeps: AUC against compute for each connector.
+
+  python -m deres_jax.scaling --sweep=DIR1,DIR2 --out=DIR
+  python -m deres_jax.scaling --power [--sweep=DIR] --out=DIR
+
+The first writes DIR/fit.json (laws, intervals, compute to match, warnings: docs/scaling_laws.md),
+DIR/runs.csv and DIR/report.html, a page of both, and prints the exponents. The second simulates
+how many seeds, budgets and decades of compute tell two exponents apart, at the noise of the sweep
+or at --noise_sd, and writes DIR/power.json.
+"""
+
+import dataclasses
+import math
+import pathlib
+import platform
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+from absl import app, flags
+
+from deres_jax.compare import logits
+from deres_jax.core import cli, files
+from deres_jax.core.errors import UserError
+from deres_jax.report import wording
+from deres_jax.scaling import analysis
+from deres_jax.scaling import curves as curves_lib
+from deres_jax.scaling import page as page_lib
+from deres_jax.scaling.laws import family, fits, power
+
+_PACKAGES = ('deres_jax', 'numpy', 'scipy')
+
+
+def versions() -> dict[str, str]:
+  """Of what computes the figures."""
+  return {
+    'python': platform.python_version(),
+    **{name: metadata.version(name) for name in _PACKAGES},
+  }
+
+
+def fit(
+  folders: list[str],
+  compute: str,
+  only: list[str],
+  baseline: str | None,
+  partial: bool,
+  data: str | None,
+  options: analysis.Options,
+) -> tuple[dict[str, Any], list[curves_lib.Curve], list]:
+  """The content of fit.json, its curves and all finished runs; raises UserError."""
+  curves, finished = curves_lib.load(folders, compute, partial)
+  base_auc, curves = _baseline(curves, baseline)
+  names = [curve.name for curve in curves]
+  unknown = [name for name in only if name not in names]
+  if unknown:
+    raise UserError(f'--curves={unknown[0]}: the sweeps have {", ".join(names)}')
+  curves = [curve for curve in curves if not only or curve.name in only]
+  if not curves:
+    raise UserError('the sweeps hold nothing but the baseline: give sweeps with connectors')
+  options = dataclasses.replace(options, baseline_auc=base_auc)
+  found = analysis.analyse(curves, options)
+  result = finished[0].result
+  delong = None
+  if data:
+    labels_N = logits.labels(data, result['data_content'])
+    reference = analysis.reference_of(curves, options.reference)
+    delong = analysis.delong(curves, reference, labels_N)
+  content = {
+    'kind': 'deres_jax scaling laws',
+    'sweeps': folders,
+    'dataset': result['dataset'],
+    'data_content': result['data_content'],
+    'compute': compute,
+    'compute_unit': 'FLOPs of a forward pass, a row' if compute == 'forward' else 'FLOPs of a run',
+    'options': dataclasses.asdict(options),
+    **found,
+    'delong': delong,
+    'versions': versions(),
+    'inputs': curves_lib.inputs(folders, finished),
+  }
+  return content, curves, finished
+
+
+def _baseline(
+  curves: list[curves_lib.Curve], text: str | None
+) -> tuple[float | None, list[curves_lib.Curve]]:
+  """AUC_0 from a number, or the mean AUC of a curve, which then is none; and the others."""
+  if text is None:
+    return None, curves
+  try:
+    return float(text), curves
+  except ValueError:
+    pass
+  own = [curve for curve in curves if curve.name == text]
+  if not own:
+    names = ', '.join(curve.name for curve in curves)
+    raise UserError(f'--baseline={text}: expected an AUC or one of {names}')
+  aucs = [auc for cell in own[0].cells for auc in cell.aucs.values()]
+  return float(np.mean(aucs)), [curve for curve in curves if curve.name != text]
+
+
+# What is printed.
+
+
+def text(c: dict[str, Any]) -> str:
+  """The exponents, ratios and compute to match of the shared-alpha law, and the warnings."""
+  law = c['laws']['saturating']
+  lines = [f'AUC = alpha - beta C^-gamma, one alpha; C: {c["compute_unit"]}; 95 % F-profiles', '']
+  at = f'gain of a doubling at C = {c["compute_reference"]:.3g}'
+  lines.append(f'alpha {wording.interval(law["alpha"])}; {at}')
+  width = max(len(curve['curve']) for curve in law['curves'])
+  ratios = {x['curve']: x['ratio'] for x in law['against_reference']}
+  for curve in law['curves']:
+    name = curve['curve']
+    ratio = f'ratio {wording.interval(ratios[name])}' if name in ratios else 'reference'
+    lines.append(
+      f'{name:<{width}}  gamma {wording.interval(curve["gamma"]):<28}  '
+      f'a doubling {wording.interval(curve["slope_per_doubling"], ".3g"):<32}  {ratio}'
+    )
+  if law['match']:
+    lines += ['', f'Compute to match {c["reference"]}, over its compute there:']
+  for line in law['match']:
+    share = wording.interval({**line['compute'], **line['share']})
+    outside = '' if line['within_budgets'] else '  (outside the budgets that were run)'
+    lines.append(f'{line["curve"]:<{width}}  {share:<28}  {line["goal"]}{outside}')
+  lines += ['', 'law               AICc       lack of fit p   residual sd   largest left out']
+  for name, x in c['laws'].items():
+    aicc = '' if x['aicc'] is None else f'{x["aicc"]:.1f}'
+    lack = '' if x['lack_of_fit_p'] is None else f'{x["lack_of_fit_p"]:.2g}'
+    sd = '' if x['residual_sd'] is None else f'{x["residual_sd"]:.2g}'
+    left = max((abs(e['error']) for e in x['extrapolation'] or []), default=None)
+    left = '' if left is None else f'off by {left:.2g}'
+    lines.append(f'{name:<16}  {aicc:<9}  {lack:<14}  {sd:<12}  {left}')
+  if c['warnings']:
+    lines += ['', 'Before you quote a figure:', *(f'- {x}' for x in c['warnings'])]
+  return '\n'.join(lines)
+
+
+def power_text(c: dict[str, Any]) -> str:
+  """The table of a simulation."""
+  truth = c['truth']
+  lines = [
+    f'gamma {truth["gammas"][1]} against {truth["gammas"][0]}, sd of a run {truth["noise_sd"]:.2g}',
+    f'alpha {truth["gap"]:.3g} above the smallest budget; {c["trials"]} sweeps a line',
+  ]
+  for law, table in c['tables'].items():
+    lines += ['', law, 'decades  budgets  seeds   runs  power   ratio, median of 95 % intervals']
+    for x in table['lines']:
+      high = 'inf' if x['ratio_high'] is None else f'{x["ratio_high"]:.3g}'
+      lines.append(
+        f'{x["decades"]:<7g}  {x["budgets"]:<7}  {x["seeds"]:<6}  {x["runs"]:<4}  '
+        f'{x["power"]:<6.2f}  {x["ratio_low"]:.3g} to {high}'
+      )
+    best = table['cheapest']
+    lines.append(
+      f'power 0.8 takes {best["runs"]} runs: {best["seeds"]} seeds, {best["budgets"]} budgets, '
+      f'{best["decades"]:g} decades'
+      if best
+      else 'power 0.8 is not reached: more seeds, budgets or decades'
+    )
+  return '\n'.join(lines)
+
+
+# The command.
+
+
+def _define_flags():
+  flags.DEFINE_list('sweep', [], 'Folders that deres_jax.sweep wrote, separated by commas.')
+  flags.DEFINE_string('out', None, 'Folder for fit.json, runs.csv and report.html, or power.json.')
+  flags.DEFINE_enum(
+    'compute', 'forward', list(curves_lib.COMPUTE), 'C: forward, a row | train, a run.'
+  )
+  flags.DEFINE_string('reference', None, 'Curve to compare with; default: the first pre-norm one.')
+  flags.DEFINE_list('curves', [], 'Only these curves, by name; default: all.')
+  flags.DEFINE_string('baseline', None, 'AUC_0 of the power law of the gain: an AUC or a curve.')
+  flags.DEFINE_string('match', 'largest', 'Size to match: largest, depth=16 or depth=16,dim=128.')
+  flags.DEFINE_string('data', None, 'Prepared folder of the runs: DeLong on their stored logits.')
+  flags.DEFINE_integer('bootstraps', 1000, 'Replicates of each bootstrap; 0: none.', 0)
+  flags.DEFINE_integer('seed', 0, 'Of bootstraps and simulations.', 0)
+  flags.DEFINE_bool('partial', False, 'Allow unfinished runs.')
+  flags.DEFINE_bool('power', False, 'Simulate what it takes to tell two exponents apart.')
+  flags.DEFINE_list('gammas', ['0.071', '0.118'], 'power: the two exponents.')
+  flags.DEFINE_float('noise_sd', None, 'power: sd of a run over seeds; default: of the sweep.')
+  flags.DEFINE_float('gap', None, 'power: alpha over the smallest AUC; default: of the sweep.')
+  flags.DEFINE_list('seeds', ['1', '3', '5'], 'power: numbers of seeds.')
+  flags.DEFINE_list('budgets', ['5', '10'], 'power: budgets of a connector.')
+  flags.DEFINE_list('decades', ['1', '1.5', '2.5'], 'power: decades of compute.')
+  flags.DEFINE_integer('trials', 300, 'power: simulated sweeps a line.', 1)
+
+
+def _numbers(name: str, kind: type) -> list:
+  values = flags.FLAGS[name].value
+  try:
+    return [kind(value) for value in values]
+  except ValueError as e:
+    what = 'whole numbers' if kind is int else 'numbers'
+    raise UserError(f'--{name}={",".join(values)}: expected {what} separated by commas') from e
+
+
+def _seen(folders: list[str]) -> tuple[float, float]:
+  """Standard deviation of a run and gap to alpha of the reference, as a sweep shows them."""
+  curves, _ = curves_lib.load(folders, flags.FLAGS.compute, flags.FLAGS.partial)
+  only = flags.FLAGS.curves
+  curves = [curve for curve in curves if not only or curve.name in only]
+  p = family.problem(curves_lib.points(curves))
+  found = fits.fit(p, family.form('saturating', p))
+  k = p.names.index(analysis.reference_of(curves, flags.FLAGS.reference).name)
+  pure = float(p.pure_T[0]) / p.df_pure if p.df_pure else float(found.s2_T[0])
+  smallest = p.compute0 * math.exp(float(p.t_N[p.which_N == k].min()))
+  return p.scale * math.sqrt(pure), float(found.alpha_TK[0, k]) - found.auc(k, smallest)
+
+
+def _power(out: pathlib.Path):
+  f = flags.FLAGS
+  gammas = _numbers('gammas', float)
+  if len(gammas) != 2:
+    raise UserError(f'--gammas={",".join(f.gammas)}: expected two exponents, such as 0.071,0.118')
+  noise_sd, gap = f.noise_sd, f.gap
+  if f.sweep:
+    seen_sd, seen_gap = _seen(f.sweep)
+    noise_sd = seen_sd if noise_sd is None else noise_sd
+    gap = seen_gap if gap is None else gap
+    if not math.isfinite(gap):
+      raise UserError('the sweep shows no saturation, alpha is infinite: say --gap=AUC')
+  if noise_sd is None:
+    raise UserError('--power needs the noise of a run: --sweep=DIR or --noise_sd=SD')
+  truth = power.Truth(tuple(gammas), noise_sd, power.Truth().gap if gap is None else gap)
+  grid = (_numbers('seeds', int), _numbers('budgets', int), _numbers('decades', float))
+  tables = {}
+  for law in ('saturating', 'saturating_free'):
+    lines = power.table(truth, *grid, f.trials, f.seed, law)
+    tables[law] = {'lines': lines, 'cheapest': power.cheapest(lines)}
+  content = {
+    'kind': 'deres_jax power of scaling laws',
+    'truth': dataclasses.asdict(truth),
+    'sweeps': f.sweep,
+    'trials': f.trials,
+    'seed': f.seed,
+    'tables': tables,
+    'versions': versions(),
+  }
+  out.mkdir(parents=True, exist_ok=True)
+  files.write_json(out / 'power.json', content)
+  print(f'{power_text(content)}\n{out / "power.json"}')
+
+
+def main(argv: list[str]):
+  """The command: fits the laws of finished sweeps, or simulates their power."""
+  cli.no_arguments(argv)
+  f = flags.FLAGS
+  if not f.out:
+    raise UserError('no --out: give a folder for the results, --out=DIR')
+  out = pathlib.Path(f.out)
+  if out.exists() and not out.is_dir():
+    raise UserError(f'--out={f.out}: is a file, expected a folder')
+  if f.power:
+    _power(out)
+    return
+  if not f.sweep:
+    raise UserError('no --sweep: give folders that deres_jax.sweep wrote, --sweep=DIR1,DIR2')
+  options = analysis.Options(f.reference, None, f.match, f.bootstraps, f.seed)
+  content, curves, finished = fit(
+    f.sweep, f.compute, f.curves, f.baseline, f.partial, f.data, options
+  )
+  page = page_lib.page(content, finished, out)
+  out.mkdir(parents=True, exist_ok=True)
+  files.write_json(out / 'fit.json', content)
+  curves_lib.write_csv(out / 'runs.csv', curves, finished)
+  (out / 'report.html').write_text(page)
+  print(f'{text(content)}\n{out / "report.html"}')
+
+
+if __name__ == '__main__':
+  _define_flags()
+  app.run(cli.guarded(main), flags_parser=cli.parse)

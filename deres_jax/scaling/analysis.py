@@ -1,0 +1,331 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Everything that fit.json says, from curves to plain sentences. Nothing is rendered here.
+
+All figures are plain numbers and text, so that a page needs nothing else. An interval is a dict
+estimate, low, high, low_open, high_open; an infinite end is null and open.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+from scipy import special
+
+from deres_jax.compare import logits
+from deres_jax.core.errors import UserError, choose
+from deres_jax.metrics import paired
+from deres_jax.scaling import caveats
+from deres_jax.scaling.curves import Cell, Curve, points
+from deres_jax.scaling.laws import bootstrap, family, fits, intervals, targets
+from deres_jax.scaling.laws.fits import LEVEL, Fit
+
+METHOD = {
+  'fit': 'weighted least squares over all connectors at once (variable projection over a grid of '
+  'alpha and gamma, then Levenberg-Marquardt); weights: runs of a cell',
+  'intervals': '95 % F-profile; variance of a run from all residuals, or from the cells about the '
+  'curve alone where lack of fit has p < 0.05',
+  'bootstrap': '95 % percentile intervals over refits; residual: residuals of all runs drawn anew; '
+  'seeds: runs drawn within their cell',
+  'scope': 'over training seeds, given this test split: its own sampling error is common to all '
+  'runs and in no interval',
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """What can be chosen.
+
+  Attributes:
+    reference: a curve's name, or None for the first pre-norm one.
+    baseline_auc: AUC_0 of the power law of the gain, or None to leave that law out.
+    match: 'largest' or fields of the reference's cells, such as 'depth=16' or 'depth=16,dim=128'.
+    bootstraps, seed: replicates of each kind and their seed; 0: none.
+  """
+
+  reference: str | None = None
+  baseline_auc: float | None = None
+  match: str = 'largest'
+  bootstraps: int = 1000
+  seed: int = 0
+
+
+def reference_of(curves: list[Curve], name: str | None) -> Curve:
+  """The curve that others are compared with; raises UserError for an unknown name."""
+  by_name = {curve.name: curve for curve in curves}
+  if name is not None:
+    return choose(name, by_name, 'reference (--reference)')
+  return next((c for c in curves if c.connector == 'prenorm'), curves[0])
+
+
+def analyse(curves: list[Curve], o: Options) -> dict[str, Any]:
+  """The content of fit.json, but for where it comes from.
+
+  Raises UserError for fewer than four budgets of a curve, an unknown reference or match, and a
+  baseline that is not below all AUCs.
+  """
+  reference = reference_of(curves, o.reference)
+  goals = _goals(reference, o.match)
+  data = points(curves)
+  p = family.problem(data)
+  names = ['saturating', 'saturating_free', 'log_linear']
+  names += ['power_gain'] if o.baseline_auc is not None else []
+  found = {name: fits.fit(p, family.form(name, p, o.baseline_auc)) for name in names}
+  base = p.names.index(reference.name)
+  reports = {name: _law(one, data, base, reference.cells, goals, o) for name, one in found.items()}
+  shared = found['saturating']
+  out = {
+    'level': LEVEL,
+    'method': METHOD,
+    'reference': reference.name,
+    'compute_reference': p.compute0,
+    'decades': p.range / math.log(10),
+    'noise': _noise(p, shared),
+    'points': [_point(curve, cell) for curve in curves for cell in curve.cells],
+    'laws': reports,
+    'shared_alpha_p': fits.shared_alpha_p(shared, found['saturating_free']),
+    'comparisons': comparisons(curves, reference),
+    'shallower': [x for goal in goals for x in shallower(curves, reference, goal)],
+  }
+  return {**out, 'warnings': caveats.sentences(out)}
+
+
+def _noise(p: family.Problem, shared: Fit) -> dict[str, Any]:
+  pure = p.df_pure and float(p.pure_T[0]) / p.df_pure
+  return {
+    'seed_sd': p.scale * math.sqrt(pure) if p.df_pure else None,
+    'df_seeds': p.df_pure,
+    'residual_sd': p.scale * math.sqrt(float(shared.s2_T[0])) if shared.df_T[0] > 0 else None,
+    'df_residual': int(shared.df_T[0]),
+  }
+
+
+def _point(curve: Curve, cell: Cell) -> dict[str, Any]:
+  runs = list(cell.runs.values())
+  aucs = [run.result['auc'] for run in runs]
+  return {
+    'curve': curve.name,
+    'connector': curve.connector,
+    'backbone': curve.backbone,
+    'size': cell.size,
+    'depth': cell.depth,
+    'dim': cell.dim,
+    'setting': cell.setting,
+    'compute': cell.compute,
+    'params': runs[0].result['params_dense'],
+    'auc': float(np.mean(aucs)),
+    'auc_sd': float(np.std(aucs, ddof=1)) if len(aucs) > 1 else None,
+    'runs': [
+      {'id': run.id, 'sweep': run.folder, 'seed': run.seed, 'auc': run.result['auc']}
+      for run in runs
+    ],
+  }
+
+
+# Laws.
+
+
+def _law(
+  found: Fit,
+  data: family.Points,
+  base: int,
+  base_cells: tuple[Cell, ...],
+  goals: list[Cell],
+  o: Options,
+) -> dict[str, Any]:
+  p, f = found.p, found.f
+  drawn = {}
+  if o.bootstraps:
+    for kind in ('residual', 'seeds') if p.df_pure else ('residual',):
+      drawn[kind] = bootstrap.bootstrap(found, data, kind, o.bootstraps, o.seed)
+
+  def interval(target: targets.Target) -> dict[str, Any]:
+    out = intervals.profile(found, target).as_json()
+    for kind, fits_B in drawn.items():
+      ends = bootstrap.percentile(fits_B, target)
+      out[f'bootstrap_{kind}'] = [x if math.isfinite(x) else None for x in ends]
+    return out
+
+  others = [k for k in range(len(p.names)) if k != base]
+  return {
+    'formula': _FORMULAS[f.name],
+    'baseline_auc': o.baseline_auc if f.name == 'power_gain' else None,
+    'parameters': int(found.q_TQ.shape[1]),
+    'aicc': fits.aicc(found),
+    'residual_sd': p.scale * math.sqrt(float(found.s2_T[0])) if found.df_T[0] > 0 else None,
+    'df': int(found.df_T[0]),
+    'lack_of_fit_p': _number(found.lack_T[0]),
+    'boundary': found.notes(),
+    'alpha': interval(targets.alpha(p, f)) if f.kappas == 1 else None,
+    'curves': [_curve(found, k, interval) for k in range(len(p.names))],
+    'against_reference': [
+      {
+        'curve': p.names[k],
+        'ratio': interval(targets.ratio(p, f, k, base)),
+        'difference': interval(targets.difference(p, f, k, base)),
+      }
+      for k in others
+    ],
+    'match': [_match(found, k, base, goal, interval) for goal in goals for k in others],
+    'extrapolation': fits.leave_largest(found),
+    'line': _line(found),
+  }
+
+
+_FORMULAS = {
+  'saturating': 'AUC = alpha - beta_k C^-gamma_k, one alpha',
+  'saturating_free': 'AUC = alpha_k - beta_k C^-gamma_k',
+  'power_gain': 'AUC = AUC_0 + a_k C^gamma_k',
+  'log_linear': 'AUC = a_k + b_k ln C; ratio and difference are of the slopes b_k',
+}
+
+
+def _number(x) -> float | None:
+  return float(x) if math.isfinite(x) else None
+
+
+def _curve(found: Fit, k: int, interval) -> dict[str, Any]:
+  p, f = found.p, found.f
+  kappa, m, sigma = (float(x[0, k]) for x in found.parts)
+  alpha = float(found.alpha_TK[0, k])
+  level = p.centre + p.scale * m
+  own = np.exp(p.t_N[p.which_N == k]) * p.compute0
+  return {
+    'curve': p.names[k],
+    'compute': [float(own.min()), float(own.max())],
+    'budgets': len(set(own.tolist())),
+    'gamma': None if f.name == 'log_linear' else interval(targets.gamma(p, f, k)),
+    'alpha': interval(targets.alpha(p, f, k)) if f.kappas > 1 else _number(alpha),
+    # beta C_0^-gamma: the distance to alpha at the reference compute.
+    'gap_at_reference': _number(alpha - level),
+    'auc_at_reference': level,
+    'slope_per_doubling': interval(targets.slope(p, f, k)),
+    'scaled': {'kappa': kappa, 'm': m, 'sigma': sigma},
+  }
+
+
+def _match(found: Fit, k: int, base: int, goal: Cell, interval) -> dict[str, Any]:
+  found_at = interval(targets.match(found.p, found.f, k, base, goal.compute))
+  ends = ('estimate', 'low', 'high')
+  ratio = {x: None if found_at[x] is None else found_at[x] / goal.compute for x in ends}
+  own = np.exp(found.p.t_N[found.p.which_N == k]) * found.p.compute0
+  within = found_at['estimate'] is not None and own.min() <= found_at['estimate'] <= own.max()
+  return {
+    'curve': found.p.names[k],
+    'goal': goal.size,
+    'goal_compute': goal.compute,
+    'goal_auc': float(
+      found.predict(np.array([base]), np.array([found.p.time(goal.compute)]))[0, 0]
+    ),
+    'compute': found_at,
+    'share': ratio,
+    'within_budgets': bool(within),
+  }
+
+
+def _line(found: Fit) -> list[dict[str, Any]]:
+  """Each fitted curve with the 95 % band of its mean (linearised), to be drawn."""
+  p = found.p
+  out, count = [], 60
+  covariance_QQ = found.covariance()[0]
+  root = float(np.sqrt(special.fdtri(1, max(int(found.df_T[0]), 1), LEVEL)))
+  for k, name in enumerate(p.names):
+    own = p.t_N[p.which_N == k]
+    t = np.linspace(own.min(), own.max(), count)
+    which = np.full(count, k)
+    grid = dataclasses.replace(
+      p, which_N=which, t_N=t, runs_N=np.ones(count, int), y_TN=np.zeros((1, count))
+    )
+    _, j_TNQ = family.Family(grid, found.f).residuals()(found.q_TQ, np.zeros(1, int))
+    variance = np.einsum('nq,qr,nr->n', j_TNQ[0], covariance_QQ, j_TNQ[0])
+    half = p.scale * root * np.sqrt(np.maximum(variance, 0))
+    auc = found.predict(which, t)[0]
+    known = found.df_T[0] > 0
+    out.append({
+      'curve': name,
+      'compute': (p.compute0 * np.exp(t)).tolist(),
+      'auc': auc.tolist(),
+      'low': (auc - half).tolist() if known else None,
+      'high': (auc + half).tolist() if known else None,
+    })  # fmt: skip
+  return out
+
+
+# Comparisons that trust no law.
+
+
+def _goals(reference: Curve, text: str) -> list[Cell]:
+  """The reference's cells that others are to match."""
+  if text == 'largest':
+    return [reference.cells[-1]]
+  wanted = {}
+  for item in text.split(','):
+    name, _, value = item.partition('=')
+    if name not in ('depth', 'dim') or not value.isdigit():
+      raise UserError(f'--match={text}: expected largest, depth=N, dim=N or depth=N,dim=M')
+    wanted[name] = int(value)
+  goals = [c for c in reference.cells if all(vars(c)[k] == v for k, v in wanted.items())]
+  if not goals:
+    sizes = '; '.join(cell.size for cell in reference.cells)
+    raise UserError(f'--match={text}: {reference.name} has no such size; it has {sizes}')
+  return goals
+
+
+def _with_holm(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+  adjusted = paired.holm([line['t_p'] for line in lines])
+  return [{**line, 't_p_holm': p} for line, p in zip(lines, adjusted, strict=True)]
+
+
+def comparisons(curves: list[Curve], reference: Curve) -> list[dict[str, Any]]:
+  """Each curve less the reference at every size both have; Holm over all of these tests."""
+  by_size = {cell.size: cell for cell in reference.cells}
+  return _with_holm([
+    {
+      'curve': curve.name,
+      'size': cell.size,
+      'compute': cell.compute,
+      'reference_compute': by_size[cell.size].compute,
+      **paired.compare(cell.aucs, by_size[cell.size].aucs, LEVEL),
+    }
+    for curve in curves
+    for cell in curve.cells
+    if curve is not reference and cell.size in by_size
+  ])  # fmt: skip
+
+
+def shallower(curves: list[Curve], reference: Curve, goal: Cell) -> list[dict[str, Any]]:
+  """Cells of other curves with the goal's width and less depth, less the goal: paired seeds."""
+  return _with_holm([
+    {
+      'curve': curve.name,
+      'size': cell.size,
+      'depth': cell.depth,
+      'goal': goal.size,
+      'goal_depth': goal.depth,
+      'compute_share': cell.compute / goal.compute,
+      **paired.compare(cell.aucs, goal.aucs, LEVEL),
+    }
+    for curve in curves
+    for cell in curve.cells
+    if curve is not reference and cell.dim == goal.dim and cell.depth < goal.depth
+  ])  # fmt: skip
+
+
+def delong(curves: list[Curve], reference: Curve, labels_N: np.ndarray) -> list[dict[str, Any]]:
+  """Each run less the reference's of the same size and seed; Holm over all of these tests."""
+  by_size = {cell.size: cell for cell in reference.cells}
+  lines = [
+    {
+      'curve': curve.name,
+      'size': cell.size,
+      'seed': seed,
+      **paired.delong(labels_N, logits.logits(run, labels_N), logits.logits(base, labels_N)),
+    }
+    for curve in curves
+    for cell in curve.cells
+    if curve is not reference and cell.size in by_size
+    for seed, run in cell.runs.items()
+    if (base := by_size[cell.size].runs.get(seed))
+  ]
+  adjusted = paired.holm([line['p'] for line in lines])
+  return [{**line, 'p_holm': p} for line, p in zip(lines, adjusted, strict=True)]

@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The runs of sweeps as points of scaling laws: who belongs to one curve, and at what compute.
+
+A curve is what a sweep varies besides sizes (depth, width, ..., length of training), learning
+rates and seeds: in the end the connector with its switches. Settings that differ in `optim.*` at
+one size are candidates; the best mean validation AUC is taken, as in `deres_jax.compare`.
+"""
+
+import csv
+import dataclasses
+import hashlib
+import pathlib
+import statistics
+from typing import Any
+
+from deres_jax.compare import runs as runs_lib
+from deres_jax.config import overrides
+from deres_jax.core.errors import UserError, choose
+from deres_jax.scaling.laws import family
+
+_SIZES = (
+  'model.depth', 'model.dim', 'model.heads', 'model.ffn_ratio', 'model.tokens', 'model.embed_dim',
+)  # fmt: skip
+COLUMNS = (
+  'id', 'curve', 'connector', 'backbone', 'depth', 'dim', 'seed', 'flops', 'train_flops', 'params',
+  'auc', 'auc_se', 'logloss', 'auc_validation', 'used', 'name', 'config',
+)  # fmt: skip
+COMPUTE = {'forward': 'flops_forward_per_row', 'train': 'train_flops'}
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+  """Runs of one curve at one size, by seed."""
+
+  size: str  # 'depth 8, dim 64'; sizes that two cells share are the same text
+  depth: int
+  dim: int
+  compute: float
+  setting: str  # of the rates tried here, the chosen one
+  runs: dict[int, runs_lib.Run]
+
+  @property
+  def aucs(self) -> dict[int, float]:
+    return {seed: run.result['auc'] for seed, run in self.runs.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+  """A connector (and its switches) at several sizes."""
+
+  name: str
+  backbone: str
+  connector: str
+  cells: tuple[Cell, ...]  # by compute
+
+
+def load(folders: list[str], compute: str, partial: bool) -> tuple[list[Curve], list[runs_lib.Run]]:
+  """Curves, in the order of the sweeps, and all finished runs.
+
+  Raises UserError for what `compare.load` refuses, for sweeps on different data, and for missing
+  runs unless `partial`.
+  """
+  runs = runs_lib.load(folders)
+  finished = [run for run in runs if run.result]
+  missing = [run for run in runs if not run.result]
+  if missing and not partial:
+    raise UserError(
+      f'{len(missing)} of {len(runs)} runs are not finished, {missing[0].id} ({missing[0].name}) '
+      f'in {missing[0].folder} among them: finish the sweep, or say --partial'
+    )
+  other = [r for r in finished if r.result['data_content'] != finished[0].result['data_content']]
+  if other:
+    raise UserError(
+      f'{finished[0].folder} and {other[0].folder} are on different data: laws are fitted to runs '
+      'on the same rows'
+    )
+  by_curve: dict[tuple, list[runs_lib.Run]] = {}
+  for run in finished:
+    by_curve.setdefault(_curve_key(run), []).append(run)
+  names = _names(by_curve)
+  figure = choose(compute, COMPUTE, 'compute (--compute)')
+  curves = [
+    Curve(names[key], key[0], key[1], _cells(names[key], some, figure))
+    for key, some in by_curve.items()
+  ]
+  return curves, finished
+
+
+def _is_size(field: str) -> bool:
+  return field in _SIZES or field.startswith('train.')
+
+
+def _curve_key(run: runs_lib.Run) -> tuple[str, str, str]:
+  others = {
+    k: v
+    for k, v in sorted(run.overrides.items())
+    if not _is_size(k)
+    and not k.startswith('optim.')
+    and k not in ('model.backbone', 'model.connector')
+  }
+  return run.result['backbone'], run.result['connector'], overrides.written(others)
+
+
+def _names(by_curve: dict[tuple, list[runs_lib.Run]]) -> dict[tuple, str]:
+  """What the points of a curve are all called, up to where their names differ."""
+  out = {}
+  for key, some in by_curve.items():
+    words = [run.name.split() for run in some]
+    shared = []
+    for column in zip(*words, strict=False):
+      if len(set(column)) > 1:
+        break
+      shared.append(column[0])
+    # A point without a name is called by its fields, which end at the first that differs.
+    name = ' '.join(shared).rstrip(',')
+    out[key] = name if name and '=' not in name else f'{key[0]} {key[1]}'
+  for key, name in list(out.items()):
+    if list(out.values()).count(name) > 1:
+      out[key] = ' '.join(filter(None, key))
+  return out
+
+
+def _cells(name: str, some: list[runs_lib.Run], figure: str) -> tuple[Cell, ...]:
+  by_size: dict[str, dict[str, list[runs_lib.Run]]] = {}
+  for run in some:
+    by_size.setdefault(_size(run), {}).setdefault(run.setting, []).append(run)
+  cells = []
+  for size, by_setting in by_size.items():
+    tried = [
+      runs_lib.Setting(name, setting, {run.key: run for run in own}, 0)
+      for setting, own in by_setting.items()
+    ]
+    best = runs_lib.chosen(tried)
+    by_seed = _by_seed(name, size, best)
+    result = next(iter(by_seed.values())).result
+    compute = statistics.fmean(run.result[figure] for run in by_seed.values())
+    cells.append(Cell(size, result['depth'], result['dim'], compute, best.shown, by_seed))
+  return tuple(sorted(cells, key=lambda cell: cell.compute))
+
+
+def _by_seed(name: str, size: str, setting: runs_lib.Setting) -> dict[int, runs_lib.Run]:
+  out = {}
+  for run in setting.runs.values():
+    other = out.setdefault(run.seed, run)
+    if other is not run:
+      raise UserError(
+        f'{name} at {size} has seed {run.seed} twice, run {other.id} in {other.folder} and '
+        f'{run.id} in {run.folder}: their configs differ elsewhere; take one'
+      )
+  return out
+
+
+def _size(run: runs_lib.Run) -> str:
+  more = {
+    k: v
+    for k, v in sorted(run.overrides.items())
+    if _is_size(k) and k not in ('model.depth', 'model.dim')
+  }
+  head = f'depth {run.result["depth"]}, dim {run.result["dim"]}'
+  return f'{head}, {overrides.written(more)}' if more else head
+
+
+def points(curves: list[Curve]) -> family.Points:
+  """All runs of the curves; raises UserError as `laws.points`."""
+  return family.points([
+    family.Row(curve.name, cell.compute, auc, seed, cell.size)
+    for curve in curves
+    for cell in curve.cells
+    for seed, auc in cell.aucs.items()
+  ])  # fmt: skip
+
+
+def write_csv(path: pathlib.Path, curves: list[Curve], finished: list[runs_lib.Run]):
+  """A row for every finished run; `used` says if it is on a curve (its rates were chosen)."""
+  name_of = {id(r): c.name for c in curves for cell in c.cells for r in cell.runs.values()}
+  with path.open('w', newline='') as file:
+    out = csv.writer(file)
+    out.writerow(COLUMNS)
+    for run in finished:
+      r = run.result
+      figures = [r[k] for k in ('connector', 'backbone', 'depth', 'dim')]
+      costs = [r[k] for k in ('flops_forward_per_row', 'train_flops', 'params_dense')]
+      quality = [r[k] for k in ('auc', 'auc_se', 'logloss', 'auc_validation')]
+      curve = name_of.get(id(run), '')
+      config = pathlib.Path(run.folder) / 'runs' / run.id / 'config.json'
+      used = int(bool(curve))
+      out.writerow([run.id, curve, *figures, run.seed, *costs, *quality, used, run.name, config])
+
+
+def inputs(folders: list[str], finished: list[runs_lib.Run]) -> list[dict[str, Any]]:
+  """SHA-256 of every file that was read, by path."""
+  files = [pathlib.Path(folder) / 'sweep.json' for folder in folders]
+  files += [pathlib.Path(run.folder) / 'runs' / run.id / 'result.json' for run in finished]
+  return [
+    {'file': str(file), 'sha256': hashlib.sha256(file.read_bytes()).hexdigest()} for file in files
+  ]

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the runs of a sweep will take, asked of a process of its own, and how long is left.
+
+The process (`deres_jax.sweep.forecast`) loads JAX on the CPU: this one stays light and no
+accelerator is touched."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from deres_jax import config as config_lib
+from deres_jax.config import fields as fields_lib
+from deres_jax.config.overrides import Overrides, written
+from deres_jax.core.errors import UserError
+from deres_jax.sweep import folder
+from deres_jax.sweep.points import Point, with_solved
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+  """What a run will take."""
+
+  train_flops: float  # as result.json counts them
+  steps: int
+  memory: int  # peak bytes of its process in main memory, estimated
+
+
+def predict(out: pathlib.Path, points: list[Point]) -> dict[str, Cost]:
+  """Costs by id, from costs.json where they are known; adds them there.
+
+  A point whose model cannot be built has none: its own run will say why.
+  """
+  names = {f.name for f in dataclasses.fields(Cost)}
+  known = {k: Cost(**v) for k, v in folder.costs(out).items() if v.keys() == names}
+  unknown = [p for p in points if p.id not in known]
+  if unknown:
+    answers = _ask({'configs': _configs(unknown), 'budget': None})
+    found = zip(unknown, answers, strict=True)
+    known |= {p.id: Cost(**a['cost']) for p, a in found if not a['error']}
+    folder.record_costs(out, {k: dataclasses.asdict(v) for k, v in known.items()})
+  return {p.id: known[p.id] for p in points if p.id in known}
+
+
+def differ(points: list[Point]) -> bool:
+  """Whether some of the points may take more than others: they differ in more than seed, rates."""
+  return len({without_rates(p.config) for p in points}) > 1
+
+
+def without_rates(c: fields_lib.Config) -> fields_lib.Config:
+  """A config without seed and rates, which cost nothing: of optim the kinds of table state stay."""
+  optim = fields_lib.Optim(table=c.optim.table, table_slots=c.optim.table_slots)
+  return dataclasses.replace(c, seed=0, optim=optim)
+
+
+_SOLVED = {'steps': ('train.steps', 'train.epochs'), 'width': ('model.dim',)}
+
+
+def with_budget(points: list[Point], budget: float, solve: str) -> list[Point]:
+  """The points with steps or width such that each trains for `budget` FLOPs; raises UserError."""
+  fields = _SOLVED[solve]
+  for p in points:
+    for field in fields:
+      if field in p.overrides:
+        raise UserError(
+          f'point {p.number} ({p.name}) sets {field}={p.overrides[field]}, which '
+          f'--flops_budget={budget:g} solves (--solve={solve}): drop one of them'
+        )
+  request = {'configs': _configs(points), 'budget': budget, 'solve': solve}
+  solved: list[Overrides] = []
+  for p, answer in zip(points, _ask(request), strict=True):
+    if answer['error']:
+      raise UserError(f'point {p.number} ({p.name}; {written(p.overrides)}): {answer["error"]}')
+    solved.append(answer['solved'])
+  return with_solved(points, solved)
+
+
+def _configs(points: list[Point]) -> list[dict[str, Any]]:
+  return [config_lib.as_dict(p.config) for p in points]
+
+
+def _ask(request: dict[str, Any]) -> list[dict[str, Any]]:
+  """An answer for each config: {cost, solved, error}."""
+  child = subprocess.run(
+    [sys.executable, '-m', 'deres_jax.sweep.forecast'],
+    env={**os.environ, 'JAX_PLATFORMS': 'cpu'},
+    input=json.dumps(request),
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  if child.returncode:
+    raise RuntimeError(
+      f'python -m deres_jax.sweep.forecast: exit {child.returncode}\n{child.stderr}'
+    )
+  return json.loads(child.stdout.splitlines()[-1])
+
+
+@dataclasses.dataclass(frozen=True)
+class Underway:
+  """A run that is being done: its cost, what part of its steps is done, seconds since its start."""
+
+  cost: float
+  part: float
+  seconds: float
+
+
+def seconds_left(
+  done: Sequence[tuple[float, float]],
+  underway: Sequence[Underway],
+  todo: Sequence[float],
+  jobs: int,
+) -> float | None:
+  """About how long a sweep will still take; None before anything is done.
+
+  A unit of cost takes as long as it did on average in the runs that are done and under way. What
+  is left is spread evenly over the jobs, but no run is faster than by itself.
+
+  Args:
+    done: cost and seconds of runs; todo: costs.
+  """
+  work = sum(cost for cost, _ in done) + sum(r.cost * r.part for r in underway)
+  if not work:
+    return None
+  pace = (sum(t for _, t in done) + sum(r.seconds for r in underway if r.part)) / work
+  left = [max(0.0, r.cost * (1 - r.part)) * pace for r in underway if r.part]
+  left += [max(0.0, r.cost * pace - r.seconds) for r in underway if not r.part]
+  left += [cost * pace for cost in todo]
+  return max(sum(left) / jobs, max(left, default=0.0))
+
+
+def weights(points: list[Point], costs: dict[str, Cost]) -> dict[str, float]:
+  """Training FLOPs by id; the mean of the others where they are unknown, 1 where all are."""
+  known = [c.train_flops for c in costs.values()]
+  mean = sum(known) / len(known) if known else 1.0
+  return {p.id: costs[p.id].train_flops if p.id in costs else mean for p in points}

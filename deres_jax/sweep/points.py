@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The points of a sweep with their configs: resolved, checked, named and numbered."""
+
+import dataclasses
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from deres_jax import config as config_lib
+from deres_jax.config import diff
+from deres_jax.config import fields as fields_lib
+from deres_jax.config.overrides import Overrides, written
+from deres_jax.core.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+  """A run of the sweep, resolved."""
+
+  number: int  # in the whole sweep, from 1
+  id: str  # config_hash
+  name: str
+  overrides: Overrides  # what the sweep and the command line set: no operational fields
+  config: fields_lib.Config
+
+  def listed(self) -> dict[str, Any]:
+    """Its entry in sweep.json."""
+    seed = self.config.seed
+    return {'id': self.id, 'name': self.name, 'seed': seed, 'overrides': self.overrides}
+
+
+def resolve(
+  raw: dict[str, Any], sweep: Iterable[Overrides], given: set[str], default_name: str
+) -> list[Point]:
+  """Checks every point of a sweep before anything runs; raises UserError.
+
+  Args:
+    raw: the config as nested dicts, with what the command line changed.
+    given: dotted names that the command line set; a sweep must not vary them.
+    default_name: of a point that sets the seed at most.
+  """
+  points, seen = [], {}
+  for number, item in enumerate(sweep, 1):
+    if not isinstance(item, dict) or not all(isinstance(k, str) for k in item):
+      raise UserError(f'sweep() point {number} is {item!r}: expected a dict of config fields')
+    own = {k: v for k, v in item.items() if k != 'name'}
+    both = sorted(own.keys() & given)
+    if both:
+      raise UserError(
+        f'the command line sets {", ".join(both)}, which the sweep varies: '
+        'drop the override or the field of the sweep'
+      )
+    try:
+      config = config_lib.resolve(_with(raw, own))
+    except UserError as e:
+      raise UserError(f'sweep() point {number} ({written(own)}): {e}') from e
+    fields, counted = diff.flat(config), config_lib.identity(config)
+    name = item.get('name', written({k: fields[k] for k in own if k != 'seed'}) or default_name)
+    if not isinstance(name, str) or not name or not name.isprintable():
+      raise UserError(f'sweep() point {number} has the name {name!r}: expected one line of text')
+    overrides = {k: counted[k] for k in [*sorted(given), *own] if k in counted}
+    point = Point(number, config_lib.config_hash(config), name, overrides, config)
+    other = seen.setdefault(point.id, point)
+    if other is not point:
+      raise UserError(
+        f'sweep() points {other.number} ({other.name}; {written(other.overrides)}) and {number} '
+        f'({name}; {written(overrides)}) are one run: drop one, or vary a field that changes '
+        'what is computed (data.path and the like do not)'
+      )
+    points.append(point)
+  if not points:
+    raise UserError('sweep() returned no points: return at least one dict of config fields')
+  return points
+
+
+def _with(raw: dict[str, Any], own: Overrides) -> dict[str, Any]:
+  """A copy of `raw` with fields set by dotted name; config.resolve names what is unknown."""
+  out = {k: dict(v) if isinstance(v, dict) else v for k, v in raw.items()}
+  for name, value in own.items():
+    *path, leaf = name.split('.')
+    node = out
+    for key in path:
+      node = node.setdefault(key, {})
+      if not isinstance(node, dict):
+        raise UserError(f'unknown config field {name!r}: {key!r} is a value')
+    node[leaf] = value
+  return out
+
+
+def with_solved(points: list[Point], solved: list[Overrides]) -> list[Point]:
+  """The points with more fields set, which become part of their overrides and ids."""
+  out = []
+  for point, own in zip(points, solved, strict=True):
+    config = config_lib.resolve(_with(config_lib.as_dict(point.config), own))
+    overrides = {**point.overrides, **own}
+    ident = config_lib.config_hash(config)
+    out.append(dataclasses.replace(point, id=ident, overrides=overrides, config=config))
+  return out
+
+
+def shard(points: list[Point], text: str) -> list[Point]:
+  """The points whose index % n is i, for 'i/n'."""
+  match = re.fullmatch(r'(\d+)/(\d+)', text)
+  i, n = map(int, match.groups()) if match else (0, 0)
+  if i >= n:
+    raise UserError(f'--shard={text}: expected i/n with 0 <= i < n, such as 0/4')
+  return points[i::n]

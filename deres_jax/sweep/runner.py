@@ -1,0 +1,297 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs of a sweep as processes, several at a time, until each is done or has failed."""
+
+import dataclasses
+import math
+import os
+import pathlib
+import signal
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import IO
+
+from deres_jax.core import cli, terminal
+from deres_jax.sweep import costs, machine
+from deres_jax.sweep import folder as folder_lib
+from deres_jax.sweep.costs import Cost
+from deres_jax.sweep.points import Point
+
+_POLL = 0.1  # seconds between looks at the processes
+_PATIENCE = 10  # seconds that a run may take to end when told to
+_STOPS = 10  # times that a run may be stopped and go on; then something is wrong with it
+_GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+  """What runs may take of the machine."""
+
+  jobs: int  # runs at a time; cores are split evenly
+  memory: float = math.inf  # bytes, over all runs; one alone may take more
+  environ: Mapping[str, str] | None = None  # of their processes; None: this one's
+
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+  point: Point
+  attempt: int
+  process: subprocess.Popen
+  log: pathlib.Path
+  log_from: int  # bytes of earlier attempts
+  began: float
+  step_from: int  # what earlier attempts had done
+
+  def seconds(self) -> float:
+    return time.monotonic() - self.began
+
+  def last_line(self) -> str:
+    """The last line that this attempt printed."""
+    with self.log.open('rb') as f:
+      f.seek(max(self.log_from, f.seek(0, os.SEEK_END) - 2**16))
+      lines = f.read().decode(errors='replace').split('\n')
+    last = next((x.strip() for x in reversed(lines) if x.strip()), 'it said nothing')
+    return terminal.cut(last, 1000)
+
+
+class Runner:
+  """Runs points, `limits.jobs` at a time and the dearest first.
+
+  A run is locked by its process, so that two sweeps never write one workdir, not even when the
+  sweep that started it was killed: a locked run is waited for. How a process ends:
+
+    0 and result.json   done
+    75, SIGTERM         stopped, goes on by itself: started again, `_STOPS` times at most
+    2                   a user's mistake: failed
+    130, SIGINT         interrupted: left for the next time
+    anything else       a fault: started once more, then failed
+  """
+
+  def __init__(
+    self,
+    out: pathlib.Path,
+    points: list[Point],
+    total: int,
+    make_command: Callable[[Point], list[str]],
+    limits: Limits,
+    predicted: Mapping[str, Cost],
+    screen: terminal.Screen,
+  ):
+    """`predicted`: costs by id; a point without one is run first, unbounded in memory."""
+    self._out, self._points, self._total, self._command = out, points, total, make_command
+    self._limits, self._costs, self._screen = limits, predicted, screen
+    self._cores = machine.cores(limits.jobs)
+    self._weight = costs.weights(points, predicted)
+    todo = [p for p in points if not folder_lib.result(out, p)]
+    todo.sort(key=lambda p: -predicted[p.id].train_flops if p.id in predicted else -math.inf)
+    self._todo = [(p, 1) for p in todo]
+    self._running: dict[int, _Job] = {}
+    # Weight and seconds of finished runs, by earlier commands and by this one.
+    self._before, self._spent = self._earlier(), []
+    self._stops: Counter[str] = Counter()
+    self._failed: dict[str, Point] = {}
+    self._interrupted = False
+
+  def interrupt(self, *_):
+    """A signal handler: `run` ends its processes and raises KeyboardInterrupt."""
+    self._interrupted = True
+
+  def run(self) -> bool:
+    """True if all points are done at the end."""
+    count, todo = len(self._points), len(self._todo)
+    self._screen.line(f'{count} points: {count - todo} done before, {todo} to run')
+    waited = False
+    try:
+      while (self._todo or self._running) and not self._interrupted:
+        for slot in range(len(self._cores)):
+          if slot not in self._running:
+            self._start_one(slot)
+        if self._todo and not self._running and not waited:
+          self._screen.line(f'waiting for {len(self._todo)} runs that another process has in hand')
+          waited = True
+        if self._screen.due():
+          self._screen.show(self._table())
+        time.sleep(_POLL)
+        for slot in [k for k, job in self._running.items() if job.process.poll() is not None]:
+          self._end(self._running.pop(slot))
+    finally:
+      self._stop()
+      ok = self._sum_up()
+    if self._interrupted:
+      raise KeyboardInterrupt
+    return ok
+
+  def _sum_up(self) -> bool:
+    """The last lines; whether all points are done."""
+    missing = [p for p in self._points if not folder_lib.result(self._out, p)]
+    failed = [f'{p.name} ({p.id})' for p in missing if p.id in self._failed]
+    count, left = len(self._points), len(missing) - len(failed)
+    done = count - len(missing)
+    self._screen.line(f'{count} points: {done} done, {len(failed)} failed, {left} left')
+    if failed:
+      self._screen.line(f'failed: {", ".join(failed)}')
+    self._screen.close()
+    return not missing
+
+  def _say(self, point: Point, said: str):
+    head = f'[{point.number}/{self._total}] {point.name} ({point.id})'
+    self._screen.line(f'{head} ... {said}')
+
+  # Starting.
+
+  def _start_one(self, slot: int):
+    """Starts the first run that fits into memory and that nobody has in hand, if there is one."""
+    for item in list(self._todo):
+      point, attempt = item
+      if not self._fits(point):
+        continue
+      folder = folder_lib.workdir(self._out, point)
+      folder.mkdir(parents=True, exist_ok=True)
+      with (folder / 'lock').open('w') as lock:
+        if not folder_lib.take(lock):
+          continue
+        self._todo.remove(item)
+        if folder_lib.result(self._out, point):
+          folder_lib.forgive(self._out, point)
+          self._say(point, 'done by another process')
+          continue
+        self._running[slot] = self._start(point, attempt, lock, self._cores[slot])
+        return
+
+  def _fits(self, point: Point) -> bool:
+    """Whether there is memory for it beside the running ones; one alone always starts."""
+    if not self._running:
+      return True
+    beside = [job.point for job in self._running.values()]
+    return sum(self._memory(p) for p in [*beside, point]) <= self._limits.memory
+
+  def _memory(self, point: Point) -> int:
+    return self._costs[point.id].memory if point.id in self._costs else 0
+
+  def _start(self, point: Point, attempt: int, lock: IO, share: set[int] | None) -> _Job:
+    need, bound = self._memory(point), self._limits.memory
+    if need > bound:
+      self._say(
+        point,
+        f'warning: may need {need / _GIB:.1f} GiB of the {bound / _GIB:.1f} GiB that there are: '
+        'it runs alone',
+      )
+    again = attempt > 1 or self._stops[point.id]
+    self._say(point, ('started once more' if again else 'started') + self._left_text())
+    path = folder_lib.workdir(self._out, point) / 'log.txt'
+    mine = os.sched_getaffinity(0) if share else None
+    with path.open('ab') as log:
+      log_from = log.tell()
+      if share:
+        os.sched_setaffinity(0, share)  # the child inherits it
+      process = subprocess.Popen(
+        self._command(point),
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        env=self._limits.environ,
+        pass_fds=[lock.fileno()],  # the lock lives as long as the child
+      )
+      if share:
+        os.sched_setaffinity(0, mine)
+      step_from, _ = folder_lib.progress(self._out, point)
+      return _Job(point, attempt, process, path, log_from, time.monotonic(), step_from)
+
+  # Ending.
+
+  def _end(self, job: _Job):
+    code, point = job.process.returncode, job.point
+    found = folder_lib.result(self._out, point)
+    if code == 0 and found:
+      folder_lib.forgive(self._out, point)
+      self._spent.append((self._work(job), job.seconds()))
+      said = f'done in {job.seconds():.0f} s, test auc {found["auc"]:.4f}'
+      self._say(point, said + self._left_text())
+      return
+    how = f'exit {code}' if code >= 0 else f'killed by signal {-code}'
+    if code in (cli.INTERRUPTED, -signal.SIGINT):
+      self._say(point, f'interrupted ({how}): left for the next time')
+      return
+    if code in (cli.AGAIN, -signal.SIGTERM):
+      self._stops[point.id] += 1
+      if self._stops[point.id] <= _STOPS:
+        self._say(point, f'stopped ({how}), goes on: {job.last_line()}')
+        self._todo.insert(0, (point, job.attempt))
+        return
+      how += f', stopped {self._stops[point.id]} times'
+    self._say(point, f'failed ({how}): {job.last_line()}, log at {job.log}')
+    folder_lib.record_failure(self._out, point, how, job.last_line(), job.attempt)
+    if code in (cli.MISTAKE, cli.AGAIN, -signal.SIGTERM) or job.attempt > 1:
+      self._failed[point.id] = point
+    else:
+      self._todo.append((point, job.attempt + 1))
+
+  def _stop(self):
+    processes = [job.process for job in self._running.values()]
+    for process in processes:
+      process.terminate()
+    for process in processes:
+      try:
+        process.wait(_PATIENCE)
+      except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+  # Telling.
+
+  def _earlier(self) -> list[tuple[float, float]]:
+    """Weights and seconds of the runs that earlier commands finished."""
+    found = ((p, folder_lib.result(self._out, p)) for p in self._points)
+    return [(self._weight[p.id], r['wall_seconds']) for p, r in found if r and 'wall_seconds' in r]
+
+  def _steps(self, point: Point) -> int:
+    """Length of a run; 0: not known."""
+    return self._costs[point.id].steps if point.id in self._costs else point.config.train.steps
+
+  def _work(self, job: _Job) -> float:
+    """What this attempt has to do of the run's weight: it goes on from a checkpoint."""
+    steps = self._steps(job.point)
+    return self._weight[job.point.id] * (1 - job.step_from / steps if steps else 1)
+
+  def _progress(self) -> list[tuple[_Job, int, int, float | None]]:
+    """Of each running job: itself, its step, its length (0: unknown), its validation AUC."""
+    out = []
+    for job in self._running.values():
+      step, auc = folder_lib.progress(self._out, job.point)
+      out.append((job, step, self._steps(job.point), auc))
+    return out
+
+  def _seconds_left(self, progress: Sequence) -> float | None:
+    underway = []
+    for job, step, steps, _ in progress:
+      mine = steps - job.step_from
+      part = min(1.0, max(0, step - job.step_from) / mine) if mine > 0 else 0.0
+      underway.append(costs.Underway(self._work(job), part, job.seconds()))
+    todo = [self._weight[p.id] for p, _ in self._todo]
+    return costs.seconds_left(self._spent or self._before, underway, todo, self._limits.jobs)
+
+  def _left_text(self) -> str:
+    left = self._seconds_left(self._progress())
+    return f'; about {terminal.duration(left)} left' if left else ''
+
+  def _table(self) -> list[str]:
+    progress = self._progress()
+    done = sum(1 for p in self._points if folder_lib.result(self._out, p))
+    left = len(self._points) - done - len(self._running) - len(self._failed)
+    seconds = self._seconds_left(progress)
+    when = (
+      f'about {terminal.duration(seconds)} left' if seconds is not None else 'time left unknown'
+    )
+    lines = [
+      f'{done} done, {len(self._running)} running, {len(self._failed)} failed, {left} left; {when}'
+    ]
+    for job, step, steps, auc in progress:
+      text = f'  {terminal.duration(job.seconds()):>6}'
+      if step:
+        text += f'  step {step:,} of {steps:,}' if steps else f'  step {step:,}'
+      if auc is not None:
+        text += f'  validation auc {auc:.4f}'
+      # Last: a long name is cut.
+      lines.append(f'{text}  {job.point.name} ({job.point.id})')
+    return lines

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run has learnt, for commands that look at it: its best checkpoint on one device.
+
+The run may still be under way: nothing in its folder is written.
+"""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+
+from deres_jax import config as config_lib
+from deres_jax.config import fields
+from deres_jax.core import files
+from deres_jax.core.errors import Retry, UserError
+from deres_jax.data.schema import Schema, load_schema
+from deres_jax.pod import mesh as mesh_lib
+from deres_jax.training import run, step
+from deres_jax.training.checkpoints import store
+from deres_jax.training.step_spec import Setup, make_setup
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+  """The best state of a run.
+
+  Attributes:
+    params, rows: as of `step.State`.
+    at: the step that they are of; auc: on the validation split, None if it was never evaluated.
+  """
+
+  config: fields.Config
+  schema: Schema
+  setup: Setup
+  params: Any
+  rows: tuple[jax.Array, ...]
+  at: int
+  auc: float | None
+
+
+def config_of(workdir: pathlib.Path) -> tuple[fields.Config, dict[str, Any]]:
+  """The config of a run, in plain JAX forms, which every platform computes; and of its data.
+
+  Raises: UserError.
+  """
+  file = workdir / 'config.json'
+  if not file.is_file():
+    raise UserError(f'--workdir={workdir}: holds no config.json, so no run: give the folder of one')
+  stored = files.read(file, dict, 'give the folder of a run')
+  if not {'config', 'data_content'} <= stored.keys():
+    raise UserError(f'{file}: does not say which run it belongs to: give the folder of one')
+  c = config_lib.resolve(stored['config'])
+  c = dataclasses.replace(c, train=dataclasses.replace(c.train, kernels='off'))
+  return c, stored['data_content']
+
+
+def load(workdir: pathlib.Path, data: str | None = None) -> Trained:
+  """The checkpoint of a run with the best validation AUC; the latest where none was evaluated.
+
+  Args:
+    data: the prepared folder; None: where config.json says that it is.
+
+  Raises:
+    UserError: no run, no checkpoint, no data, or other data than the run's.
+    Retry: the run deleted the checkpoint meanwhile, for a better one.
+  """
+  c, content = config_of(workdir)
+  folder = pathlib.Path(c.data.path if data is None else data)
+  if not folder.is_dir():
+    raise UserError(
+      f'the prepared folder {folder} of the run is not here: put it back; to export, '
+      'say where it is (--data=DIR)'
+    )
+  schema = load_schema(str(folder))
+  if schema.content != content:
+    raise UserError(f'{folder} holds other data than {workdir} was trained on: put the old back')
+  setup = make_setup(c, schema, mesh_lib.make_mesh(1), run.steps_of(c, schema))
+  home = workdir / 'checkpoints'
+  checkpoints = store.Checkpoints(home, writes=False)
+  try:
+    best = checkpoints.best()
+    at, auc = best if best else (checkpoints.latest(), None)
+    if at is None:
+      raise UserError(f'--workdir={workdir}: holds no finished checkpoint: train on (--mode=train)')
+    try:
+      params, rows = checkpoints.restore_params(at, step.abstract_state(setup))
+    except (UserError, FileNotFoundError) as e:
+      if (home / str(at)).is_dir():
+        raise
+      raise Retry(f'checkpoint {at} of {workdir} was replaced by the run meanwhile') from e
+  finally:
+    checkpoints.close()
+  return Trained(c, schema, setup, params, rows, at, auc)

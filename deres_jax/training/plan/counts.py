@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run will cost, before it runs: parameters, FLOPs, memory. Nothing is compiled.
+
+FLOPs are counted from the jaxpr by the rules of `deres_jax.costs.flops` (a multiply-add is 2), per
+row, for the network between table rows and logit; table reads and optimizer updates move memory,
+not FLOPs, and are left out."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core
+
+from deres_jax.config import fields
+from deres_jax.costs import flops
+from deres_jax.models.inputs import Context
+from deres_jax.training import step
+from deres_jax.training.step_spec import Setup, abstract_rows, make_model
+
+# Rows of the traced batch: what is computed once a batch (a gate's sigmoid) is shared out.
+ROWS = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """Parameters, FLOPs a row and bytes a device of a config on a mesh.
+
+  Attributes:
+    params_dense: parameters of the network; params_embedding: of the table's real rows.
+    flops_forward_per_row: of one forward pass; flops_train_per_row: of forward and backward.
+    flops_connector_extra: share over the same network under the plain pre-norm residual.
+    bytes_*: on one device; dense state is parameters and optimizer state, table state is rows and
+      slots.
+  """
+
+  devices: int
+  params_dense: int
+  params_embedding: int
+  flops_forward_per_row: float
+  flops_train_per_row: float
+  flops_connector_extra: float
+  bytes_dense_state: int
+  bytes_table: int
+  bytes_table_slots: int
+
+
+def make(c: fields.Config, setup: Setup) -> Plan:
+  """The plan of a config whose parts are `setup`."""
+  state = step.abstract_state(setup)
+  forward, plain_forward = forward_flops(c, setup)
+  return Plan(
+    devices=setup.mesh.size,
+    params_dense=sum(math.prod(x.shape) for x in jax.tree.leaves(state.params)),
+    params_embedding=setup.tables.parameters,
+    flops_forward_per_row=forward,
+    flops_train_per_row=count_train(setup, state.params, ROWS).total / ROWS,
+    flops_connector_extra=forward / plain_forward - 1,
+    bytes_dense_state=_bytes((state.params, state.opt)),
+    bytes_table=_bytes(state.rows) // setup.mesh.size,
+    bytes_table_slots=_bytes(state.slots) // setup.mesh.size,
+  )
+
+
+def forward_flops(c: fields.Config, setup: Setup) -> tuple[float, float]:
+  """FLOP of a forward pass a row, and of the same network under the plain pre-norm residual."""
+  plain = dataclasses.replace(c, model=dataclasses.replace(c.model, connector='prenorm'))
+  model = make_model(plain, setup.layout, 0.0, setup.tables, setup.slot_tables)
+  return _forward(setup.model, setup), _forward(model, setup)
+
+
+def _bytes(tree) -> int:
+  return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def _rows(setup: Setup):
+  return abstract_rows(setup.tables, setup.slot_tables, ROWS)
+
+
+def _forward(model, setup: Setup) -> float:
+  variables = jax.eval_shape(model.init, jax.random.key(0), _rows(setup), Context())
+  counted = flops.count(lambda v, rows: model.apply(v, rows, Context()), variables, _rows(setup))
+  return counted.total / ROWS
+
+
+def count_train(setup: Setup, params, rows: int) -> flops.Flops:
+  """FLOP of a forward and backward pass of so many rows; `params` may be shapes."""
+  return flops.count_jaxpr(train_jaxpr(setup, params, rows))
+
+
+def train_jaxpr(setup: Setup, params, rows: int) -> core.ClosedJaxpr:
+  """A forward and backward pass of so many rows; `params` may be shapes."""
+
+  def loss(params, rows_BFE, labels_B):
+    logits_B = setup.model.apply({'params': params}, rows_BFE, Context())
+    return step.bce_sum(logits_B, labels_B, jnp.ones_like(labels_B))
+
+  labels = jax.ShapeDtypeStruct((rows,), jnp.float32)
+  inputs = abstract_rows(setup.tables, setup.slot_tables, rows)
+  return jax.make_jaxpr(jax.grad(loss, argnums=(0, 1)))(params, inputs, labels)
+
+
+def table(plan: Plan) -> str:
+  """The plan for people."""
+  return aligned(lines(plan, _mib))
+
+
+def lines(plan: Plan, size: Callable[[int], str]) -> list[tuple[str, str]]:
+  """Names and values of the plan, bytes as `size` writes them."""
+  return [
+    ('devices', f'{plan.devices}'),
+    ('dense parameters', f'{plan.params_dense:,}'),
+    ('table parameters', f'{plan.params_embedding:,}'),
+    ('forward FLOPs a row', f'{plan.flops_forward_per_row:,.0f}'),
+    ('training FLOPs a row', f'{plan.flops_train_per_row:,.0f}'),
+    ("connector's extra FLOPs", f'{plan.flops_connector_extra:.2%} over the plain residual'),
+    ('dense state, a device', size(plan.bytes_dense_state)),
+    ('table, a device', size(plan.bytes_table)),
+    ('table slots, a device', size(plan.bytes_table_slots)),
+  ]
+
+
+def aligned(lines: list[tuple[str, str]]) -> str:
+  """A line each, values below one another."""
+  width = max(len(name) for name, _ in lines)
+  return '\n'.join(f'{name:<{width}}  {value}' for name, value in lines)
+
+
+def _mib(n: int) -> str:
+  return f'{n / 2**20:,.1f} MiB'

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which run a workdir belongs to: config.json, and what a later start is compared with."""
+
+import contextlib
+import fcntl
+import os
+import pathlib
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from deres_jax import config as config_lib
+from deres_jax.config import fields
+from deres_jax.core import files
+from deres_jax.core.errors import UserError
+from deres_jax.data.schema import Schema
+from deres_jax.pod import processes
+from deres_jax.training.logs import wandb
+
+
+def claim(c: fields.Config, schema: Schema, workdir: pathlib.Path) -> dict[str, Any] | None:
+  """Makes a workdir this run's own: writes config.json, or compares with the one that is there.
+
+  Returns: the content of result.json, where the run is finished.
+  Raises: UserError for another run's workdir; nothing in it is touched then.
+  """
+  wandb.check(c)
+  workdir.mkdir(parents=True, exist_ok=True)
+  file = workdir / 'config.json'
+  mine = {
+    'config_hash': config_lib.config_hash(c),
+    'data_content': schema.content,
+    'config': config_lib.as_dict(c),
+    'identity': config_lib.identity(c),
+  }
+  if file.exists():
+    then = 'take another --workdir, or bring the file back'
+    old = files.read(file, dict, then)
+    if not isinstance(old.get('identity'), dict) or 'data_content' not in old:
+      raise UserError(f'{file}: does not say which run it belongs to: {then}')
+    now = mine['identity']
+    changed = [
+      f'{k}: {old["identity"].get(k)!r} -> {now.get(k)!r}'
+      for k in sorted({*old['identity'], *now})
+      if old['identity'].get(k) != now.get(k)
+      # Under stop nothing was ever skipped: the run is what it would be had it begun as it goes on.
+      and not (k == 'train.on_nan' and k not in old['identity'])
+    ]
+    if changed:
+      raise UserError(
+        f'workdir {workdir} belongs to a run of another config ({"; ".join(changed)}): '
+        'take another --workdir or the old config'
+      )
+    if old['data_content'] != schema.content:
+      raise UserError(
+        f'workdir {workdir} was started on other data than {schema.path}: '
+        'take another --workdir or the old data'
+      )
+  files.write_json(file, mine)
+  finished = workdir / 'result.json'
+  if not finished.exists():
+    return None
+  then = 'delete it: the same command finishes the run from its last checkpoint'
+  found = files.read(finished, dict, then)
+  if not {'config_hash', 'auc', 'auc_se', 'logloss', 'rows_per_second'} <= found.keys():
+    raise UserError(f'{finished}: is not the result of a run: {then}')
+  return found
+
+
+WAIT_SECONDS = 3  # for a predecessor that was killed a moment ago and still frees its memory
+
+
+@contextlib.contextmanager
+def held(workdir: pathlib.Path) -> Iterator[None]:
+  """A workdir, made if need be, that no other run takes meanwhile. Of many hosts process 0 has it.
+
+  Raises: UserError where another run has it.
+  """
+  lock = Lock(workdir)
+  processes.leader(lock.take)
+  try:
+    yield
+  finally:
+    lock.release()
+
+
+class Lock:
+  """The right to write in a workdir."""
+
+  def __init__(self, workdir: pathlib.Path):
+    self._workdir, self._file = workdir, None
+
+  def take(self):
+    """Raises UserError where a live process has it."""
+    self._workdir.mkdir(parents=True, exist_ok=True)
+    # Not emptied on opening: it says who holds the lock.
+    self._file = os.fdopen(os.open(self._workdir / '.lock', os.O_RDWR | os.O_CREAT, 0o666), 'r+')
+    until = time.monotonic() + WAIT_SECONDS
+    while not self._got():
+      if time.monotonic() > until:
+        holder = self._file.read().strip() or 'another process'
+        self.release()
+        raise UserError(
+          f'workdir {self._workdir} is in use by {holder}: wait for its end, stop it or take '
+          'another --workdir'
+        )
+      time.sleep(0.05)
+    self._file.truncate()
+    self._file.write(f'process {os.getpid()} on {socket.gethostname()}\n')
+    self._file.flush()
+
+  def _got(self) -> bool:
+    try:
+      fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      return False
+    except OSError as e:  # a file system without locks is still one to work on
+      print(
+        f'{self._workdir}: no locks here ({e.strerror}): see that no other run takes this workdir',
+        file=sys.stderr,
+      )
+    return True
+
+  def release(self):
+    """Others may have it now."""
+    if self._file:
+      self._file.close()
+      self._file = None

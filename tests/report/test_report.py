@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The report of a run beside a baseline."""
+
+import json
+import pathlib
+import re
+
+import pytest
+
+from deres_jax.core.errors import UserError
+from deres_jax.report import __main__ as report
+
+
+def write(folder: pathlib.Path, backbone, auc, planted, dataset='toy'):
+  folder.mkdir()
+  result = {
+    'backbone': backbone, 'connector': 'deres', 'depth': 2, 'dataset': dataset, 'steps': 20,
+    'auc': auc, 'auc_se': 0.002, 'logloss': 0.5, 'calibration': 1.0, 'params_dense': 7,
+    'flops_forward_per_row': 9.0, 'planted': planted,
+  }  # fmt: skip
+  (folder / 'result.json').write_text(json.dumps(result))
+  lines = [
+    {'step': s, 'split': split, 'auc': auc - 1 / (s + 10)}
+    for s in (10, 20)
+    for split in ('train', 'validation')
+  ]
+  (folder / 'metrics.jsonl').write_text(''.join(json.dumps(x) + '\n' for x in lines))
+  return report.load(str(folder))
+
+
+PLANTED = {'splits': {'test': {'bayes_auc': 0.9, 'bayes_logloss': 0.4}}}
+
+
+def test_the_gap_is_between_the_baseline_and_the_best_possible(tmp_path):
+  run = write(tmp_path / 'run', 'onetrans', 0.85, PLANTED)
+  low = write(tmp_path / 'lr', 'lr', 0.7, PLANTED)
+  assert report.gap_closed(run, low) == pytest.approx(0.75)
+  text = report.summary(run, low)
+  assert all(x in text for x in ('0.7000', '0.8500', '0.9000', '75% of the gap'))
+
+
+def test_without_a_planted_teacher_there_is_no_best_possible(tmp_path):
+  run = write(tmp_path / 'run', 'onetrans', 0.85, {})
+  low = write(tmp_path / 'lr', 'lr', 0.7, {})
+  assert report.gap_closed(run, low) is None
+  assert 'Bayes' not in report.summary(run, low) and 'Bayes' not in report.page(run, low)
+
+
+def test_the_page_is_one_file_and_escapes_what_it_shows(tmp_path):
+  run = write(tmp_path / 'run', 'onetrans', 0.85, PLANTED, dataset='<script>alert(1)</script>')
+  page = report.page(run, write(tmp_path / 'lr', 'lr', 0.7, PLANTED))
+  assert '<script' not in page and '&lt;script&gt;' in page
+  assert not re.search(r'(src|href)=|https?://', page)
+  assert '<svg' in page and page.count('class="dot"') == 2 and '75%' in page
+
+
+def test_an_unfinished_run_is_named(tmp_path):
+  with pytest.raises(UserError, match=r'holds no result\.json'):
+    report.load(str(tmp_path))
