@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Public functions of metrics, laws, embeddings and connectors show how to call them."""
+
+import doctest
+import importlib
+import inspect
+import pathlib
+
+import pytest
+
+REPO = pathlib.Path(__file__).resolve().parents[2]
+ROOMS = ('metrics', 'scaling/laws', 'embeddings', 'models/connectors')
+MODULES = {
+  path.relative_to(REPO / 'deres_jax').with_suffix('').as_posix(): path
+  for room in ROOMS
+  for path in sorted((REPO / 'deres_jax' / room).glob('*.py'))
+  if path.name != '__init__.py'
+}
+
+# Public functions and classes still without an example.
+WITHOUT_EXAMPLE = {
+  'embeddings/exchange.init_rows',
+  'embeddings/exchange.lookup',
+  'embeddings/exchange.merge',
+  'embeddings/exchange.update',
+  'embeddings/layout.Tables',
+  'embeddings/optimizers.RowOptimizer',
+  'embeddings/optimizers.from_bits',
+  'embeddings/optimizers.round_at_random',
+  'metrics/exact.auc',
+  'metrics/exact.auc_of_groups',
+  'metrics/exact.calibration',
+  'metrics/exact.checked',
+  'metrics/exact.delong_covariance',
+  'metrics/exact.delong_se',
+  'metrics/exact.evaluate_logits',
+  'metrics/exact.expected_calibration_error',
+  'metrics/exact.log_loss',
+  'metrics/exact.normalized_entropy',
+  'metrics/exact.ordered_bits',
+  'metrics/exact.rela_impr',
+  'metrics/exact.run_ends',
+  'metrics/grouped.gauc',
+  'metrics/grouped.item_aucs',
+  'metrics/paired.compare',
+  'metrics/paired.delong',
+  'metrics/paired.holm',
+  'metrics/paired.rela_impr_percent',
+  'metrics/paired.sign_flip_p',
+  'metrics/paired.t_interval',
+  'metrics/paired.t_p',
+  'metrics/streaming.StreamState',
+  'metrics/verdicts.below',
+  'metrics/verdicts.effect',
+  'metrics/verdicts.ends',
+  'metrics/verdicts.exponents',
+  'metrics/verdicts.half_width',
+  'metrics/verdicts.margin',
+  'metrics/verdicts.no_worse',
+  'metrics/verdicts.power',
+  'metrics/verdicts.seeds_to_tell',
+  'metrics/verdicts.together',
+  'models/connectors/deres.DeRes',
+  'models/connectors/haares.Haares',
+  'models/connectors/multi_stream.DenseFormer',
+  'models/connectors/multi_stream.HyperConnections',
+  'models/connectors/multi_stream.ManifoldHyper',
+  'models/connectors/multi_stream.Streams',
+  'models/connectors/multi_stream.sinkhorn',
+  'models/connectors/prenorm.PreNorm',
+  'models/connectors/single_stream.Highway',
+  'models/connectors/single_stream.Interval',
+  'models/connectors/single_stream.Learnable',
+  'models/connectors/single_stream.PostNorm',
+  'models/connectors/single_stream.Projected',
+  'models/connectors/single_stream.Scaled',
+  'models/connectors/single_stream.Siamese',
+  'scaling/laws/bootstrap.bootstrap',
+  'scaling/laws/bootstrap.percentile',
+  'scaling/laws/family.Family',
+  'scaling/laws/family.Form',
+  'scaling/laws/family.Problem',
+  'scaling/laws/family.form',
+  'scaling/laws/family.phi',
+  'scaling/laws/family.points',
+  'scaling/laws/family.problem',
+  'scaling/laws/family.value',
+  'scaling/laws/fits.Fit',
+  'scaling/laws/fits.aicc',
+  'scaling/laws/fits.fit',
+  'scaling/laws/fits.leave_largest',
+  'scaling/laws/fits.refit',
+  'scaling/laws/fits.shared_alpha_p',
+  'scaling/laws/intervals.Interval',
+  'scaling/laws/intervals.constraint_p',
+  'scaling/laws/intervals.profile',
+  'scaling/laws/intervals.profile_bounds',
+  'scaling/laws/intervals.standard_error',
+  'scaling/laws/least_squares.minimise',
+  'scaling/laws/power.Truth',
+  'scaling/laws/power.cheapest',
+  'scaling/laws/power.one',
+  'scaling/laws/power.table',
+  'scaling/laws/targets.alpha',
+  'scaling/laws/targets.difference',
+  'scaling/laws/targets.estimate',
+  'scaling/laws/targets.gamma',
+  'scaling/laws/targets.match',
+  'scaling/laws/targets.ratio',
+  'scaling/laws/targets.slope',
+}
+
+
+def _module(name: str):
+  return importlib.import_module(f'deres_jax.{name.replace("/", ".")}')
+
+
+def _has_method(cls: type) -> bool:
+  return any(
+    inspect.isfunction(value) or isinstance(value, classmethod | staticmethod)
+    for name, value in vars(cls).items()
+    if not name.startswith('_')
+  )
+
+
+def _without_example(name: str) -> set[str]:
+  """Public functions, and public classes with methods, whose docstrings hold no `>>>`."""
+  module = _module(name)
+  missing = set()
+  for member, value in vars(module).items():
+    if member.startswith('_') or getattr(value, '__module__', '') != module.__name__:
+      continue
+    if inspect.isfunction(value) or (inspect.isclass(value) and _has_method(value)):
+      texts = [value.__doc__]
+      if inspect.isclass(value):
+        texts += [x.__doc__ for x in vars(value).values() if inspect.isroutine(x)]
+      if not any(text and '>>>' in text for text in texts):
+        missing.add(f'{name}.{member}')
+  return missing
+
+
+@pytest.mark.parametrize('name', MODULES)
+def test_examples_run(name):
+  flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+  assert not doctest.testmod(_module(name), optionflags=flags).failed
+
+
+def test_every_public_function_has_an_example():
+  missing = set().union(*(_without_example(name) for name in MODULES))
+  assert missing <= WITHOUT_EXAMPLE, 'add an example (>>>) to the docstring'
