@@ -20,7 +20,7 @@ from data_pipelines.core.errors import UserError
 from data_pipelines.core.files import file_sha256
 from data_pipelines.core.workers import Workers, default_workers
 from data_pipelines.prepared import shards
-from data_pipelines.prepared.dataset import Dataset, Site
+from data_pipelines.prepared.dataset import BuildContext, Dataset
 from data_pipelines.prepared.rejects import Rejects
 from data_pipelines.prepared.schema import (
   BLOCK_ROWS,
@@ -181,11 +181,11 @@ def build(dataset: Dataset, args, workers: Workers) -> int:
     workers,
   ):
     (folder / VOCABULARY_FOLDER).mkdir()
-    site = Site(folder, folder / WORK, workers, Rejects(folder), say)
-    encoded = dataset.encode(options, raw, site)
+    context = BuildContext(folder, folder / WORK, workers, Rejects(folder), say)
+    encoded = dataset.encode(options, raw, context)
     check_space(folder, encoded.source, args.compress)
-    schema = write_prepared(site, dataset, options, encoded, args.compress)
-  report(schema, out, site.rejects, time.monotonic() - began)
+    schema = write_prepared(context, dataset, options, encoded, args.compress)
+  report(schema, out, context.rejects, time.monotonic() - began)
   return 0
 
 

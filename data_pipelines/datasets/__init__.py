@@ -4,15 +4,15 @@
 from data_pipelines.datasets.avazu import AVAZU
 from data_pipelines.datasets.criteo import CRITEO
 from data_pipelines.datasets.criteo_1tb import CRITEO_1TB
-from data_pipelines.datasets.kuairand.dataset import SOCIAL
+from data_pipelines.datasets.kuairand.dataset import KUAIRAND
 from data_pipelines.datasets.synthetic.dataset import SYNTHETIC
-from data_pipelines.datasets.synthetic_feed.dataset import SYNTHETIC_SOCIAL
+from data_pipelines.datasets.synthetic_feed.dataset import SYNTHETIC_FEED
 
 DATASETS = {
   'criteo': CRITEO,
   'synthetic': SYNTHETIC,
-  'synthetic_social': SYNTHETIC_SOCIAL,
+  'synthetic_social': SYNTHETIC_FEED,
   'avazu': AVAZU,
   'criteo_1tb': CRITEO_1TB,
-  'social': SOCIAL,
+  'social': KUAIRAND,
 }

@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from data_pipelines.prepared import recipes
-from data_pipelines.prepared.dataset import Dataset, Encoded, Site
+from data_pipelines.prepared.dataset import BuildContext, Dataset, Encoded
 from data_pipelines.prepared.tfds import BlockBuilder
 from data_pipelines.prepared.vocabulary import decimal_tokens, hex_tokens
 from data_pipelines.text.dataset import add_text_flags, encode_text, text_options
@@ -88,11 +88,11 @@ CRITEO_PROTOCOL = TextProtocol(
 )
 
 
-def encode_dataset(options: dict, raw: Path | None, site: Site) -> Encoded:
+def encode_dataset(options: dict, raw: Path | None, context: BuildContext) -> Encoded:
   """See Dataset.encode."""
   assert raw is not None
   split = SPLIT_PROTOCOLS[options['protocol']]
-  return encode_text(CRITEO_PROTOCOL, raw, split, options, site)
+  return encode_text(CRITEO_PROTOCOL, raw, split, options, context)
 
 
 class CriteoDisplay(BlockBuilder):

@@ -26,7 +26,7 @@ import numpy as np
 from data_pipelines.core.errors import UserError
 from data_pipelines.core.files import check_raw
 from data_pipelines.datasets.criteo import CRITEO_PROTOCOL, NUM_CATEGORIES, NUM_INTEGERS
-from data_pipelines.prepared.dataset import Dataset, Encoded, Site
+from data_pipelines.prepared.dataset import BuildContext, Dataset, Encoded
 from data_pipelines.prepared.schema import FIRST_TOKEN_ID, SPLITS
 from data_pipelines.prepared.tfds import BlockBuilder
 from data_pipelines.text import encoding
@@ -105,13 +105,13 @@ def raw_files(raw: Path, options: dict) -> list[Path]:
   return [raw]
 
 
-def encode_dataset(options: dict, raw: Path | None, site: Site) -> Encoded:
+def encode_dataset(options: dict, raw: Path | None, context: BuildContext) -> Encoded:
   """See Dataset.encode."""
   assert raw is not None
   files = raw_files(raw, options)
   hash_sizes = (None,) * NUM_INTEGERS + (options['max_ids'],) * NUM_CATEGORIES
   protocol = dataclasses.replace(CRITEO_PROTOCOL, hash_sizes=hash_sizes)
-  ingested = ingest(protocol, files, options['limit'], site)
+  ingested = ingest(protocol, files, options['limit'], context)
   single = len(files) == 1
   least = SINGLE_FILE.parts if single else 2
   if ingested.raw_rows[-1] < least:
@@ -127,7 +127,7 @@ def encode_dataset(options: dict, raw: Path | None, site: Site) -> Encoded:
       return SINGLE_FILE.rows(rows, options['seed'])
     return split_by_day(ingested.raw_rows, options['seed'])
 
-  return encoding.encode(protocol, ingested, split_rows, options['min_count'], site)
+  return encoding.encode(protocol, ingested, split_rows, options['min_count'], context)
 
 
 class Criteo1tb(BlockBuilder):

@@ -30,7 +30,7 @@ from data_pipelines.prepared.schema import (
   read_schema,
   structure_problems,
 )
-from data_pipelines.prepared.tally import Tally
+from data_pipelines.prepared.split_stats import SplitStats
 from data_pipelines.prepared.tfds import split_files
 
 SHOWN_FAILURES = 3
@@ -65,8 +65,8 @@ def check_folder(folder: Path, workers: Workers, tell: Callable[[str], None]) ->
     files = schema['splits'][split]['files']
     if _check_files(tfds_folder, split, files, workers, checks) and readable:
       found = read_split(split_files(tfds_folder, split), plan, split == 'train', workers)
-      _check_content(found.tally, split, schema, checks)
-      if not found.tally.faults:
+      _check_content(found.stats, split, schema, checks)
+      if not found.stats.faults:
         rows[split] = found
   if 'train' in rows:
     check_vocabulary_counts(schema, rows['train'], plan, checks)
@@ -158,41 +158,41 @@ def _check_files(folder: Path, split: str, files: dict, workers: Workers, checks
   return good
 
 
-def _check_content(tally: Tally, split: str, schema: dict, checks: Checks) -> None:
+def _check_content(stats: SplitStats, split: str, schema: dict, checks: Checks) -> None:
   entry, fields = schema['splits'][split], schema['fields']
   checks.holds(
-    f'{split}: shapes and labels', not tally.faults, '; '.join(tally.faults[:SHOWN_FAILURES])
+    f'{split}: shapes and labels', not stats.faults, '; '.join(stats.faults[:SHOWN_FAILURES])
   )
-  checks.equal(f'{split}: rows', entry['rows'], tally.rows)
-  checks.equal(f'{split}: blocks', entry['blocks'], tally.blocks)
-  short = [k for k, length in enumerate(tally.lengths[:-1]) if length != BLOCK_ROWS]
+  checks.equal(f'{split}: rows', entry['rows'], stats.rows)
+  checks.equal(f'{split}: blocks', entry['blocks'], stats.blocks)
+  short = [k for k, length in enumerate(stats.lengths[:-1]) if length != BLOCK_ROWS]
   checks.holds(f'{split}: full blocks', not short, f'shorter blocks: {short[:SHOWN_FAILURES]}')
-  checks.equal(f'{split}: clicks', entry['clicks'], tally.clicks)
-  checks.equal(f'{split}: click rate', entry['click_rate'], tally.click_rate)
+  checks.equal(f'{split}: clicks', entry['clicks'], stats.clicks)
+  checks.equal(f'{split}: click rate', entry['click_rate'], stats.click_rate)
   columns = [*fields, *(schema['sequence']['attributes'] if schema['sequence'] else [])]
   outside = [
     f'{column["name"]}: expected ids {PADDING_ID + 1} to {column["vocab_size"] - 1}, '
     f'found {low} to {high}'
-    for column, low, high in zip(columns, tally.min_id_K, tally.max_id_K, strict=True)
+    for column, low, high in zip(columns, stats.min_id_K, stats.max_id_K, strict=True)
     if low <= high and (low <= PADDING_ID or high >= column['vocab_size'])
   ]
   problem = '; '.join(outside[:SHOWN_FAILURES])
-  checks.holds(f'{split}: ids in range', not outside or not tally.rows, problem)
-  checks.equal(f'{split}: events', entry['events'], tally.events)
-  if schema['group'] and tally.rows:
-    found = (tally.min_group, tally.max_group)
+  checks.holds(f'{split}: ids in range', not outside or not stats.rows, problem)
+  checks.equal(f'{split}: events', entry['events'], stats.events)
+  if schema['group'] and stats.rows:
+    found = (stats.min_group, stats.max_group)
     groups = schema['group']['groups']
     problem = f'expected 0 to {groups - 1}, found {found[0]} to {found[1]}'
     checks.holds(f'{split}: groups in range', 0 <= found[0] <= found[1] < groups, problem)
   expected_oov = [field['oov_rate'][split] for field in fields]
   wrong = [
     f'{field["name"]}: expected {expected}, found {found}'
-    for field, expected, found in zip(fields, expected_oov, tally.oov_rate_F(), strict=True)
+    for field, expected, found in zip(fields, expected_oov, stats.oov_rate_F(), strict=True)
     if expected != found
   ]
   problem = '; '.join(wrong[:SHOWN_FAILURES])
   checks.holds(f'{split}: out-of-vocabulary rates', not wrong, problem)
-  checks.equal(f'{split}: content sha256', entry['content_sha256'], tally.content_sha256)
+  checks.equal(f'{split}: content sha256', entry['content_sha256'], stats.content_sha256)
 
 
 def doctor(folder: Path, workers: int) -> int:

@@ -14,7 +14,7 @@ from data_pipelines.core.workers import Workers
 from data_pipelines.prepared.id_counts import Counted, add_counts, count_ids, no_counts
 from data_pipelines.prepared.records import Block, read_shard
 from data_pipelines.prepared.schema import RecordShape, record_shape
-from data_pipelines.prepared.tally import Tally, total
+from data_pipelines.prepared.split_stats import SplitStats, total
 
 # Hashes kept of a split (1 GB). Of more rows, every 2nd, 4th ... distinct one is looked at: all of
 # its copies in all splits, so that shares stay unbiased.
@@ -58,7 +58,7 @@ def row_plan(schema: dict) -> RowPlan:
 
 @dataclasses.dataclass(frozen=True)
 class _ShardRows:
-  tally: Tally
+  stats: SplitStats
   hashes_N: np.ndarray
   counts: dict[int, Counted]
   events: dict[int, Counted]
@@ -74,7 +74,7 @@ class SplitRows:
     events: the same for the events of all rows, of fields that share their ids with an attribute.
   """
 
-  tally: Tally
+  stats: SplitStats
   hashes_N: np.ndarray
   counts: dict[int, np.ndarray]
   events: dict[int, np.ndarray]
@@ -86,11 +86,11 @@ def looked_at(hashes_N: np.ndarray, plan: RowPlan) -> np.ndarray:
 
 
 def _read(path: Path, plan: RowPlan, train: bool) -> _ShardRows:
-  tally, hashes, ids, events = Tally(plan.shape), [np.zeros(0, np.uint64)], [], []
+  stats, hashes, ids, events = SplitStats(plan.shape), [np.zeros(0, np.uint64)], [], []
   for block in read_shard(path, plan.shape):
-    faults = len(tally.faults)
-    tally.update(block)
-    if len(tally.faults) > faults:
+    faults = len(stats.faults)
+    stats.update(block)
+    if len(stats.faults) > faults:
       continue
     hashes_N = row_hashes(block, plan.shape)
     hashes.append(hashes_N[looked_at(hashes_N, plan)])
@@ -106,18 +106,18 @@ def _read(path: Path, plan: RowPlan, train: bool) -> _ShardRows:
     columns = [a for a, field in plan.shared if field == f]
     ids_M = np.concatenate([events_NLG[..., columns].ravel() for events_NLG in events])
     seen[f] = count_ids(ids_M, dict(plan.counted)[f])
-  return _ShardRows(tally, np.concatenate(hashes), counts, seen)
+  return _ShardRows(stats, np.concatenate(hashes), counts, seen)
 
 
 def read_split(files: list[Path], plan: RowPlan, train: bool, workers: Workers) -> SplitRows:
-  """Reads every shard of a split once. Blocks of a wrong shape are the tally's faults only."""
-  tallies, hashes = [], [np.zeros(0, np.uint64)]
+  """Reads every shard of a split once. Blocks of a wrong shape are the stats's faults only."""
+  stats, hashes = [], [np.zeros(0, np.uint64)]
   sizes = dict(plan.counted)
   shared = dict.fromkeys(f for _, f in plan.shared)
   zeros = iter(no_counts([(sizes[f],) for f in (*sizes, *shared)], np.int64))
   counts, events = ({f: next(zeros) for f in which} for which in (sizes, shared))
   for part in workers.map(functools.partial(_read, plan=plan, train=train), files):
-    tallies.append(part.tally)
+    stats.append(part.stats)
     hashes.append(part.hashes_N)
     for f, counted in part.counts.items():
       add_counts(counts[f], counted)
@@ -125,7 +125,7 @@ def read_split(files: list[Path], plan: RowPlan, train: bool, workers: Workers) 
       add_counts(events[f], counted)
   hashes_N = np.concatenate(hashes)
   hashes_N.sort()
-  return SplitRows(total(plan.shape, tallies), hashes_N, counts, events)
+  return SplitRows(total(plan.shape, stats), hashes_N, counts, events)
 
 
 # 2^64 / golden ratio, odd: the multiples of no small number come near 0 modulo 2^64.

@@ -19,7 +19,7 @@ from data_pipelines.prepared.tfds import BlockBuilder
 
 
 @dataclasses.dataclass(frozen=True)
-class Site:
+class BuildContext:
   """Where a build works and with what.
 
   Attributes:
@@ -156,7 +156,7 @@ class Dataset:
     add_flags: adds the data set's own flags to a parser.
     options: parsed flags to the JSON-able options that determine the output (`build` in
       schema.json). Raises UserError on values that cannot be used.
-    encode: (options, --raw or None, site) to the encoded data: writes the vocabularies, the
+    encode: (options, --raw or None, context) to the encoded data: writes the vocabularies, the
       rejects and intermediate files. The same options and raw bytes give the same, whatever the
       number of workers.
     builder: the TFDS builder class.
@@ -170,7 +170,7 @@ class Dataset:
   needs_raw: bool
   add_flags: Callable[[argparse.ArgumentParser], None]
   options: Callable[[argparse.Namespace], dict]
-  encode: Callable[[dict, Path | None, Site], Encoded]
+  encode: Callable[[dict, Path | None, BuildContext], Encoded]
   builder: type[BlockBuilder]
   config: Callable[[dict], str | None]
   raw_files: Callable[[Path, dict], list[Path]] = one_raw_file

@@ -16,7 +16,7 @@ from tensorflow_datasets.core import example_serializer
 
 from data_pipelines.core.errors import UserError
 from data_pipelines.prepared.schema import RecordShape
-from data_pipelines.prepared.tally import Tally
+from data_pipelines.prepared.split_stats import SplitStats
 
 Block = dict[str, np.ndarray]
 
@@ -40,7 +40,9 @@ def features_of(shape: RecordShape) -> tfds.features.FeaturesDict:
   return tfds.features.FeaturesDict(features)
 
 
-def write_shard(path: Path, shape: RecordShape, blocks: Iterable[Block], compress: bool) -> Tally:
+def write_shard(
+  path: Path, shape: RecordShape, blocks: Iterable[Block], compress: bool
+) -> SplitStats:
   """Writes the blocks to a new file and reads them back; returns their counts.
 
   Raises:
@@ -48,7 +50,7 @@ def write_shard(path: Path, shape: RecordShape, blocks: Iterable[Block], compres
   """
   features = features_of(shape)
   serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
-  written, records = Tally(shape), []
+  written, records = SplitStats(shape), []
   writer = ArrayRecordWriter(str(path), _OPTIONS[compress])
   for block in blocks:
     written.update(block)
@@ -84,9 +86,9 @@ def read_shard(path: Path, shape: RecordShape) -> Iterator[Block]:
       yield block
 
 
-def read_tally(path: Path, shape: RecordShape) -> Tally:
+def read_stats(path: Path, shape: RecordShape) -> SplitStats:
   """Counts the blocks of a file."""
-  tally = Tally(shape)
+  stats = SplitStats(shape)
   for block in read_shard(path, shape):
-    tally.update(block)
-  return tally
+    stats.update(block)
+  return stats

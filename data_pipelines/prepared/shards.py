@@ -10,9 +10,9 @@ from typing import Protocol
 
 from data_pipelines.core.progress import Log, Progress
 from data_pipelines.core.workers import Workers
-from data_pipelines.prepared.records import Block, read_tally, write_shard
+from data_pipelines.prepared.records import Block, read_stats, write_shard
 from data_pipelines.prepared.schema import BLOCK_ROWS, SPLITS, RecordShape
-from data_pipelines.prepared.tally import Tally
+from data_pipelines.prepared.split_stats import SplitStats
 
 SHARD_BLOCKS = 64  # blocks in one file: what a worker holds in memory at a time
 
@@ -43,25 +43,25 @@ def shards_of(rows: int) -> list[tuple[int, int]]:
   return [(first, min(first + SHARD_BLOCKS, blocks)) for first in range(0, blocks, SHARD_BLOCKS)]
 
 
-def _write(task: _Task) -> Tally:
+def _write(task: _Task) -> SplitStats:
   if task.path.exists():  # by an earlier build that was stopped
-    return read_tally(task.path, task.source.shape)
+    return read_stats(task.path, task.source.shape)
   temporary = task.path.with_name(f'{task.path.name}.{os.getpid()}.tmp')
   blocks = task.source.blocks(task.split, task.first, task.last)
   try:
-    tally = write_shard(temporary, task.source.shape, blocks, task.compress)
+    stats = write_shard(temporary, task.source.shape, blocks, task.compress)
   except RuntimeError as error:  # ArrayRecord's writer knows no other error
     full = os.strerror(errno.ENOSPC)
     if full not in str(error):
       raise
     raise OSError(errno.ENOSPC, full, str(task.path.parent)) from error
   os.replace(temporary, task.path)
-  return tally
+  return stats
 
 
 def write_shards(
   source: BlockSource, folder: Path, compress: bool, workers: Workers, log: Log
-) -> dict[str, list[tuple[Path, Tally]]]:
+) -> dict[str, list[tuple[Path, SplitStats]]]:
   """Writes all shards of all splits into `folder`; returns files and counts by split, in order.
 
   Raises:
@@ -72,11 +72,11 @@ def write_shards(
     for split in SPLITS
     for k, (first, last) in enumerate(shards_of(source.rows[split]))
   ]
-  done: dict[str, list[tuple[Path, Tally]]] = {split: [] for split in SPLITS}
+  done: dict[str, list[tuple[Path, SplitStats]]] = {split: [] for split in SPLITS}
   progress = Progress(log, 'writing', sum(source.rows.values()))
-  for task, tally in zip(tasks, workers.map(_write, tasks), strict=True):
-    assert not tally.faults, tally.faults[0]
-    done[task.split].append((task.path, tally))
-    progress.add(tally.rows)
+  for task, stats in zip(tasks, workers.map(_write, tasks), strict=True):
+    assert not stats.faults, stats.faults[0]
+    done[task.split].append((task.path, stats))
+    progress.add(stats.rows)
   progress.done()
   return done

@@ -6,27 +6,27 @@ import shutil
 
 from data_pipelines.core.files import file_sha256
 from data_pipelines.prepared import vocabulary
-from data_pipelines.prepared.dataset import Dataset, Encoded, Site
+from data_pipelines.prepared.dataset import BuildContext, Dataset, Encoded
 from data_pipelines.prepared.schema import BLOCK_ROWS, FORMAT, FORMAT_VERSION, SPLITS, write_schema
 from data_pipelines.prepared.shards import write_shards
-from data_pipelines.prepared.tally import Tally, total
+from data_pipelines.prepared.split_stats import SplitStats, total
 from data_pipelines.prepared.tfds import adopt_shards, split_files
 
 
-def _split_entry(tally: Tally, files: list) -> dict:
+def _split_entry(stats: SplitStats, files: list) -> dict:
   return {
-    'rows': tally.rows,
-    'blocks': tally.blocks,
-    'clicks': tally.clicks,
-    'click_rate': tally.click_rate,
-    'events': tally.events,
-    'content_sha256': tally.content_sha256,
+    'rows': stats.rows,
+    'blocks': stats.blocks,
+    'clicks': stats.clicks,
+    'click_rate': stats.click_rate,
+    'events': stats.events,
+    'content_sha256': stats.content_sha256,
     'files': {path.name: {'bytes': path.stat().st_size, 'sha256': sha} for path, sha in files},
   }
 
 
-def _field_entries(encoded: Encoded, tallies: dict[str, Tally]) -> list[dict]:
-  rates = {split: tallies[split].oov_rate_F() for split in SPLITS}
+def _field_entries(encoded: Encoded, stats: dict[str, SplitStats]) -> list[dict]:
+  rates = {split: stats[split].oov_rate_F() for split in SPLITS}
   return [
     {
       'name': field.name,
@@ -47,9 +47,9 @@ def _entry(info) -> dict | None:
 
 
 def write_prepared(
-  site: Site, dataset: Dataset, options: dict, encoded: Encoded, compress: bool
+  context: BuildContext, dataset: Dataset, options: dict, encoded: Encoded, compress: bool
 ) -> dict:
-  """Fills the folder of a site whose vocabularies are written; `schema.json` comes last.
+  """Fills the folder of a context whose vocabularies are written; `schema.json` comes last.
 
   Args:
     dataset, options: what is built, and with which options.
@@ -59,27 +59,27 @@ def write_prepared(
   Returns:
     The schema.
   """
-  records = site.work / 'records'
+  records = context.work / 'records'
   records.mkdir(exist_ok=True)
-  shards = write_shards(encoded.source, records, compress, site.workers, site.log)
+  shards = write_shards(encoded.source, records, compress, context.workers, context.log)
   builder = dataset.builder(
     shape=encoded.source.shape,
     shards={
-      split: [(path, tally.blocks) for path, tally in done] for split, done in shards.items()
+      split: [(path, stats.blocks) for path, stats in done] for split, done in shards.items()
     },
-    data_dir=str(site.folder),
+    data_dir=str(context.folder),
     config=dataset.config(options),
   )
   tfds_folder = adopt_shards(builder)
-  tallies = {
-    split: total(encoded.source.shape, (tally for _, tally in done))
+  stats = {
+    split: total(encoded.source.shape, (stats for _, stats in done))
     for split, done in shards.items()
   }
-  files = {split: split_files(site.folder / tfds_folder, split) for split in SPLITS}
+  files = {split: split_files(context.folder / tfds_folder, split) for split in SPLITS}
   paths = [path for split in SPLITS for path in files[split]]
-  sums = dict(zip(paths, site.workers.map(file_sha256, paths), strict=True))
-  rows_written = sum(tally.rows for tally in tallies.values())
-  rows_rejected = site.rejects.count
+  sums = dict(zip(paths, context.workers.map(file_sha256, paths), strict=True))
+  rows_written = sum(stats.rows for stats in stats.values())
+  rows_rejected = context.rejects.count
   assert encoded.rows_read == rows_written + rows_rejected, (
     f'read {encoded.rows_read} rows, wrote {rows_written}, rejected {rows_rejected}'
   )
@@ -90,15 +90,15 @@ def write_prepared(
     'tfds': tfds_folder,
     'build': options,
     'block_rows': BLOCK_ROWS,
-    'fields': _field_entries(encoded, tallies),
+    'fields': _field_entries(encoded, stats),
     'sequence': _entry(encoded.sequence),
     'group': _entry(encoded.group),
     'items': _entry(encoded.items),
     'splits': {
-      split: _split_entry(tallies[split], [(path, sums[path]) for path in files[split]])
+      split: _split_entry(stats[split], [(path, sums[path]) for path in files[split]])
       for split in SPLITS
     },
-    'vocabulary': vocabulary.checksums(site.folder),
+    'vocabulary': vocabulary.checksums(context.folder),
     'raw': {
       'files': list(encoded.raw_files),
       'rows_read': encoded.rows_read,
@@ -111,5 +111,5 @@ def write_prepared(
   if encoded.planted is not None:
     schema['planted'] = encoded.planted
   shutil.rmtree(records)
-  write_schema(site.folder, schema)
+  write_schema(context.folder, schema)
   return schema

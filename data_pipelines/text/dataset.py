@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from data_pipelines.core.errors import UserError
-from data_pipelines.prepared.dataset import Encoded, Site
+from data_pipelines.prepared.dataset import BuildContext, Encoded
 from data_pipelines.text import encoding
 from data_pipelines.text.ingest import TextProtocol, ingest
 from data_pipelines.text.splits import Split
@@ -51,7 +51,7 @@ def text_options(args: argparse.Namespace, split: Split, min_counts: Mapping[str
 
 
 def encode_text(
-  protocol: TextProtocol, raw: Path, split: Split, options: dict, site: Site
+  protocol: TextProtocol, raw: Path, split: Split, options: dict, context: BuildContext
 ) -> Encoded:
   """Ingests and encodes a raw file.
 
@@ -61,7 +61,7 @@ def encode_text(
   Raises:
     UserError: a file that cannot be one of such rows, or too few of them.
   """
-  ingested = ingest(protocol, [raw], options['limit'], site)
+  ingested = ingest(protocol, [raw], options['limit'], context)
   if ingested.total < split.parts:
     raise UserError(
       f'--raw={raw}: only {ingested.total} valid rows; expected at least {split.parts} for a split'
@@ -70,4 +70,4 @@ def encode_text(
   def split_rows(rows: int) -> dict[str, np.ndarray]:
     return split.rows(rows, options['seed'])
 
-  return encoding.encode(protocol, ingested, split_rows, options['min_count'], site)
+  return encoding.encode(protocol, ingested, split_rows, options['min_count'], context)

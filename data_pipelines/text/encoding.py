@@ -18,7 +18,7 @@ import numpy as np
 from data_pipelines.core import columns_file
 from data_pipelines.core.progress import Progress
 from data_pipelines.prepared import vocabulary
-from data_pipelines.prepared.dataset import Encoded, FieldInfo, Site, item_info
+from data_pipelines.prepared.dataset import BuildContext, Encoded, FieldInfo, item_info
 from data_pipelines.prepared.schema import FIRST_TOKEN_ID, SPLITS, RecordShape
 from data_pipelines.text import sequences
 from data_pipelines.text.encoded_rows import EncodedRows, Plan, borders_of
@@ -189,7 +189,11 @@ def _encode_rows(task: _GroupTask) -> dict[str, np.ndarray]:
 
 
 def encode(
-  protocol: TextProtocol, ingested: Ingested, split_rows: SplitRows, min_count: int, site: Site
+  protocol: TextProtocol,
+  ingested: Ingested,
+  split_rows: SplitRows,
+  min_count: int,
+  context: BuildContext,
 ) -> Encoded:
   """Splits, counts, encodes and shuffles ingested rows.
 
@@ -198,19 +202,19 @@ def encode(
       to be written. A pure function.
     min_count: see vocabulary.rank.
   """
-  split_counts, positions = _order(split_rows, ingested.total, site)
-  folder = site.work / 'fields'
+  split_counts, positions = _order(split_rows, ingested.total, context)
+  folder = context.work / 'fields'
   folder.mkdir(exist_ok=True)
   train_rows = split_counts['train']
   tasks = [
     _FieldTask(
-      protocol, ingested, f, positions, train_rows, min_count, site.folder, folder / f'{f}'
+      protocol, ingested, f, positions, train_rows, min_count, context.folder, folder / f'{f}'
     )
     for f in range(len(protocol.fields))
   ]
-  progress = Progress(site.log, 'counting', ingested.total)
+  progress = Progress(context.log, 'counting', ingested.total)
   fields = []
-  for info in site.workers.map(_build_field, tasks):
+  for info in context.workers.map(_build_field, tasks):
     fields.append(info)
     progress.add(ingested.total // len(tasks))
   progress.rows = ingested.total
@@ -226,7 +230,7 @@ def encode(
     borders=borders_of(split_counts),
     events=protocol.events,
   )
-  source = _encode_all(plan, ingested, split_counts, site)
+  source = _encode_all(plan, ingested, split_counts, context)
   encoded = Encoded(
     tuple(fields),
     source,
@@ -234,18 +238,18 @@ def encode(
     ingested.rows_read,
     recipes=None if protocol.recipes is None else dict(protocol.recipes),
   )
-  return _with_events(encoded, protocol, ingested, plan, site) if protocol.events else encoded
+  return _with_events(encoded, protocol, ingested, plan, context) if protocol.events else encoded
 
 
 def _with_events(
-  encoded: Encoded, protocol: TextProtocol, ingested: Ingested, plan: Plan, site: Site
+  encoded: Encoded, protocol: TextProtocol, ingested: Ingested, plan: Plan, context: BuildContext
 ) -> Encoded:
   """Adds what is known of sequences, groups and items; writes the attributes' own vocabularies."""
   spec = protocol.events
   for attribute in spec.attributes:
     if attribute.field is None:
       text = vocabulary.text_of(list(attribute.tokens))
-      vocabulary.write_vocabulary(site.folder, attribute.name, text)
+      vocabulary.write_vocabulary(context.folder, attribute.name, text)
   with columns_file.Reader(plan.lookups[spec.item]) as file:
     counts_V = file.read('counts')
   return dataclasses.replace(
@@ -256,10 +260,10 @@ def _with_events(
   )
 
 
-def _order(split_rows: SplitRows, rows: int, site: Site) -> tuple[dict[str, int], Path]:
+def _order(split_rows: SplitRows, rows: int, context: BuildContext) -> tuple[dict[str, int], Path]:
   """Rows of each split; a file with each row's place in the order of all splits."""
   order = split_rows(rows)
-  path = site.work / 'positions.npy'
+  path = context.work / 'positions.npy'
   position_N = np.empty(rows, np.uint32 if rows < _UINT32_ROWS else np.uint64)
   start = 0
   for split in SPLITS:
@@ -271,8 +275,10 @@ def _order(split_rows: SplitRows, rows: int, site: Site) -> tuple[dict[str, int]
   return {split: len(order[split]) for split in SPLITS}, path
 
 
-def _encode_all(plan: Plan, ingested: Ingested, rows: dict[str, int], site: Site) -> EncodedRows:
-  folder = site.work / 'groups'
+def _encode_all(
+  plan: Plan, ingested: Ingested, rows: dict[str, int], context: BuildContext
+) -> EncodedRows:
+  folder = context.work / 'groups'
   folder.mkdir(exist_ok=True)
   starts, first_groups = _starts(ingested.rows), tuple(_starts(ingested.groups))
   tasks = [
@@ -286,19 +292,19 @@ def _encode_all(plan: Plan, ingested: Ingested, rows: dict[str, int], site: Site
     )
     for k, (first, last) in enumerate(_group(ingested.rows))
   ]
-  progress = Progress(site.log, 'encoding', ingested.total)
+  progress = Progress(context.log, 'encoding', ingested.total)
   before = []
-  for task, counts in zip(tasks, site.workers.map(_encode_group, tasks), strict=True):
+  for task, counts in zip(tasks, context.workers.map(_encode_group, tasks), strict=True):
     before.append(counts)
     progress.add(sum(task.rows))
   progress.done()
-  np.save(site.work / 'before.npy', np.stack(before))
+  np.save(context.work / 'before.npy', np.stack(before))
   spec = plan.events
   shape = RecordShape(fields=len(plan.lookups))
   if spec is not None:
     shape = RecordShape(len(plan.lookups), spec.length, len(spec.attributes), grouped=True)
   files = tuple(task.out for task in tasks)
-  return EncodedRows(shape, rows, plan, files, site.work / 'before.npy')
+  return EncodedRows(shape, rows, plan, files, context.work / 'before.npy')
 
 
 def _group(rows: tuple[int, ...]) -> list[tuple[int, int]]:

@@ -16,7 +16,7 @@ import numpy as np
 from data_pipelines.core import columns_file
 from data_pipelines.core.errors import UserError
 from data_pipelines.core.progress import Progress
-from data_pipelines.prepared.dataset import Site
+from data_pipelines.prepared.dataset import BuildContext
 from data_pipelines.prepared.recipes import Recipe
 from data_pipelines.prepared.rejects import BadLine
 from data_pipelines.text import parser, row_checks
@@ -218,14 +218,16 @@ class _Count:
     )
 
 
-def ingest(protocol: TextProtocol, raw: list[Path], limit: int | None, site: Site) -> Ingested:
+def ingest(
+  protocol: TextProtocol, raw: list[Path], limit: int | None, context: BuildContext
+) -> Ingested:
   """Parses raw files, one after the other, at most `limit` lines of each.
 
   Raises:
     UserError: a file without a single valid row (found early, so that a wrong file fails at
       once), one with another header, or rows out of the protocol's order.
   """
-  folder = site.work / 'keys'
+  folder = context.work / 'keys'
   folder.mkdir(exist_ok=True)
   sources = [RawFile(path) for path in raw]
   tasks: list[_Task] = []
@@ -239,11 +241,11 @@ def ingest(protocol: TextProtocol, raw: list[Path], limit: int | None, site: Sit
         tasks.append(_Task(protocol, chunk, header, folder / f'{len(tasks):06d}'))
         yield tasks[-1]
 
-  progress = Progress(site.log, 'reading', None)
+  progress = Progress(context.log, 'reading', None)
   sizes = [path.stat().st_size for path in raw]
   counts: list[_Count] = []
   files, rows, span = [], [], None
-  for lines, kept, bad_lines, span_here in site.workers.map(_parse, cut()):
+  for lines, kept, bad_lines, span_here in context.workers.map(_parse, cut()):
     task = tasks[len(files)]
     if task.chunk.offset == 0:
       if counts:
@@ -254,7 +256,7 @@ def ingest(protocol: TextProtocol, raw: list[Path], limit: int | None, site: Sit
     span = row_checks.join(span, span_here, here.lines)
     if span is not None and span.fall is not None:
       raise UserError(_goes_back(protocol, task.chunk.path, span.fall))
-    site.rejects.add(task.chunk.path.name, bad_lines)
+    context.rejects.add(task.chunk.path.name, bad_lines)
     here.first_bad = here.first_bad or next(iter(bad_lines), None)
     here.lines += lines
     here.rows += lines - task.skip_header

@@ -65,3 +65,12 @@ def run_python(*args: str) -> subprocess.CompletedProcess:
   return subprocess.run(
     [sys.executable, *args], cwd=REPOSITORY, capture_output=True, text=True, timeout=120
   )
+
+
+def set_block_rows(monkeypatch, rows: int) -> None:
+  """Makes blocks this small wherever a module reads their size."""
+  for module in (
+    *('build', 'doctor.__main__', 'text.encoded_rows'),
+    *('prepared.schema', 'prepared.shards', 'prepared.writer'),
+  ):
+    monkeypatch.setattr(f'data_pipelines.{module}.BLOCK_ROWS', rows)

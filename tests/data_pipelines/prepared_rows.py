@@ -8,12 +8,12 @@ import numpy as np
 from data_pipelines.core.workers import Workers
 from data_pipelines.datasets.synthetic.dataset import SYNTHETIC
 from data_pipelines.prepared.dataset import (
+  BuildContext,
   Encoded,
   FieldInfo,
   GroupInfo,
   ItemInfo,
   SequenceInfo,
-  Site,
 )
 from data_pipelines.prepared.rejects import Rejects
 from data_pipelines.prepared.schema import BLOCK_ROWS, FIRST_TOKEN_ID, SPLITS, RecordShape
@@ -61,11 +61,11 @@ def write_folder(
     event_fields=len(attributes),
     grouped=group is not None,
   )
-  site = Site(folder, folder / 'work', Workers(1), Rejects(folder), lambda line: None)
-  site.work.mkdir()
+  context = BuildContext(folder, folder / 'work', Workers(1), Rejects(folder), lambda line: None)
+  context.work.mkdir()
   rows = sum(len(columns[split]['label']) for split in SPLITS)
   source = ArraySource(shape, columns)
   encoded = Encoded(fields, source, (), rows, None, sequence, group, items)
-  write_prepared(site, SYNTHETIC, {}, encoded, compress=False)
-  site.work.rmdir()
+  write_prepared(context, SYNTHETIC, {}, encoded, compress=False)
+  context.work.rmdir()
   return folder

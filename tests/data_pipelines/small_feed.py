@@ -11,24 +11,24 @@ import pytest
 from data_pipelines.core.random import uniforms
 from data_pipelines.datasets.synthetic_feed import calibration
 from data_pipelines.datasets.synthetic_feed.calibration import calibrate
-from data_pipelines.datasets.synthetic_feed.dataset import SocialSource
-from data_pipelines.datasets.synthetic_feed.options import SocialOptions
+from data_pipelines.datasets.synthetic_feed.dataset import FeedSource
+from data_pipelines.datasets.synthetic_feed.options import FeedOptions
 
-SMALL = SocialOptions(users=300, items=200, tags=10, authors=30, events=8)
+SMALL = FeedOptions(users=300, items=200, tags=10, authors=30, events=8)
 FLAGS = ['--dataset=synthetic_social', '--items=200', '--tags=10', '--authors=30', '--events=8']
 
 
 @functools.cache
-def teacher_of(options: SocialOptions = SMALL):
+def teacher_of(options: FeedOptions = SMALL):
   """The teacher and what its calibration measures, on an eighth of the usual population."""
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(calibration, 'CALIBRATION_ROWS', 1 << 14)
     return calibrate(options)
 
 
-def source_of(**changes) -> SocialSource:
+def source_of(**changes) -> FeedSource:
   """The small feed with other options, under the small feed's teacher."""
-  return SocialSource(dataclasses.replace(SMALL, **changes), teacher_of()[0])
+  return FeedSource(dataclasses.replace(SMALL, **changes), teacher_of()[0])
 
 
 def logit_of(teacher, ids, events, user_effect: float) -> float:

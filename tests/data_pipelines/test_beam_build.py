@@ -3,8 +3,8 @@
 
 import gzip
 
+import kuairand_rows
 import pytest
-import social_rows
 from invented_rows import AVAZU_HEADER, avazu_lines, criteo_lines, write_lines
 
 from data_pipelines import beam_build, build
@@ -36,9 +36,9 @@ def criteo_1tb(folder):
 
 
 def social(folder):
-  rows = social_rows.log_rows(300)
-  logs = {social_rows.EARLY: rows[:200], social_rows.LATE: rows[200:]}
-  raw = social_rows.write_folder(folder / 'data', logs)
+  rows = kuairand_rows.log_rows(300)
+  logs = {kuairand_rows.EARLY: rows[:200], kuairand_rows.LATE: rows[200:]}
+  raw = kuairand_rows.write_folder(folder / 'data', logs)
   return ['--dataset=social', f'--raw={raw}', '--events=5']
 
 

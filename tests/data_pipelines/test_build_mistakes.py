@@ -147,7 +147,10 @@ def test_full_disk_keeps_what_is_done(mistake, monkeypatch, tmp_path, capsys):
   assert 'going on with a build that was stopped' in capsys.readouterr().out
 
 
-STOPPED_AT = ('ingest._parse', 'encoding._build_field', 'encoding._encode_group', 'shards._write')
+STOPPED_AT = (
+  *('text.ingest._parse', 'text.encoding._build_field', 'text.encoding._encode_group'),
+  'prepared.shards._write',
+)
 
 
 @pytest.mark.parametrize('place', STOPPED_AT)
@@ -157,8 +160,8 @@ def test_stopped_build_goes_on_and_ends_in_the_same_bytes(place, tmp_path, monke
   monkeypatch.setattr('data_pipelines.text.ingest.CHUNK_BYTES', 20_000)
   monkeypatch.setattr('data_pipelines.text.encoding._GROUP_ROWS', 200)
   assert build.main([*given, f'--out={tmp_path / "whole"}']) == 0
-  module, name = (importlib.import_module(f'data_pipelines.{place.split(".")[0]}'),
-                  place.split('.')[1])  # fmt: skip
+  module, name = place.rsplit('.', 1)
+  module = importlib.import_module(f'data_pipelines.{module}')
   real, calls = getattr(module, name), []
 
   def stops(task):

@@ -4,9 +4,9 @@
 import csv
 
 import invented_rows
+import kuairand_rows
 import numpy as np
 import pytest
-import social_rows
 from made import feed_row
 
 from data_pipelines import build
@@ -125,7 +125,7 @@ def test_avazu_rows_become_the_ids_of_the_build(tmp_path, protocol):
   assert (encoder.encode([{}]) == 1).all()
 
 
-def social_request(row, rows, users, videos):
+def kuairand_request(row, rows, users, videos):
   """A row of the logs with what the side tables know of it, and the user's events before it."""
 
   def known(row):
@@ -137,33 +137,33 @@ def social_request(row, rows, users, videos):
   events = [
     {k: v for k, v in known(event).items() if k in fields.SHARED}
     | {
-      'feedback': '+'.join(k.removeprefix('is_') for k in social_rows.FEEDBACK if event[k]),
+      'feedback': '+'.join(k.removeprefix('is_') for k in kuairand_rows.FEEDBACK if event[k]),
       'time_ms': str(event['time_ms']),
     }
-    for event in social_rows.past_of(row, rows, 10**6)
+    for event in kuairand_rows.past_of(row, rows, 10**6)
   ]
   own = {name: str(row[name]) for name in ('time_ms', 'duration_ms')}
   return known(row) | own | {'events': events}
 
 
 def test_histories_become_the_ids_of_the_build(tmp_path):
-  logs = social_rows.log_rows(260, 1)
-  files = {social_rows.EARLY: logs[:150], social_rows.LATE: logs[150:]}
-  raw = social_rows.write_folder(tmp_path / 'raw' / 'data', files).parent
+  logs = kuairand_rows.log_rows(260, 1)
+  files = {kuairand_rows.EARLY: logs[:150], kuairand_rows.LATE: logs[150:]}
+  raw = kuairand_rows.write_folder(tmp_path / 'raw' / 'data', files).parent
   flags = ['--dataset=social', '--events=4', f'--raw={raw}', f'--out={tmp_path / "out"}']
   assert build.main(flags) == 0
-  users = {row['user_id']: row for row in social_rows.user_rows()}
-  videos = {row['video_id']: row for row in social_rows.video_rows()}
+  users = {row['user_id']: row for row in kuairand_rows.user_rows()}
+  videos = {row['video_id']: row for row in kuairand_rows.video_rows()}
   # The order of the rows in the folder, and so which row is which, is that of the reference.
   rows = sorted(logs, key=lambda r: (r['user_id'] * 0x9E3779B97F4A7C15 % 2**64, r['time_ms']))
   times = [row['time_ms'] for row in rows]
-  borders = [social_rows.cut(times, 8), social_rows.cut(times, 9)]
+  borders = [kuairand_rows.cut(times, 8), kuairand_rows.cut(times, 9)]
   generator, encoder, wanted = np.random.default_rng(0), encoder_of(tmp_path / 'out'), {}
   wanted = stored(tmp_path / 'out')
   for s, split in enumerate(SPLITS):
     numbers = [i for i, t in enumerate(times) if sum(t >= border for border in borders) == s]
     numbers = generator.permutation(np.array(numbers)).tolist()
-    requests = [social_request(rows[i], rows, users, videos) for i in numbers]
+    requests = [kuairand_request(rows[i], rows, users, videos) for i in numbers]
     np.testing.assert_array_equal(encoder.encode(requests), wanted[split], split)
   assert (wanted['train'][:, -1] > 1).any() and (wanted['train'][:, -5] == 0).any()
   request = next(r for r in requests if r['events'])

@@ -4,12 +4,12 @@
 Provenance: KuaiRand-Pure, -1K or -27K (Zenodo record 10439422, https://kuairand.com), logs of
 Kuaishou of 2022-04-08 to 2022-05-08; 27K has 322 million impressions of 27,285 users. Licence
 CC BY-SA 4.0. Citation: Gao et al., KuaiRand: An Unbiased Sequential Recommendation Dataset with
-Randomly Exposed Videos, CIKM '22, doi 10.1145/3511808.3557624 (BibTeX: `social_tfds`).
+Randomly Exposed Videos, CIKM '22, doi 10.1145/3511808.3557624 (BibTeX: `KuaiRand.CITATION`).
 
 It stands in for the private behaviour logs of the DeRes paper; the protocol is ours.
 
 Rows: one an impression of log_standard_*.csv, and with --random_log of log_random_*.csv too. The
-label is is_click, long_view or is_like. Fields: `social_protocol.FIELDS`, none of which is
+label is is_click, long_view or is_like. Fields: `fields.FIELDS`, none of which is
 feedback of the row itself; what a side table does not know is missing (id 1), as is every token of
 fewer than --min_count training rows. hour and weekday are those of UTC+8; `duration` is in half
 octaves; of a list of tags the first counts.
@@ -36,12 +36,12 @@ import numpy as np
 from data_pipelines.core.errors import UserError
 from data_pipelines.datasets.kuairand import fields
 from data_pipelines.datasets.kuairand.fields import row_protocol
-from data_pipelines.datasets.kuairand.files import SocialFiles, social_files
+from data_pipelines.datasets.kuairand.files import KuaiRandFiles, kuairand_files
 from data_pipelines.datasets.kuairand.histories import bring_together
 from data_pipelines.datasets.kuairand.logs import LABELS, log_protocol
 from data_pipelines.datasets.kuairand.side_tables import SideTable, build_side, text_tokens
 from data_pipelines.datasets.kuairand.split import split_by_time
-from data_pipelines.prepared.dataset import Dataset, Encoded, Site
+from data_pipelines.prepared.dataset import BuildContext, Dataset, Encoded
 from data_pipelines.prepared.tfds import BlockBuilder
 from data_pipelines.text import encoding
 from data_pipelines.text.ingest import ingest
@@ -109,31 +109,33 @@ def options(args: argparse.Namespace) -> dict:
 
 def raw_files(raw: Path, options: dict) -> list[Path]:
   """See Dataset.raw_files."""
-  return social_files(raw, options['random_log']).all
+  return kuairand_files(raw, options['random_log']).all
 
 
-def _side_tables(files: SocialFiles, site: Site) -> tuple[SideTable, SideTable, tuple[dict, ...]]:
+def _side_tables(
+  files: KuaiRandFiles, context: BuildContext
+) -> tuple[SideTable, SideTable, tuple[dict, ...]]:
   """Tables of users and videos, built, and what schema.json says of their files."""
-  folder = site.work / 'side'
+  folder = context.work / 'side'
   folder.mkdir(exist_ok=True)
   p = fields
   users = SideTable(files.users, 'user_id', p.USER_INTEGERS, p.USER_TEXTS, folder / 'users')
   videos = SideTable(files.videos, 'video_id', p.VIDEO_INTEGERS, p.VIDEO_TEXTS, folder / 'videos')
-  described = tuple(site.workers.map(build_side, [users, videos]))
+  described = tuple(context.workers.map(build_side, [users, videos]))
   return users, videos, described
 
 
-def encode_dataset(options: dict, raw: Path | None, site: Site) -> Encoded:
+def encode_dataset(options: dict, raw: Path | None, context: BuildContext) -> Encoded:
   """See Dataset.encode."""
   assert raw is not None
-  files = social_files(raw, options['random_log'])
-  users, videos, described = _side_tables(files, site)
-  logs = ingest(log_protocol(options['label']), list(files.logs), options['limit'], site)
+  files = kuairand_files(raw, options['random_log'])
+  users, videos, described = _side_tables(files, context)
+  logs = ingest(log_protocol(options['label']), list(files.logs), options['limit'], context)
   if logs.total < _PARTS:
     raise UserError(
       f'--raw={raw}: only {logs.total} valid rows; expected at least {_PARTS} for a split'
     )
-  by_user = bring_together(logs, options['events'], users, videos, site)
+  by_user = bring_together(logs, options['events'], users, videos, context)
   if not by_user.events:
     raise UserError(
       f'--raw={raw}: no row has positive feedback, so every behaviour sequence would be empty; '
@@ -145,12 +147,12 @@ def encode_dataset(options: dict, raw: Path | None, site: Site) -> Encoded:
 
   texts = text_tokens(users) | text_tokens(videos)
   protocol = row_protocol(options['label'], options['events'], texts)
-  encoded = encoding.encode(protocol, by_user.ingested, split_rows, options['min_count'], site)
+  encoded = encoding.encode(protocol, by_user.ingested, split_rows, options['min_count'], context)
   raw_files = (*encoded.raw_files, *described)
   return dataclasses.replace(encoded, raw_files=raw_files)
 
 
-class Social(BlockBuilder):
+class KuaiRand(BlockBuilder):
   """KuaiRand impressions with behaviour sequences, encoded to ids, in blocks of rows."""
 
   name = 'social'
@@ -175,14 +177,14 @@ class Social(BlockBuilder):
 }"""
 
 
-SOCIAL = Dataset(
+KUAIRAND = Dataset(
   name='social',
   about='behaviour sequences (a KuaiRand folder of logs, user and video features, plain or .gz)',
   needs_raw=True,
   add_flags=add_flags,
   options=options,
   encode=encode_dataset,
-  builder=Social,
+  builder=KuaiRand,
   config=lambda options: None,
   raw_files=raw_files,
 )

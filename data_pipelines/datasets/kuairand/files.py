@@ -15,7 +15,7 @@ _DATA = 'data'  # the subfolder of the published archives
 
 
 @dataclasses.dataclass(frozen=True)
-class SocialFiles:
+class KuaiRandFiles:
   """The files, logs by name (standard ones first)."""
 
   logs: tuple[Path, ...]
@@ -52,7 +52,7 @@ def _only(folder: Path, start: str) -> Path:
   return found[0]
 
 
-def social_files(raw: Path, random_log: bool) -> SocialFiles:
+def kuairand_files(raw: Path, random_log: bool) -> KuaiRandFiles:
   """The files in a folder or in its `data/`.
 
   Args:
@@ -83,7 +83,7 @@ def social_files(raw: Path, random_log: bool) -> SocialFiles:
         f'--raw={folder}: no file log_random_*.csv; download it, or leave out --random_log'
       )
     logs += found
-  files = SocialFiles(
+  files = KuaiRandFiles(
     tuple(logs), _only(folder, 'user_features_'), _only(folder, 'video_features_basic_')
   )
   for path in files.all:

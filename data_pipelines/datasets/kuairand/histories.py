@@ -26,7 +26,7 @@ from data_pipelines.datasets.kuairand.fields import (
 )
 from data_pipelines.datasets.kuairand.logs import KEPT
 from data_pipelines.datasets.kuairand.side_tables import SideTable, join
-from data_pipelines.prepared.dataset import Site
+from data_pipelines.prepared.dataset import BuildContext
 from data_pipelines.text.ingest import Ingested, key_arrays
 
 BUCKET_ROWS = 1 << 20  # rows of a bucket, about
@@ -218,7 +218,7 @@ class ByUser:
 
 
 def bring_together(
-  logs: Ingested, length: int, users: SideTable, videos: SideTable, site: Site
+  logs: Ingested, length: int, users: SideTable, videos: SideTable, context: BuildContext
 ) -> ByUser:
   """From ingested logs to rows by user, with what is known of users and videos.
 
@@ -228,7 +228,7 @@ def bring_together(
   """
   buckets = bucket_count(logs.total)
   # Another version's buckets are other files.
-  folders = {name: site.work / f'{name}-{buckets}' for name in ('shuffled', 'users', 'times')}
+  folders = {name: context.work / f'{name}-{buckets}' for name in ('shuffled', 'users', 'times')}
   for folder in folders.values():
     folder.mkdir(exist_ok=True)
   spans = _spans(logs.rows)
@@ -246,12 +246,12 @@ def bring_together(
     for b in range(buckets)
   ]
   if not all(_done(task).exists() for task in tasks):
-    progress = Progress(site.log, 'shuffling', logs.total)
-    for rows in site.workers.map(_shuffle, shuffles):
+    progress = Progress(context.log, 'shuffling', logs.total)
+    for rows in context.workers.map(_shuffle, shuffles):
       progress.add(rows)
     progress.done()
-  progress, counts = Progress(site.log, 'sorting by user', logs.total), []
-  for count in site.workers.map(_build_bucket, tasks):
+  progress, counts = Progress(context.log, 'sorting by user', logs.total), []
+  for count in context.workers.map(_build_bucket, tasks):
     counts.append(count)
     progress.add(count['rows'])
   progress.done()

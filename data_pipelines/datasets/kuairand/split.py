@@ -13,7 +13,7 @@ TENTHS = {'train': (0, 8), 'validation': (8, 9), 'test': (9, 10)}
 
 
 class Clock:
-  """The times of all rows; see social_users.ByUser.times. They stay on disk."""
+  """The times of all rows; see histories.ByUser.times. They stay on disk."""
 
   def __init__(self, files: tuple[Path, ...]):
     """Args: at least one row in all."""
@@ -53,7 +53,7 @@ def split_by_time(files: tuple[Path, ...], rows: int, seed: int, raw: Path) -> d
   Each split is shuffled by the same generator, in the order train, validation, test.
 
   Args:
-    files: see social_users.ByUser.times.
+    files: see histories.ByUser.times.
     rows: in all of them.
     raw: for people.
 

@@ -19,7 +19,7 @@ from data_pipelines.datasets.synthetic.bayes import bayes_metrics
 from data_pipelines.datasets.synthetic.options import MAX_ROWS, SyntheticOptions
 from data_pipelines.datasets.synthetic.teacher import Teacher, make_teacher, sigmoid
 from data_pipelines.prepared import recipes
-from data_pipelines.prepared.dataset import Dataset, Encoded, FieldInfo, Site
+from data_pipelines.prepared.dataset import BuildContext, Dataset, Encoded, FieldInfo
 from data_pipelines.prepared.records import Block
 from data_pipelines.prepared.schema import BLOCK_ROWS, FIRST_TOKEN_ID, SPLITS, RecordShape
 from data_pipelines.prepared.tfds import BlockBuilder
@@ -91,7 +91,7 @@ def _options(args: argparse.Namespace) -> dict:
   return option_flags.to_json(options_lib.from_flags(args))
 
 
-def encode_dataset(options: dict, raw: Path | None, site: Site) -> Encoded:
+def encode_dataset(options: dict, raw: Path | None, context: BuildContext) -> Encoded:
   """See Dataset.encode."""
   del raw  # nothing is read
   o = option_flags.from_json(options, SyntheticOptions)
@@ -100,7 +100,7 @@ def encode_dataset(options: dict, raw: Path | None, site: Site) -> Encoded:
   names = field_names(o)
   fields = []
   for name, values in zip(names, o.cardinalities(), strict=True):
-    write_vocabulary(site.folder, name, numbers_text(values))
+    write_vocabulary(context.folder, name, numbers_text(values))
     fields.append(FieldInfo(name, values + FIRST_TOKEN_ID, 0, 0.0))
   planted = {
     'order_shares': list(o.order_shares),
@@ -114,7 +114,7 @@ def encode_dataset(options: dict, raw: Path | None, site: Site) -> Encoded:
   }
   for split in SPLITS:
     planted['splits'][split] = split_metrics(source, split)
-    site.log(f'drew {source.rows[split]:,} rows of {split}')
+    context.log(f'drew {source.rows[split]:,} rows of {split}')
   return Encoded(
     tuple(fields),
     source,

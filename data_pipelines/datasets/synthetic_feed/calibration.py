@@ -16,8 +16,8 @@ import numpy as np
 from data_pipelines.core.errors import UserError
 from data_pipelines.datasets.synthetic.teacher import sigmoid
 from data_pipelines.datasets.synthetic_feed.catalogue import make_catalogue
-from data_pipelines.datasets.synthetic_feed.options import PARTS, SocialOptions
-from data_pipelines.datasets.synthetic_feed.teacher import AUTHOR, TAG, SocialTeacher
+from data_pipelines.datasets.synthetic_feed.options import PARTS, FeedOptions
+from data_pipelines.datasets.synthetic_feed.teacher import AUTHOR, TAG, FeedTeacher
 from data_pipelines.datasets.synthetic_feed.users import Population, Rows, simulate
 from data_pipelines.prepared.schema import FIRST_TOKEN_ID
 
@@ -27,7 +27,7 @@ _BISECTIONS = 50
 _STREAM_USERS, _STREAM_STEPS = 8, 9  # of the teacher's seed, beside the catalogue's
 
 
-def _population_rows(teacher: SocialTeacher, options: SocialOptions) -> Rows:
+def _population_rows(teacher: FeedTeacher, options: FeedOptions) -> Rows:
   users = -(-CALIBRATION_ROWS // options.impressions)
   rows = Rows.empty(users, options.impressions, events=0)
   population = Population(options.teacher_seed, _STREAM_USERS, _STREAM_STEPS)
@@ -52,7 +52,7 @@ def _means(value_N: np.ndarray, number_N: np.ndarray, count: int) -> np.ndarray:
   return np.bincount(number_N, weights=value_N, minlength=count) / np.maximum(rows, 1)
 
 
-def _round(teacher: SocialTeacher, options: SocialOptions, rows: Rows) -> SocialTeacher:
+def _round(teacher: FeedTeacher, options: FeedOptions, rows: Rows) -> FeedTeacher:
   """STEP of the way to the constants that would be right for these rows of the population."""
   o = options
   ids_NF = rows.ids_USF.reshape(-1, rows.ids_USF.shape[-1])
@@ -82,12 +82,12 @@ def _toward(old, new):
   return old + STEP * (new - old)
 
 
-def _active(options: SocialOptions) -> np.ndarray:
+def _active(options: FeedOptions) -> np.ndarray:
   """Which parts of the history are in the logit at all, bool [3]."""
   return (np.array(options.shares[1:]) > 0) & (options.logit_std > 0)
 
 
-def _scales(raw_NP: np.ndarray, options: SocialOptions) -> np.ndarray:
+def _scales(raw_NP: np.ndarray, options: FeedOptions) -> np.ndarray:
   share_P, active_P, std_P = np.array(options.shares[1:]), _active(options), raw_NP.std(axis=0)
   for name, share, active, std in zip(PARTS[1:], share_P, active_P, std_P, strict=True):
     if active and std < 1e-6:
@@ -101,7 +101,7 @@ def _scales(raw_NP: np.ndarray, options: SocialOptions) -> np.ndarray:
   return scale_P * options.logit_std * np.sqrt(share_P.sum()) / (raw_NP @ scale_P).std()
 
 
-def calibrate(options: SocialOptions) -> tuple[SocialTeacher, dict]:
+def calibrate(options: FeedOptions) -> tuple[FeedTeacher, dict]:
   """The teacher of these options, and what a last simulation of the population measures.
 
   Depends neither on the seed of the users nor on their number.
@@ -115,7 +115,7 @@ def calibrate(options: SocialOptions) -> tuple[SocialTeacher, dict]:
   """
   o = options
   catalogue = make_catalogue(o)
-  teacher = SocialTeacher(
+  teacher = FeedTeacher(
     catalogue=catalogue,
     scale_main=o.logit_std * o.shares[0] ** 0.5,
     scale_P=_active(o).astype(np.float64),

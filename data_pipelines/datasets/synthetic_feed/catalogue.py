@@ -14,7 +14,7 @@ import numpy as np
 
 from data_pipelines.core.random import uniforms
 from data_pipelines.datasets.synthetic.teacher import zipf_probabilities
-from data_pipelines.datasets.synthetic_feed.options import SocialOptions
+from data_pipelines.datasets.synthetic_feed.options import FeedOptions
 
 HOME_SHARE = 0.8
 
@@ -76,7 +76,7 @@ def _effects(probability_I: np.ndarray, seed: int) -> np.ndarray:
   return raw_I / np.sqrt(probability_I @ raw_I**2)
 
 
-def make_catalogue(options: SocialOptions) -> Catalogue:
+def make_catalogue(options: FeedOptions) -> Catalogue:
   """The catalogue of these options' teacher.
 
   A candidate is drawn by popularity, or with probability `affinity` from one of the user's

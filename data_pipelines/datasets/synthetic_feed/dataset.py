@@ -19,7 +19,7 @@ from data_pipelines.core.random import uniforms
 from data_pipelines.datasets.synthetic.bayes import bayes_metrics, grouped_auc, soft_auc
 from data_pipelines.datasets.synthetic_feed import options as options_lib
 from data_pipelines.datasets.synthetic_feed.calibration import calibrate
-from data_pipelines.datasets.synthetic_feed.options import PARTS, SocialOptions
+from data_pipelines.datasets.synthetic_feed.options import PARTS, FeedOptions
 from data_pipelines.datasets.synthetic_feed.teacher import (
   ATTRIBUTES,
   FIELDS,
@@ -29,19 +29,19 @@ from data_pipelines.datasets.synthetic_feed.teacher import (
   KINDS,
   SHARED,
   TAG,
-  SocialTeacher,
+  FeedTeacher,
   gap_tokens,
 )
 from data_pipelines.datasets.synthetic_feed.users import Population, Rows, simulate
 from data_pipelines.prepared import recipes, shards
 from data_pipelines.prepared.dataset import (
   AttributeInfo,
+  BuildContext,
   Dataset,
   Encoded,
   FieldInfo,
   GroupInfo,
   SequenceInfo,
-  Site,
   item_info,
 )
 from data_pipelines.prepared.records import Block
@@ -58,10 +58,10 @@ _CHUNK_USERS = 2048  # simulated together: their histories stay in a core's cach
 _TASK_USERS = 16 * _CHUNK_USERS
 
 
-class SocialSource:
+class FeedSource:
   """Generates the impressions of any users, and the shards of any split."""
 
-  def __init__(self, options: SocialOptions, teacher: SocialTeacher):
+  def __init__(self, options: FeedOptions, teacher: FeedTeacher):
     """Args: the options and their teacher."""
     self.options, self.teacher = options, teacher
     self.shape = RecordShape(len(FIELDS), options.events, len(ATTRIBUTES), grouped=True)
@@ -109,7 +109,7 @@ class SocialSource:
     }
 
 
-def _known(first: int, source: SocialSource) -> dict[str, dict[str, np.ndarray]]:
+def _known(first: int, source: FeedSource) -> dict[str, dict[str, np.ndarray]]:
   """By split, what the figures are computed from, over the users of a task."""
   options = source.options
   users = min(_TASK_USERS, options.users - first)
@@ -175,11 +175,11 @@ class Memory:
     return np.where(self._keys_C[place_N] == key_N, self._mean_C[place_N], self._unseen)
 
 
-def planted_figures(source: SocialSource, measured: dict, site: Site) -> dict:
+def planted_figures(source: FeedSource, measured: dict, context: BuildContext) -> dict:
   """`planted` of the schema."""
   options, teacher = source.options, source.teacher
   tasks = range(0, options.users, _TASK_USERS)
-  parts = list(site.workers.map(functools.partial(_known, source=source), tasks))
+  parts = list(context.workers.map(functools.partial(_known, source=source), tasks))
   planted = {
     'parts': list(PARTS),
     'shares': list(options.shares),
@@ -196,7 +196,7 @@ def planted_figures(source: SocialSource, measured: dict, site: Site) -> dict:
     planted['splits'][split] = split_metrics(known, memory)
     if split == 'train':
       memory = Memory(known)
-    site.log(f'drew {source.rows[split]:,} rows of {split}')
+    context.log(f'drew {source.rows[split]:,} rows of {split}')
   return planted
 
 
@@ -204,7 +204,7 @@ def _options(args: argparse.Namespace) -> dict:
   return option_flags.to_json(options_lib.from_flags(args))
 
 
-def _write_vocabularies(options: SocialOptions, folder: Path) -> dict[str, int]:
+def _write_vocabularies(options: FeedOptions, folder: Path) -> dict[str, int]:
   """Writes the tokens of fields and of the events' own attributes; sizes by name."""
   counts = (options.users, options.items, options.authors, options.tags, HOURS)
   tokens = {
@@ -227,13 +227,13 @@ def _recipes() -> dict[str, recipes.Recipe]:
   }
 
 
-def encode_dataset(options: dict, raw: Path | None, site: Site) -> Encoded:
+def encode_dataset(options: dict, raw: Path | None, context: BuildContext) -> Encoded:
   """See Dataset.encode."""
   del raw  # nothing is read
-  o = option_flags.from_json(options, SocialOptions)
+  o = option_flags.from_json(options, FeedOptions)
   teacher, measured = calibrate(o)
-  source = SocialSource(o, teacher)
-  sizes = _write_vocabularies(o, site.folder)
+  source = FeedSource(o, teacher)
+  sizes = _write_vocabularies(o, context.folder)
   attributes = tuple(
     AttributeInfo(name, sizes[name], name if name in SHARED else None) for name in ATTRIBUTES
   )
@@ -242,7 +242,7 @@ def encode_dataset(options: dict, raw: Path | None, site: Site) -> Encoded:
     source=source,
     raw_files=(),
     rows_read=sum(source.rows.values()),
-    planted=planted_figures(source, measured, site),
+    planted=planted_figures(source, measured, context),
     sequence=SequenceInfo(o.events, attributes),
     group=GroupInfo('user_id', o.users),
     # Expected rows, not counted ones: ids are then the same for any number of users.
@@ -251,9 +251,10 @@ def encode_dataset(options: dict, raw: Path | None, site: Site) -> Encoded:
   )
 
 
-class SyntheticSocial(BlockBuilder):
+class SyntheticFeed(BlockBuilder):
   """Generated feed of users with histories and a known logit, in blocks of rows."""
 
+  name = 'synthetic_social'
   RELEASE_NOTES = {'1.0.0': 'First version.'}  # noqa: RUF012 (TFDS's own attribute)
   DESCRIPTION = (
     'Generated impressions of a social feed: users with several interests at the same time, items '
@@ -266,13 +267,13 @@ class SyntheticSocial(BlockBuilder):
   CITATION = ''
 
 
-SYNTHETIC_SOCIAL = Dataset(
+SYNTHETIC_FEED = Dataset(
   name='synthetic_social',
   about='planted feed of users with parallel interests and a known best AUC; needs no raw file',
   needs_raw=False,
   add_flags=options_lib.add_flags,
   options=_options,
   encode=encode_dataset,
-  builder=SyntheticSocial,
+  builder=SyntheticFeed,
   config=lambda options: None,
 )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Options of the planted social feed: one frozen dataclass, one command-line flag a field."""
+"""Options of the planted feed: one frozen dataclass, one command-line flag a field."""
 
 import argparse
 import dataclasses
@@ -13,7 +13,7 @@ MAX_USERS = (1 << 31) - 4  # ids are int32
 
 
 @dataclasses.dataclass(frozen=True)
-class SocialOptions:
+class FeedOptions:
   """What determines the planted feed, all of it. `shares` has one entry a part of the logit.
 
   The defaults make 200,000 training rows; on the test rows the main effects alone reach an AUC of
@@ -55,7 +55,7 @@ class SocialOptions:
     return {split: self.users * (stop - start) for split, (start, stop) in self.steps().items()}
 
 
-def validate(options: SocialOptions) -> None:
+def validate(options: FeedOptions) -> None:
   """Raises UserError, naming the flag, if a feed cannot be planted as asked."""
   o = options
   check(1 <= o.users <= MAX_USERS, 'users', o.users, '1 to 2^31 - 4 users')
@@ -88,15 +88,15 @@ def validate(options: SocialOptions) -> None:
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
   """Flags of `--dataset=synthetic_social`."""
-  option_flags.add_flags(parser, SocialOptions)
+  option_flags.add_flags(parser, FeedOptions)
 
 
-def from_flags(args: argparse.Namespace) -> SocialOptions:
+def from_flags(args: argparse.Namespace) -> FeedOptions:
   """The options of parsed flags.
 
   Raises:
     UserError: a value that cannot be planted.
   """
-  options = SocialOptions(**option_flags.flag_values(args, SocialOptions))
+  options = FeedOptions(**option_flags.flag_values(args, FeedOptions))
   validate(options)
   return options

@@ -13,7 +13,7 @@ The last three are 0 without history. Each is centred by its mean over the rows 
 an author) and the history's parts are scaled so that
   * variances of the three are to each other as their shares,
   * the variance of their sum is (1 - the share of main) logit_std^2;
-constants that are measured on a calibration population (synthetic_social_calibration). Main has
+constants that are measured on a calibration population (see calibration). Main has
 exactly its share. The parts of the history are correlated with each other, hardly with main.
 
 Shapes: N rows, L events, P = 3 parts of the history, T tags, A authors.
@@ -47,7 +47,7 @@ MAIN_SHARES = (0.8, 0.1, 0.1)  # of main's variance: item, user, hour
 
 
 @dataclasses.dataclass(frozen=True)
-class SocialTeacher:
+class FeedTeacher:
   """The catalogue and the constants of the logit.
 
   Attributes:

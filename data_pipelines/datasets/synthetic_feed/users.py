@@ -17,7 +17,7 @@ import numpy as np
 
 from data_pipelines.core.random import uniforms
 from data_pipelines.datasets.synthetic.teacher import sigmoid
-from data_pipelines.datasets.synthetic_feed.options import SocialOptions
+from data_pipelines.datasets.synthetic_feed.options import FeedOptions
 from data_pipelines.datasets.synthetic_feed.teacher import (
   ATTRIBUTES,
   E_GAP,
@@ -25,7 +25,7 @@ from data_pipelines.datasets.synthetic_feed.teacher import (
   FIELDS,
   HOURS,
   KIND_PROBABILITY,
-  SocialTeacher,
+  FeedTeacher,
   gap_ids,
 )
 from data_pipelines.prepared.schema import FIRST_TOKEN_ID
@@ -98,7 +98,7 @@ def _other(taken_UK: np.ndarray, number_U: np.ndarray) -> np.ndarray:
   return tag_U
 
 
-def drifted(interest_UK: np.ndarray, uniform_U: np.ndarray, options: SocialOptions) -> np.ndarray:
+def drifted(interest_UK: np.ndarray, uniform_U: np.ndarray, options: FeedOptions) -> np.ndarray:
   """The interests, where with probability `drift` another tag has taken the place of one."""
   moved = np.flatnonzero(uniform_U < options.drift)
   if not len(moved):
@@ -115,7 +115,7 @@ def drifted(interest_UK: np.ndarray, uniform_U: np.ndarray, options: SocialOptio
   return out_UK
 
 
-def user_draws(options: SocialOptions, population: Population, first: int, users: int):
+def user_draws(options: FeedOptions, population: Population, first: int, users: int):
   """Of users [first, first + users): effect (variance 1), second of the day, interests."""
   draws = uniforms(population.seed, population.users_stream, first, users, 2 + options.interests)
   effect_U = (2 * draws[:, 0] - 1) * np.sqrt(3)
@@ -130,8 +130,8 @@ def _seconds(uniform_U2: np.ndarray) -> np.ndarray:
 
 
 def simulate(
-  teacher: SocialTeacher,
-  options: SocialOptions,
+  teacher: FeedTeacher,
+  options: FeedOptions,
   population: Population,
   first: int,
   keep: tuple[int, int],

@@ -10,7 +10,7 @@ import pickle
 
 import numpy as np
 import pytest
-from invented_rows import criteo_lines, read_prepared, run_python, write_lines
+from invented_rows import criteo_lines, read_prepared, run_python, set_block_rows, write_lines
 
 from data_pipelines import build
 from data_pipelines.core.workers import Workers
@@ -240,8 +240,7 @@ def test_chunks_shards_and_workers_change_nothing(tmp_path, monkeypatch):
   monkeypatch.setattr('data_pipelines.text.ingest._PARSE_BYTES', 700)
   monkeypatch.setattr('data_pipelines.text.encoding._GROUP_ROWS', 60)
   monkeypatch.setattr('data_pipelines.text.encoding._TURN_ROWS', 9)
-  for module in ('schema', 'shards', 'build', 'prepare', 'doctor', 'encoded_rows'):
-    monkeypatch.setattr(f'data_pipelines.{module}.BLOCK_ROWS', 32)
+  set_block_rows(monkeypatch, 32)
   monkeypatch.setattr('data_pipelines.prepared.shards.SHARD_BLOCKS', 3)
   monkeypatch.setattr('data_pipelines.core.workers.Workers.map', workers_that_pickle)
   assert prepare(raw, tmp_path / 'many', *flags) == 0

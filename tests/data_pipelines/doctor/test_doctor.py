@@ -13,10 +13,10 @@ from data_pipelines import build
 from data_pipelines.core.workers import Workers
 from data_pipelines.datasets.synthetic.dataset import SYNTHETIC
 from data_pipelines.doctor import __main__ as doctor
-from data_pipelines.prepared.dataset import Encoded, FieldInfo, Site
+from data_pipelines.prepared.dataset import BuildContext, Encoded, FieldInfo
 from data_pipelines.prepared.rejects import Rejects
 from data_pipelines.prepared.schema import BLOCK_ROWS, RecordShape, write_schema
-from data_pipelines.prepared.tally import Tally
+from data_pipelines.prepared.split_stats import SplitStats
 from data_pipelines.prepared.vocabulary import write_vocabulary
 from data_pipelines.prepared.writer import write_prepared
 
@@ -161,14 +161,14 @@ class ConstantSource:
 
 
 def write_constants(folder, value: int) -> None:
-  site = Site(folder, folder / 'work', Workers(1), Rejects(folder), print)
-  site.work.mkdir()
+  context = BuildContext(folder, folder / 'work', Workers(1), Rejects(folder), print)
+  context.work.mkdir()
   (folder / 'vocabulary').mkdir()
   for name in 'ab':
     write_vocabulary(folder, name, b'x\n')
   fields = tuple(FieldInfo(name, 3, 1, 0.0) for name in 'ab')
   encoded = Encoded(fields, ConstantSource(value), (), rows_read=5006)
-  write_prepared(site, SYNTHETIC, {}, encoded, compress=False)
+  write_prepared(context, SYNTHETIC, {}, encoded, compress=False)
 
 
 @pytest.mark.parametrize('value', [0, 3, -1, 2**31 - 1])
@@ -206,14 +206,14 @@ def test_writer_notices_a_store_that_lies(tmp_path, monkeypatch):
 )
 def test_only_the_front_of_a_sequence_is_padded(events, said):
   shape = RecordShape(fields=1, events=3, event_fields=2, grouped=True)
-  tally = Tally(shape)
+  stats = SplitStats(shape)
   block = {
     'ids': np.array([[4]], np.int32),
     'label': np.array([1], np.uint8),
     'events': np.array(events, np.int32),
     'group': np.array([9], np.int32),
   }
-  tally.update(block)
-  assert bool(tally.faults) == bool(said) and all(said in fault for fault in tally.faults)
-  assert tally.events == (0 if said else np.count_nonzero(np.array(events)[..., 0]))
-  assert said or (tally.min_group, tally.max_group) == (9, 9)
+  stats.update(block)
+  assert bool(stats.faults) == bool(said) and all(said in fault for fault in stats.faults)
+  assert stats.events == (0 if said else np.count_nonzero(np.array(events)[..., 0]))
+  assert said or (stats.min_group, stats.max_group) == (9, 9)

@@ -291,8 +291,8 @@ def test_a_shard_is_read_once(tmp_path, capsys, monkeypatch):
     read.append(path.name)
     return read_shard(path, shape)
 
-  for module in ('doctor_rows', 'doctor_leaks'):
-    monkeypatch.setattr(f'data_pipelines.{module}.read_shard', counting)
+  for module in ('rows', 'leaks'):
+    monkeypatch.setattr(f'data_pipelines.doctor.{module}.read_shard', counting)
   assert diagnose(folder, capsys)[0] == 0
   assert len(read) == len(set(read)) == 3
 

@@ -12,7 +12,7 @@ from fuzzing import damaged, examples, mutated
 from hypothesis import given
 from hypothesis import strategies as st
 from invented_rows import AVAZU_HEADER, avazu_lines, criteo_lines
-from social_rows import EARLY, LATE, USERS, VIDEOS, log_rows, write_folder
+from kuairand_rows import EARLY, LATE, USERS, VIDEOS, log_rows, write_folder
 
 from data_pipelines import build
 from data_pipelines.core import cli

@@ -247,7 +247,7 @@ def border(counts: list[int], share: float) -> int:
   return 2
 
 
-def read_social(folder: Path):
+def read_kuairand(folder: Path):
   """The schema and, by split, the stored arrays."""
   schema = json.loads((folder / 'schema.json').read_text())
   arrays = {}

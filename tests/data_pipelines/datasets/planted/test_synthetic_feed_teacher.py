@@ -14,7 +14,7 @@ from data_pipelines.core.errors import UserError
 from data_pipelines.datasets.synthetic.bayes import grouped_auc
 from data_pipelines.datasets.synthetic_feed import dataset
 from data_pipelines.datasets.synthetic_feed.catalogue import make_catalogue
-from data_pipelines.datasets.synthetic_feed.dataset import Memory, SocialSource, split_metrics
+from data_pipelines.datasets.synthetic_feed.dataset import FeedSource, Memory, split_metrics
 from data_pipelines.datasets.synthetic_feed.teacher import GAP_BUCKETS, gap_ids, gap_tokens
 from data_pipelines.datasets.synthetic_feed.users import drifted, interests_of
 
@@ -28,7 +28,7 @@ def many():
 
 
 def figures_of(options, users=2_000):
-  source = SocialSource(dataclasses.replace(options, users=users), teacher_of(options)[0])
+  source = FeedSource(dataclasses.replace(options, users=users), teacher_of(options)[0])
   known = dataset._known(0, source)
   return split_metrics(known['test'], Memory(known['train']))
 

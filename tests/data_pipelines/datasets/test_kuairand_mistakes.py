@@ -5,7 +5,7 @@ import gzip
 import shutil
 
 import pytest
-from social_rows import (
+from kuairand_rows import (
   EARLY,
   FEEDBACK,
   LATE,

@@ -6,7 +6,8 @@ import importlib
 
 import numpy as np
 import pytest
-from social_rows import (
+from invented_rows import set_block_rows
+from kuairand_rows import (
   EARLY,
   FEEDBACK,
   FIELDS,
@@ -18,7 +19,7 @@ from social_rows import (
   VIDEOS,
   cut,
   log_rows,
-  read_social,
+  read_kuairand,
   reference,
   write_folder,
   write_table,
@@ -49,7 +50,7 @@ def raw(logs, tmp_path_factory):
 
 def assert_is(expected: dict, out) -> dict:
   """All of a prepared folder that a reference says; returns the schema."""
-  schema, arrays = read_social(out)
+  schema, arrays = read_kuairand(out)
   for split, wanted in expected['splits'].items():
     for name, values in wanted.items():
       np.testing.assert_array_equal(arrays[split][name], values, f'{split}, {name}')
@@ -113,14 +114,14 @@ def files_of(folder) -> dict:
 def cut_small(monkeypatch) -> None:
   """Chunks, buckets and all else that is handled at a time become tiny."""
   for name, size in (
-    ('ingest._PARSE_BYTES', 300),
-    ('social_users.BUCKET_ROWS', 90),
-    ('social_users._SHUFFLED_ROWS', 130),
-    ('encoding._GROUP_ROWS', 100),
-    ('encoding._TURN_ROWS', 9),
-    ('encoding._UINT32_ROWS', 100),
-    ('sequences._LAID_OUT_ROWS', 7),
-    ('social_side._LINES', 3),
+    ('text.ingest._PARSE_BYTES', 300),
+    ('datasets.kuairand.histories.BUCKET_ROWS', 90),
+    ('datasets.kuairand.histories._SHUFFLED_ROWS', 130),
+    ('text.encoding._GROUP_ROWS', 100),
+    ('text.encoding._TURN_ROWS', 9),
+    ('text.encoding._UINT32_ROWS', 100),
+    ('text.sequences._LAID_OUT_ROWS', 7),
+    ('datasets.kuairand.side_tables._LINES', 3),
   ):
     monkeypatch.setattr(f'data_pipelines.{name}', size)
 
@@ -133,7 +134,7 @@ def test_sizes_and_gzip_change_nothing(raw, logs, tmp_path, monkeypatch, chunk_b
   cut_small(monkeypatch)
   monkeypatch.setattr('data_pipelines.text.ingest.CHUNK_BYTES', chunk_bytes)
   assert prepare(packed, tmp_path / 'many') == 0
-  one, two = (read_social(tmp_path / name) for name in ('one', 'many'))
+  one, two = (read_kuairand(tmp_path / name) for name in ('one', 'many'))
   for entry in ('fields', 'sequence', 'group', 'items', 'splits', 'vocabulary'):
     assert one[0][entry] == two[0][entry], entry
   names = [entry['name'] for entry in two[0]['raw']['files']]
@@ -144,11 +145,10 @@ def test_sizes_and_gzip_change_nothing(raw, logs, tmp_path, monkeypatch, chunk_b
 def test_shards_collect_sequences_from_every_group(raw, tmp_path, monkeypatch):
   cut_small(monkeypatch)
   assert prepare(raw, tmp_path / 'one') == 0
-  for module in ('schema', 'shards', 'build', 'prepare', 'doctor', 'encoded_rows'):
-    monkeypatch.setattr(f'data_pipelines.{module}.BLOCK_ROWS', 16)
+  set_block_rows(monkeypatch, 16)
   monkeypatch.setattr('data_pipelines.prepared.shards.SHARD_BLOCKS', 3)
   assert prepare(raw, tmp_path / 'many', '--workers=1') == 0  # others would not see the above
-  (_, one), (schema, many) = (read_social(tmp_path / name) for name in ('one', 'many'))
+  (_, one), (schema, many) = (read_kuairand(tmp_path / name) for name in ('one', 'many'))
   assert len(schema['splits']['train']['files']) > 3
   for split, arrays in one.items():
     for name, values in arrays.items():
@@ -166,8 +166,13 @@ def test_workers_change_nothing(raw, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
   'place',
   [
-    *('social.build_side', 'ingest._parse', 'social_users._shuffle', 'social_users._build_bucket'),
-    *('encoding._build_field', 'encoding._encode_group', 'shards._write'),
+    *(
+      'datasets.kuairand.dataset.build_side',
+      'text.ingest._parse',
+      'datasets.kuairand.histories._shuffle',
+      'datasets.kuairand.histories._build_bucket',
+    ),
+    *('text.encoding._build_field', 'text.encoding._encode_group', 'prepared.shards._write'),
   ],
 )
 @pytest.mark.parametrize('after', [False, True])
@@ -179,7 +184,7 @@ def test_stopped_build_goes_on_and_ends_in_the_same_bytes(
   monkeypatch.setattr('data_pipelines.text.ingest.CHUNK_BYTES', 4000)
   given = [raw, '--workers=1', '--events=4']
   assert prepare(raw, tmp_path / 'whole', *given[1:]) == 0
-  module, name = place.split('.')
+  module, name = place.rsplit('.', 1)
   module = importlib.import_module(f'data_pipelines.{module}')
   real, calls = getattr(module, name), []
 
@@ -262,7 +267,7 @@ def test_feedback_of_a_row_is_seen_by_later_rows_only(logs, tmp_path):
     rows[changed] = row
     raw = write_folder(tmp_path / f'raw{k}', {EARLY: rows[:260], LATE: rows[260:]})
     assert prepare(raw, tmp_path / f'out{k}') == 0
-    arrays.append(read_social(tmp_path / f'out{k}')[1])
+    arrays.append(read_kuairand(tmp_path / f'out{k}')[1])
   # Rows are written in an order that does not hang on feedback, so they can be told by place.
   order = sorted(rows, key=lambda r: (r['user_id'] * 0x9E3779B97F4A7C15 % 2**64, r['time_ms']))
   times = [row['time_ms'] for row in order]

@@ -9,7 +9,7 @@ import numpy as np
 from data_pipelines.prepared.schema import OOV_ID, PADDING_ID, RecordShape
 
 
-class Tally:
+class SplitStats:
   """Counts blocks in the order in which they are stored. Tallies of parts can be added up.
 
   `digests` has a SHA-256 of each block's arrays (little endian, C order, in the order ids, label,
@@ -104,9 +104,9 @@ class Tally:
     return [int(count) / self.rows if self.rows else 0.0 for count in self.oov_F]
 
 
-def total(shape: RecordShape, parts: Iterable[Tally]) -> Tally:
+def total(shape: RecordShape, parts: Iterable[SplitStats]) -> SplitStats:
   """The counts of consecutive parts, as if they had been counted as one."""
-  out = Tally(shape)
+  out = SplitStats(shape)
   for part in parts:
     out.rows += part.rows
     out.clicks += part.clicks
