@@ -21,9 +21,9 @@ from deres_jax.pod import supervisor
 
 REPO = pathlib.Path(__file__).resolve().parents[2]
 COMMANDS = sorted(
-  f'{file.parent.name}.{file.stem}'
+  '.'.join(file.relative_to(REPO).with_suffix('').parts).removesuffix('.__main__')
   for folder in ('deres_jax', 'data_pipelines')
-  for file in (REPO / folder).glob('*.py')
+  for file in (REPO / folder).rglob('*.py')
   if "if __name__ == '__main__':" in file.read_text()
 )
 
