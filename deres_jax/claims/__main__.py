@@ -99,7 +99,7 @@ def unjudged(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
   """The same claims with no verdict but 'exploratory', where there are runs."""
 
   def bare(x: dict[str, Any]) -> dict[str, Any]:
-    seen = x if x['verdict'] == verdicts.ABSENT else {**x, 'verdict': 'exploratory', 'remark': ''}
+    seen = x if x['verdict'] == verdicts.NOT_RUN else {**x, 'verdict': 'exploratory', 'remark': ''}
     return {**seen, 'rows': [bare(row) for row in x['rows']]} if 'rows' in x else seen
 
   return [bare(claim) for claim in found]
@@ -109,7 +109,7 @@ def _absent(study: Study, *roles: str) -> dict[str, Any] | None:
   missing = [study_lib.ROLES[role] for role in roles if role not in study.roles]
   if not missing:
     return None
-  return {'verdict': verdicts.ABSENT, 'remark': f'no runs of {" and ".join(missing)}'}
+  return {'verdict': verdicts.NOT_RUN, 'remark': f'no runs of {" and ".join(missing)}'}
 
 
 def _compared(
@@ -118,7 +118,7 @@ def _compared(
   """One row: the pooled difference, each size, a verdict of its own."""
   pairs = contrasts.same_size(mine, base)
   found = contrasts.difference(pairs)
-  verdict = verdicts.effect(found['low'], found['high'], claimed)
+  verdict = verdicts.judge_effect(found['low'], found['high'], claimed)
   sampling = None
   if labels_N is not None and found['seeds']:
     sampling = contrasts.split_sampling(pairs, labels_N)
@@ -131,7 +131,7 @@ def _compared(
     'sampling': sampling,
     'verdict': verdict.word,
     'remark': verdict.remark,
-    'to_tell': verdicts.seeds_to_tell(found['sd'], found['seeds'], claimed or verdicts.MATTERS),
+    'to_tell': verdicts.seeds_needed(found['sd'], found['seeds'], claimed or verdicts.MIN_EFFECT),
   }
 
 
@@ -151,7 +151,9 @@ def _differences(study: Study, key: str, parts, further, labels_N) -> dict[str, 
   if any(absent):
     return {**next(filter(None, absent)), 'rows': rows, 'parts': 0}
   deciding = rows[: len(parts)]
-  verdict = verdicts.together([verdicts.Verdict(row['verdict'], row['remark']) for row in deciding])
+  verdict = verdicts.judge_all(
+    [verdicts.Verdict(row['verdict'], row['remark']) for row in deciding]
+  )
   known = all(row['p'] is not None for row in deciding)
   return {
     'verdict': verdict.word,
@@ -187,9 +189,9 @@ def _flops(study: Study, data: str | None, widths: Sequence[int]) -> dict[str, A
       'rows_per_second_ratio': float(np.exp(np.mean(np.log(speed)))) if speed else None,
     })  # fmt: skip
   if not sizes:
-    return {'verdict': verdicts.UNTOLD, 'remark': 'no size that both have'}
+    return {'verdict': verdicts.UNDECIDED, 'remark': 'no size that both have'}
   limit = PAPER['flops']['value']
-  verdict, remark, more = verdicts.below([x['extra_flops'] for x in sizes], limit), '', []
+  verdict, remark, more = verdicts.judge_bound([x['extra_flops'] for x in sizes], limit), '', []
   if widths:
     cells = study.roles[_MINE].cells
     depths = sorted({cell.depth for cell in cells})
@@ -210,7 +212,7 @@ def _gamma(study: Study) -> dict[str, Any]:
     return absent
   if study.splits > 1:
     return {
-      'verdict': verdicts.UNTOLD,
+      'verdict': verdicts.UNDECIDED,
       'remark': f'runs on {study.splits} splits: laws are fitted to runs on the same rows',
       'fitted': False,
     }
@@ -228,13 +230,13 @@ def _depth(study: Study) -> dict[str, Any]:
   full, cells = contrasts.halves(study.roles[_MINE], study.roles[_BASE], PAPER_DEPTH)
   if not cells:
     return {
-      'verdict': verdicts.ABSENT,
+      'verdict': verdicts.NOT_RUN,
       'remark': 'no DeRes-P at half the layers of an OneTrans that was run at both',
     }
   gain = contrasts.difference([(deep.size, deep, half) for _, half, deep in cells])
   ours = contrasts.difference([(deep.size, mine, deep) for mine, _, deep in cells])
-  allowed = verdicts.margin(gain['low'])
-  verdict = verdicts.no_worse(ours['low'], ours['high'], allowed)
+  allowed = verdicts.noninferiority_margin(gain['low'])
+  verdict = verdicts.judge_noninferiority(ours['low'], ours['high'], allowed)
   wanted = ours['sd'] if allowed else gain['sd']
   return {
     'verdict': verdict.word,
@@ -244,7 +246,7 @@ def _depth(study: Study) -> dict[str, Any]:
     'gain': gain,
     'ours': ours,
     'p': None if allowed is None else paired.t_p([x + allowed for x in ours['gaps']]),
-    'to_tell': verdicts.seeds_to_tell(wanted, ours['seeds'], allowed or verdicts.MATTERS),
+    'to_tell': verdicts.seeds_needed(wanted, ours['seeds'], allowed or verdicts.MIN_EFFECT),
   }
 
 
@@ -287,7 +289,7 @@ def main(argv: list[str]):
     'title': f.title,
     'command': f.command,
     'note': f.note,
-    'matters': verdicts.MATTERS,
+    'matters': verdicts.MIN_EFFECT,
     'partial': f.partial,
     'study': {**study_lib.described(study), 'claims': claims(study, labels_N, f.data, widths)},
     'exploratory': more and {**study_lib.described(more), 'claims': unjudged(claims(more))},

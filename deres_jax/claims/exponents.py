@@ -34,21 +34,21 @@ def judge(
   few = [curve for curve in (mine, base) if _budgets(curve) < family.MIN_BUDGETS]
   if few:
     remark = f'{few[0].name} has {_budgets(few[0])} budgets, a law needs {family.MIN_BUDGETS}'
-    return {'verdict': verdicts.UNTOLD, 'remark': remark, 'fitted': False}
+    return {'verdict': verdicts.UNDECIDED, 'remark': remark, 'fitted': False}
   two = analysis.analyse([base, mine], analysis.Options(base.name, None, match, bootstraps=0))
   ratios = {
     name: two['laws'][name]['against_reference'][0]['ratio']
     for name in ('saturating', 'saturating_free')
   }
   slopes = {x['curve']: x['slope_per_doubling'] for x in two['laws']['saturating']['curves']}
-  verdict = verdicts.exponents(
-    verdicts.ends(slopes[base.name])[0] > 0,
+  verdict = verdicts.judge_exponents(
+    verdicts.interval_ends(slopes[base.name])[0] > 0,
     ratios['saturating'],
     ratios['saturating_free'],
     two['shared_alpha_p'],
     gammas[0] / gammas[1],
   )
-  told = verdict.word != verdicts.UNTOLD
+  told = verdict.word != verdicts.UNDECIDED
   return {
     'verdict': verdict.word,
     'remark': verdict.remark,

@@ -6,14 +6,14 @@ Both are read off a 95 % interval over rows of data and say nothing of other tra
   negative weights   the mean weight of deep reads on early sources (`findings.deep_and_early`):
                      shown if the interval lies below 0, not shown if above, else it cannot be told
   zeroing them       AUC of the untouched model less that with negative weights at 0, on the same
-                     rows (DeLong), judged as `verdicts.effect` without a claimed size
+                     rows (DeLong), judged as `verdicts.judge_effect` without a claimed size
 """
 
 from typing import Any
 
 from deres_jax.inspect.findings import NEGATIVES
 from deres_jax.metrics import verdicts
-from deres_jax.metrics.verdicts import NOT, SHOWN, UNTOLD
+from deres_jax.metrics.verdicts import NOT_SHOWN, SHOWN, UNDECIDED
 
 
 def claims(c: dict[str, Any]) -> list[dict[str, Any]]:
@@ -49,9 +49,9 @@ def _negative(c: dict[str, Any]) -> dict[str, Any]:
   what = 'mean weight of deep reads on early sources'
   early, cannot = c['early'], _cannot(c)
   if cannot or early is None:
-    return _line(claim, what, UNTOLD, cannot or 'no deep read has an early source')
+    return _line(claim, what, UNDECIDED, cannot or 'no deep read has an early source')
   mean, half = early['mean'], early['interval']
-  word = SHOWN if mean + half < 0 else NOT if mean - half > 0 else UNTOLD
+  word = SHOWN if mean + half < 0 else NOT_SHOWN if mean - half > 0 else UNDECIDED
   remark = f'{early["share_negative"]:.0%} of these weights are negative'
   return _line(claim, what, word, remark, mean, half)
 
@@ -61,12 +61,12 @@ def _zeroing(c: dict[str, Any]) -> dict[str, Any]:
   what = 'AUC untouched less AUC with negative weights at 0'
   check = next((x for x in c['checks'] if x['change'] == NEGATIVES), None)
   if check is None:
-    return _line(claim, what, UNTOLD, _cannot(c))
+    return _line(claim, what, UNDECIDED, _cannot(c))
   recalls = [w for w in c['weights'] if w['kind'] in ('recall', 'pre_res')]
   if not any(_any_above_0(w['negative']) for w in recalls):
-    return _line(claim, what, UNTOLD, 'no weight is negative')
+    return _line(claim, what, UNDECIDED, 'no weight is negative')
   cost, half = -check['difference'], check['interval']
-  verdict = verdicts.effect(cost - half, cost + half, None)
+  verdict = verdicts.judge_effect(cost - half, cost + half, None)
   return _line(claim, what, verdict.word, verdict.remark, cost, half)
 
 

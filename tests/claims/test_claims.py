@@ -87,7 +87,7 @@ def quick(request, monkeypatch):
   """Laws are fitted in the tests of laws only, and few sweeps simulated."""
   monkeypatch.setattr(exponents, '_TRIALS', 20)
   if 'laws' not in request.fixturenames:
-    bare = {'verdict': verdicts.UNTOLD, 'remark': 'not fitted', 'fitted': False}
+    bare = {'verdict': verdicts.UNDECIDED, 'remark': 'not fitted', 'fitted': False}
     monkeypatch.setattr(exponents, 'judge', lambda *_: bare)
 
 
@@ -145,12 +145,12 @@ def test_noise_cannot_be_told_and_the_seeds_it_says_would_tell(tmp_path):
   for seeds, effect, low, high in ((n, 0.0032, 0.78, 0.84), (n - 1, 0.0032, 0.5, 0.80),
                                    (n, 0.0, 0.015, 0.035)):  # fmt: skip
     gaps = effect + told['sd'] * rng.standard_normal((20_000, seeds))
-    half = verdicts.half_width(seeds, 1.0) * gaps.std(axis=1, ddof=1)
+    half = verdicts.t_half_width(seeds, 1.0) * gaps.std(axis=1, ddof=1)
     assert low <= (gaps.mean(axis=1) - half > 0).mean() <= high, (seeds, effect)
   assert told['power_range'][0] <= n <= told['power_range'][1]
   # As narrow as that, an interval cannot hold both 0 and the claim.
-  assert 2 * verdicts.half_width(sure, told['sd']) < 0.0032
-  assert 2 * verdicts.half_width(sure - 1, told['sd']) >= 0.0032
+  assert 2 * verdicts.t_half_width(sure, told['sd']) < 0.0032
+  assert 2 * verdicts.t_half_width(sure - 1, told['sd']) >= 0.0032
 
 
 def test_one_seed_has_no_interval_and_no_crash(tmp_path):
@@ -182,21 +182,23 @@ def test_a_claim_of_two_parts_needs_both(tmp_path):
 
 
 def rule(words):
-  return verdicts.together([verdicts.Verdict(word) for word in words]).word
+  return verdicts.judge_all([verdicts.Verdict(word) for word in words]).word
 
 
 def test_rules_at_their_edges():
-  assert verdicts.effect(0.0, 1.0, 0.5).word == 'cannot be told here'
-  assert verdicts.effect(0.0, 0.0, 0.5).word == 'not shown'
-  assert verdicts.effect(1e-9, 1.0, 0.5) == verdicts.Verdict('shown')
-  assert verdicts.effect(-0.1, verdicts.MATTERS, None).word == 'cannot be told here'
+  assert verdicts.judge_effect(0.0, 1.0, 0.5).word == 'cannot be told here'
+  assert verdicts.judge_effect(0.0, 0.0, 0.5).word == 'not shown'
+  assert verdicts.judge_effect(1e-9, 1.0, 0.5) == verdicts.Verdict('shown')
+  assert verdicts.judge_effect(-0.1, verdicts.MIN_EFFECT, None).word == 'cannot be told here'
   assert rule(['shown', 'cannot be told here']) == 'cannot be told here'
   assert rule(['cannot be told here', 'not shown']) == 'not shown'
   assert rule(['shown', 'shown']) == 'shown'
-  assert verdicts.below([0.049, 0.01], 0.05).word == 'shown'
-  assert verdicts.below([0.05, 0.01], 0.05) == verdicts.Verdict('not shown', 'at 1 of 2 sizes')
-  assert verdicts.seeds_to_tell(0.0, 3, 1e-3)['power'] == 2
-  assert verdicts.seeds_to_tell(1.0, 3, 1e-3)['power'] is None
+  assert verdicts.judge_bound([0.049, 0.01], 0.05).word == 'shown'
+  assert verdicts.judge_bound([0.05, 0.01], 0.05) == verdicts.Verdict(
+    'not shown', 'at 1 of 2 sizes'
+  )
+  assert verdicts.seeds_needed(0.0, 3, 1e-3)['power'] == 2
+  assert verdicts.seeds_needed(1.0, 3, 1e-3)['power'] is None
 
 
 # Half the layers.
@@ -213,7 +215,7 @@ def test_half_the_layers_in_all_its_cases(tmp_path):
   assert step > 0.0015
   match = depth('match', step, noise=5e-5, seeds=5)
   assert match['verdict'] == 'shown' and match['layers'] == [8, 16]
-  assert match['margin'] == verdicts.MATTERS and match['gain']['low'] > 2 * verdicts.MATTERS
+  assert match['margin'] == verdicts.MIN_EFFECT and match['gain']['low'] > 2 * verdicts.MIN_EFFECT
   assert match['ours']['by_size'][0]['compute_share'] == pytest.approx(0.515)
   assert depth('above', 0.004)['remark'] == 'and above'
   assert depth('worse', 0.0, noise=5e-5)['verdict'] == 'not shown'
@@ -221,7 +223,7 @@ def test_half_the_layers_in_all_its_cases(tmp_path):
   assert unsure['verdict'] == 'cannot be told here' and unsure['to_tell']['size'] == 5e-4
   flat = depth('flat', 0.001, level=lambda d, w: 0.75)
   assert flat['verdict'] == 'cannot be told here' and 'nothing to match' in flat['remark']
-  assert flat['margin'] is None and flat['to_tell']['size'] == verdicts.MATTERS
+  assert flat['margin'] is None and flat['to_tell']['size'] == verdicts.MIN_EFFECT
   # A deeper model that gains less than the margin must not be matched by standing still.
   small = depth('small', 0.0, noise=1e-5, level=lambda d, w: 0.75 + 2e-5 * d, seeds=5)
   assert small['margin'] < 1e-4 and small['verdict'] == 'not shown'
@@ -270,7 +272,7 @@ def test_planted_exponents_are_shown_and_equal_ones_are_not(tmp_path, laws):
 
 def test_one_alpha_alone_does_not_show_exponents(tmp_path, laws):
   found = wide(tmp_path / 's', {'plain': 0.0, 'deres_p': steeper}, noise=2e-4, dims=(64,))
-  assert found['shared']['low'] > 1 and verdicts.ends(found['free'])[0] < 1
+  assert found['shared']['low'] > 1 and verdicts.interval_ends(found['free'])[0] < 1
   assert found['verdict'] == 'cannot be told here' and 'steeper if' in found['remark']
   told = found['to_tell']
   assert told['noise_sd'] == pytest.approx(2e-4, rel=0.6)
@@ -308,8 +310,8 @@ EXPONENTS = {
 @pytest.mark.parametrize('name', EXPONENTS)
 def test_rule_of_exponents(name):
   shared, free, p, word = EXPONENTS[name]
-  assert verdicts.exponents(True, shared, free, p, 1.66).word == word
-  assert verdicts.exponents(False, shared, free, p, 1.66).word == 'cannot be told here'
+  assert verdicts.judge_exponents(True, shared, free, p, 1.66).word == word
+  assert verdicts.judge_exponents(False, shared, free, p, 1.66).word == 'cannot be told here'
 
 
 # Pooling.
@@ -426,7 +428,13 @@ def test_sampling_of_the_split_is_delong_s(tmp_path, planted):
 
 def content_of(*folders, **more):
   found = study.load(list(folders))
-  usual = {'title': 'T', 'command': '', 'note': '', 'matters': verdicts.MATTERS, 'partial': False}
+  usual = {
+    'title': 'T',
+    'command': '',
+    'note': '',
+    'matters': verdicts.MIN_EFFECT,
+    'partial': False,
+  }
   judged = {**study.described(found), 'claims': claims.claims(found)}
   return {**usual, 'study': judged, 'exploratory': None, **more}
 
