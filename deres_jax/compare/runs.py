@@ -105,7 +105,7 @@ def _result(file: pathlib.Path) -> dict[str, Any] | None:
   if not file.is_file():
     return None
   then = 'delete it and run the sweep again'
-  found = files.read(file, dict, then)
+  found = files.read_json(file, dict, then)
   figures = ('auc', 'logloss', 'auc_validation')  # the last may be null
   good = all(isinstance(found.get(k), float | None) for k in figures)
   good &= isinstance(found.get('dataset'), str)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 from absl import flags, logging
 
-from deres_jax.core import experiments
+from deres_jax.core import experiments, files
 from deres_jax.core.errors import Retry, UserError, printable
 
 # What ml_collections raises for a wrong override, and Python for a wrong experiment file.
@@ -85,6 +85,9 @@ def code_of(e: BaseException) -> int | None:
   if isinstance(e, Retry):
     _say('stopped', e)
     return AGAIN
+  if isinstance(e, OSError) and (text := files.mendable(e)):
+    _say('error', UserError(text))
+    return MISTAKE
   if isinstance(e, KeyboardInterrupt):
     print('interrupted: the same command goes on from the last checkpoint', file=sys.stderr)
     return INTERRUPTED
@@ -98,8 +101,11 @@ def guarded(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
     logging.set_verbosity(logging.WARNING)
     try:
       main(argv)
-    except (UserError, Retry, KeyboardInterrupt) as e:
-      sys.exit(code_of(e))
+    except (UserError, Retry, OSError, KeyboardInterrupt) as e:
+      code = code_of(e)
+      if code is None:
+        raise
+      sys.exit(code)
 
   return run
 

@@ -71,7 +71,7 @@ class Blocks:
     folder = self.schema.path / self.schema.tfds
     for name in ('dataset_info.json', 'features.json'):
       try:
-        nodes = [files_lib.read(folder / name, dict, 'build the folder again')]
+        nodes = [files_lib.read_json(folder / name, dict, 'build the folder again')]
       except OSError as e:
         raise self._damaged(e) from e
       while nodes:

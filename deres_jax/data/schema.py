@@ -113,7 +113,7 @@ def load_schema(path: str) -> Schema:
       f'data.path={path}: holds no schema.json, so it is not a prepared folder (or its build was '
       'interrupted): run python -m data_pipelines.build again'
     )
-  raw = files.read(file, dict, 'build the folder again')
+  raw = files.read_json(file, dict, 'build the folder again')
   found = raw.get('format'), raw.get('format_version')
   if found != (FORMAT, FORMAT_VERSION):
     raise UserError(

@@ -12,7 +12,6 @@ The same run gives the same bytes: members have no times.
 import hashlib
 import io
 import json
-import os
 import pathlib
 import zipfile
 import zlib
@@ -21,6 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from deres_jax.core import files
 from deres_jax.core.errors import UserError
 
 FORMAT = 'deres_jax.export'
@@ -96,28 +96,23 @@ def write(
   weights: list[Weight],
 ):
   """Writes the file; it appears whole or not at all. Format and checksums are added here."""
-  partial = out.with_name(f'{out.name}.{os.getpid()}.partial')
-  try:
-    with zipfile.ZipFile(partial, 'w') as archive:
-      writer = _Writer(archive)
-      writer.add(FUNCTION, iter([function]), packed=True)
-      for name, text in sorted(vocabularies.items()):
-        writer.add(vocabulary_member(name), iter([text]), packed=True)
-      for weight in weights:
-        writer.add(weight_member(weight.name), _npy(weight), packed=False)
-      whole = {
-        'format': FORMAT,
-        'format_version': FORMAT_VERSION,
-        **description,
-        'vocabularies': sorted(vocabularies),
-        'weights': [weight.name for weight in weights],
-        'sha256': dict(writer.sha256),
-      }
-      text = json.dumps(whole, indent=1, allow_nan=False) + '\n'
-      writer.add(DESCRIPTION, iter([text.encode('utf-8')]), packed=True)
-    os.replace(partial, out)
-  finally:
-    partial.unlink(missing_ok=True)
+  with files.replacing(out) as partial, zipfile.ZipFile(partial, 'w') as archive:
+    writer = _Writer(archive)
+    writer.add(FUNCTION, iter([function]), packed=True)
+    for name, text in sorted(vocabularies.items()):
+      writer.add(vocabulary_member(name), iter([text]), packed=True)
+    for weight in weights:
+      writer.add(weight_member(weight.name), _npy(weight), packed=False)
+    content = {
+      'format': FORMAT,
+      'format_version': FORMAT_VERSION,
+      **description,
+      'vocabularies': sorted(vocabularies),
+      'weights': [weight.name for weight in weights],
+      'sha256': dict(writer.sha256),
+    }
+    text = json.dumps(content, indent=1, allow_nan=False) + '\n'
+    writer.add(DESCRIPTION, iter([text.encode('utf-8')]), packed=True)
 
 
 # What the standard library raises for archives of which some bytes are others.

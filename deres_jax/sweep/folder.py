@@ -8,13 +8,13 @@ DIR/runs/ID/failed.json   of one whose last attempt failed; gone once it finishe
 DIR/runs/ID/lock          held by the process of the run
 """
 
-import fcntl
+import contextlib
 import json
 import os
 import pathlib
 import re
-import uuid
-from typing import IO, Any
+from collections.abc import Iterator
+from typing import Any
 
 from deres_jax.config.overrides import written
 from deres_jax.core import files
@@ -33,7 +33,7 @@ def result(out: pathlib.Path, point: Point) -> dict[str, Any] | None:
   if not file.is_file():
     return None
   then = 'delete it, and the sweep finishes the run from its last checkpoint'
-  found = files.read(file, dict, then)
+  found = files.read_json(file, dict, then)
   if found.get('config_hash') != point.id or not isinstance(found.get('auc'), float):
     raise UserError(f'{file}: is not the result of run {point.id} ({point.name}): {then}')
   return found
@@ -45,13 +45,13 @@ def record(out: pathlib.Path, points: list[Point]):
   file = out / 'sweep.json'
   old = listed(file) if file.is_file() else []
   union = {x['id']: x for x in [*old, *(p.listed() for p in points)]}
-  _replace(file, list(union.values()))
+  files.write_json(file, list(union.values()))
 
 
 def listed(file: pathlib.Path) -> list[dict[str, Any]]:
   """The points in sweep.json; raises UserError where it is damaged."""
   then = 'delete it and run the sweep again: it lists its points anew and keeps finished runs'
-  points = files.read(file, list, then)
+  points = files.read_json(file, list, then)
   kinds = {'id': str, 'name': str, 'seed': int, 'overrides': dict}
   for i, point in enumerate(points):
     whole = isinstance(point, dict) and all(
@@ -69,7 +69,7 @@ def costs(out: pathlib.Path) -> dict[str, dict[str, Any]]:
   file = out / 'costs.json'
   if not file.is_file():
     return {}
-  found = files.read(file, dict, 'delete it: it is predicted again')
+  found = files.read_json(file, dict, 'delete it: it is predicted again')
   return {k: v for k, v in found.items() if isinstance(v, dict) and all(map(_is_cost, v.values()))}
 
 
@@ -79,14 +79,7 @@ def _is_cost(x: Any) -> bool:
 
 def record_costs(out: pathlib.Path, known: dict[str, dict[str, Any]]):
   """Writes costs.json. What another shard adds at this moment is lost, and predicted again."""
-  _replace(out / 'costs.json', {**costs(out), **known})
-
-
-def _replace(file: pathlib.Path, value: Any):
-  """Writes a file in one piece, under a name of its own first: another shard may write it too."""
-  mine = file.with_name(f'{file.stem}-{uuid.uuid4().hex}.json')
-  files.write_json(mine, value)
-  os.replace(mine, file)
+  files.write_json(out / 'costs.json', {**costs(out), **known})
 
 
 def check_data(out: pathlib.Path, points: list[Point]):
@@ -98,7 +91,7 @@ def check_data(out: pathlib.Path, points: list[Point]):
     if not file.is_file():
       continue
     then = 'delete the folder of the run, which then starts anew'
-    began = files.read(file, dict, then)
+    began = files.read_json(file, dict, then)
     if not isinstance(began.get('data_content'), dict) or 'identity' not in began:
       raise UserError(f'{file}: does not say what the run is: {then}')
     if began['data_content'] != contents[path]:
@@ -117,7 +110,7 @@ def _content(path: str) -> dict[str, str]:
       '--config.data.path=DIR (python -m data_pipelines.build makes one)'
     )
   try:
-    splits = files.read(file, dict, 'build the folder again')['splits']
+    splits = files.read_json(file, dict, 'build the folder again')['splits']
     return {name: split['content_sha256'] for name, split in splits.items()}
   except (KeyError, TypeError, AttributeError) as e:
     raise UserError(f'{file}: damaged ({e}): build the folder again') from e
@@ -138,7 +131,7 @@ def record_failure(out: pathlib.Path, point: Point, how: str, last: str, attempt
     'log': str(folder / 'log.txt'),
     'attempts': attempts,
   }
-  _replace(folder / 'failed.json', content)
+  files.write_json(folder / 'failed.json', content)
 
 
 def failure(out: pathlib.Path, point: Point) -> dict[str, Any] | None:
@@ -146,7 +139,7 @@ def failure(out: pathlib.Path, point: Point) -> dict[str, Any] | None:
   file = workdir(out, point) / 'failed.json'
   if not file.is_file() or result(out, point):
     return None
-  found = files.read(file, dict, 'delete it, it only says how an attempt failed')
+  found = files.read_json(file, dict, 'delete it, it only says how an attempt failed')
   if not {'how', 'last_line', 'log'} <= found.keys():
     raise UserError(f'{file}: does not say how the run failed: delete it')
   return found
@@ -160,32 +153,32 @@ def forgive(out: pathlib.Path, point: Point):
 # A run is locked by its process for as long as that lives, whoever started it.
 
 
-def take(lock: IO, flag: int = fcntl.LOCK_EX) -> bool:
-  """Takes the lock, or says that another process has it."""
+def take(out: pathlib.Path, point: Point) -> files.Lock | None:
+  """Locks a run, whose folder is made if need be; None where another process has it."""
+  folder = workdir(out, point)
+  folder.mkdir(parents=True, exist_ok=True)
+  lock = files.Lock(folder / 'lock')
+  with _locks_needed(folder):
+    return lock if lock.take() else None
+
+
+@contextlib.contextmanager
+def _locks_needed(folder: pathlib.Path) -> Iterator[None]:
   try:
-    fcntl.flock(lock, flag | fcntl.LOCK_NB)
-  except BlockingIOError:
-    return False
+    yield
   except OSError as e:
-    raise UserError(f'{lock.name}: {e.strerror}; put --out on a file system with locks') from e
-  return True
-
-
-def _in_hand(out: pathlib.Path, point: Point) -> bool:
-  """Whether a process has the run in hand now."""
-  file = workdir(out, point) / 'lock'
-  if not file.is_file():
-    return False
-  with file.open() as lock:
-    return not take(lock, fcntl.LOCK_SH)
+    if files.mendable(e):
+      raise
+    raise UserError(f'{folder}: {e.strerror}: put --out on a file system with locks') from e
 
 
 def state(out: pathlib.Path, point: Point) -> str:
   """'done', 'running', 'failed' or 'to do'."""
   if result(out, point):
     return 'done'
-  if _in_hand(out, point):
-    return 'running'
+  with _locks_needed(workdir(out, point)):
+    if files.is_locked(workdir(out, point) / 'lock'):
+      return 'running'
   return 'failed' if failure(out, point) else 'to do'
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs of a sweep as processes, several at a time, until each is done or has failed."""
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -10,9 +11,8 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import IO
 
-from deres_jax.core import cli, terminal
+from deres_jax.core import cli, files, terminal
 from deres_jax.sweep import costs, machine
 from deres_jax.sweep import folder as folder_lib
 from deres_jax.sweep.costs import Cost
@@ -146,11 +146,10 @@ class Runner:
       point, attempt = item
       if not self._fits(point):
         continue
-      folder = folder_lib.workdir(self._out, point)
-      folder.mkdir(parents=True, exist_ok=True)
-      with (folder / 'lock').open('w') as lock:
-        if not folder_lib.take(lock):
-          continue
+      lock = folder_lib.take(self._out, point)
+      if not lock:
+        continue
+      with contextlib.closing(lock):
         self._todo.remove(item)
         if folder_lib.result(self._out, point):
           folder_lib.forgive(self._out, point)
@@ -169,7 +168,7 @@ class Runner:
   def _memory(self, point: Point) -> int:
     return self._costs[point.id].memory if point.id in self._costs else 0
 
-  def _start(self, point: Point, attempt: int, lock: IO, share: set[int] | None) -> _Job:
+  def _start(self, point: Point, attempt: int, lock: files.Lock, share: set[int] | None) -> _Job:
     need, bound = self._memory(point), self._limits.memory
     if need > bound:
       self._say(

@@ -2,12 +2,8 @@
 """Which run a workdir belongs to: config.json, and what a later start is compared with."""
 
 import contextlib
-import fcntl
-import os
 import pathlib
-import socket
 import sys
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -37,7 +33,7 @@ def claim(c: fields.Config, schema: Schema, workdir: pathlib.Path) -> dict[str, 
   }
   if file.exists():
     then = 'take another --workdir, or bring the file back'
-    old = files.read(file, dict, then)
+    old = files.read_json(file, dict, then)
     if not isinstance(old.get('identity'), dict) or 'data_content' not in old:
       raise UserError(f'{file}: does not say which run it belongs to: {then}')
     now = mine['identity']
@@ -63,7 +59,7 @@ def claim(c: fields.Config, schema: Schema, workdir: pathlib.Path) -> dict[str, 
   if not finished.exists():
     return None
   then = 'delete it: the same command finishes the run from its last checkpoint'
-  found = files.read(finished, dict, then)
+  found = files.read_json(finished, dict, then)
   if not {'config_hash', 'auc', 'auc_se', 'logloss', 'rows_per_second'} <= found.keys():
     raise UserError(f'{finished}: is not the result of a run: {then}')
   return found
@@ -74,57 +70,33 @@ WAIT_SECONDS = 3  # for a predecessor that was killed a moment ago and still fre
 
 @contextlib.contextmanager
 def held(workdir: pathlib.Path) -> Iterator[None]:
-  """A workdir, made if need be, that no other run takes meanwhile. Of many hosts process 0 has it.
+  """Makes a workdir if need be and keeps other runs out of it. Of many hosts process 0 locks it.
 
   Raises: UserError where another run has it.
   """
-  lock = Lock(workdir)
-  processes.leader(lock.take)
+  lock = files.Lock(workdir / '.lock')
+  processes.leader(lambda: _take(workdir, lock))
   try:
     yield
   finally:
-    lock.release()
+    lock.close()
 
 
-class Lock:
-  """The right to write in a workdir."""
-
-  def __init__(self, workdir: pathlib.Path):
-    self._workdir, self._file = workdir, None
-
-  def take(self):
-    """Raises UserError where a live process has it."""
-    self._workdir.mkdir(parents=True, exist_ok=True)
-    # Not emptied on opening: it says who holds the lock.
-    self._file = os.fdopen(os.open(self._workdir / '.lock', os.O_RDWR | os.O_CREAT, 0o666), 'r+')
-    until = time.monotonic() + WAIT_SECONDS
-    while not self._got():
-      if time.monotonic() > until:
-        holder = self._file.read().strip() or 'another process'
-        self.release()
-        raise UserError(
-          f'workdir {self._workdir} is in use by {holder}: wait for its end, stop it or take '
-          'another --workdir'
-        )
-      time.sleep(0.05)
-    self._file.truncate()
-    self._file.write(f'process {os.getpid()} on {socket.gethostname()}\n')
-    self._file.flush()
-
-  def _got(self) -> bool:
-    try:
-      fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      return False
-    except OSError as e:  # a file system without locks is still one to work on
-      print(
-        f'{self._workdir}: no locks here ({e.strerror}): see that no other run takes this workdir',
-        file=sys.stderr,
-      )
-    return True
-
-  def release(self):
-    """Others may have it now."""
-    if self._file:
-      self._file.close()
-      self._file = None
+def _take(workdir: pathlib.Path, lock: files.Lock):
+  workdir.mkdir(parents=True, exist_ok=True)
+  try:
+    if lock.take(WAIT_SECONDS):
+      return
+  except OSError as e:
+    if not lock.is_open():
+      raise
+    # A file system without locks is still one to work on.
+    print(
+      f'{workdir}: no locks here ({e.strerror}): see that no other run takes this workdir',
+      file=sys.stderr,
+    )
+    return
+  raise UserError(
+    f'workdir {workdir} is in use by {lock.holder()}: wait for its end, stop it or take another '
+    '--workdir'
+  )

@@ -11,6 +11,7 @@ import sys
 
 import pytest
 
+from deres_jax.core import files
 from deres_jax.core.errors import UserError
 from deres_jax.training import workdir
 
@@ -51,6 +52,6 @@ def test_a_file_system_without_locks_is_told_and_used(tmp_path, monkeypatch, cap
   def no_locks(file, flags):
     raise OSError(95, 'Operation not supported')
 
-  monkeypatch.setattr(workdir.fcntl, 'flock', no_locks)
+  monkeypatch.setattr(files.fcntl, 'flock', no_locks)
   with workdir.held(tmp_path / 'new'):
     assert 'no locks here (Operation not supported)' in capsys.readouterr().err

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sweeps through the command: resume after kill -9, shards, failures, mistakes; and their parts."""
 
+import contextlib
 import dataclasses
-import fcntl
 import io
 import json
 import math
@@ -20,7 +20,7 @@ from ml_collections import config_flags
 
 from deres_jax import config, sweep
 from deres_jax.config import fields
-from deres_jax.core import terminal
+from deres_jax.core import files, terminal
 from deres_jax.core.errors import UserError
 from deres_jax.sweep import __main__ as sweep_command
 from deres_jax.sweep import budget, costs, forecast, machine, runner
@@ -224,8 +224,7 @@ def test_sigterm_stops_the_runs(data, tmp_path):
   said, error = process.communicate(timeout=120)
   assert process.returncode == 130 and error.startswith('interrupted')
   assert said.endswith('2 points: 0 done, 0 failed, 2 left\n')
-  with next(out.glob('runs/*/lock')).open() as lock:  # free: its process has ended
-    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  assert not files.is_locked(next(out.glob('runs/*/lock')))  # its process has ended
 
 
 # Mistakes.
@@ -566,8 +565,8 @@ def test_a_failure_is_kept_by_name_until_the_run_finishes(tmp_path, capfd):
     'attempts': 2,
   }
   assert '  failed ' in folder_lib.listing(tmp_path, [point])
-  with file.with_name('lock').open('w') as lock:
-    assert folder_lib.take(lock) and folder_lib.state(tmp_path, point) == 'running'
+  with contextlib.closing(folder_lib.take(tmp_path, point)):
+    assert folder_lib.state(tmp_path, point) == 'running'
   assert run(tmp_path, FINISH) and not file.exists()
   assert folder_lib.state(tmp_path, point) == 'done' and 'boom' not in folder_lib.listing(
     tmp_path, [point]

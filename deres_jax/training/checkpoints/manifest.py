@@ -60,7 +60,7 @@ def write(folder: pathlib.Path, content: dict[str, Any]):
 def save(folder: pathlib.Path, content: dict[str, Any]):
   """Writes a manifest in one piece; it has a checksum of its own."""
   value = {'crc32': zlib.crc32(_canonical(content)), **content}
-  files_lib.replace(folder / NAME, json.dumps(value, indent=1) + '\n')
+  files_lib.write(folder / NAME, json.dumps(value, indent=1) + '\n')
 
 
 def read(folder: pathlib.Path) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def config_of(workdir: pathlib.Path) -> tuple[fields.Config, dict[str, Any]]:
   file = workdir / 'config.json'
   if not file.is_file():
     raise UserError(f'--workdir={workdir}: holds no config.json, so no run: give the folder of one')
-  stored = files.read(file, dict, 'give the folder of a run')
+  stored = files.read_json(file, dict, 'give the folder of a run')
   if not {'config', 'data_content'} <= stored.keys():
     raise UserError(f'{file}: does not say which run it belongs to: give the folder of one')
   c = config_lib.resolve(stored['config'])

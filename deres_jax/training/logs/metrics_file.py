@@ -45,7 +45,7 @@ class Metrics:
         f'{self._path} has {self.lines} of {expected} lines up to step {step}: the figures of '
         'earlier steps are gone; the run goes on'
       )
-    files.replace(self._path, ''.join(json.dumps(x) + '\n' for x in lines))
+    files.write(self._path, ''.join(json.dumps(x) + '\n' for x in lines))
     self._file = self._path.open('a')
     self._sinks = sinks
 
