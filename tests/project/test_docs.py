@@ -70,4 +70,4 @@ def test_figures_of_a_connector(name):
 
 @pytest.mark.parametrize('path', sorted(set(re.findall(r'test_\w+\.py', PAGE))))
 def test_named_tests_are_there(path):
-  assert list(pathlib.Path(__file__).parent.rglob(path)), path
+  assert list(pathlib.Path(__file__).parents[1].rglob(path)), path

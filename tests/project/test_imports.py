@@ -4,6 +4,7 @@
 import ast
 import functools
 import pathlib
+import re
 
 import pytest
 
@@ -163,3 +164,20 @@ def test_no_hidden_defaults(path):
       assert not (node.func.id == 'getattr' and len(node.args) == 3), f'{path}:{node.lineno}'
     if isinstance(node, ast.FunctionDef):
       assert node.args.kwarg is None, f'{path}:{node.lineno}: **{node.args.kwarg}'
+
+
+def test_the_readme_shows_every_folder_and_the_picture_every_floor():
+  tree = (REPO / 'README.md').read_text().partition('## Architecture')[2].split('```')[1]
+  for package in FLOORS:
+    start = tree.index(f'{package}/')
+    for folder in (REPO / package).rglob('*'):
+      if (folder / '__init__.py').is_file():
+        assert re.search(rf'^ +{folder.name}/ +\w', tree[start:], re.M), folder
+  picture = (REPO / 'docs' / 'images' / 'rooms.svg').read_text()
+  boxes = re.findall(r'y="(\d+)" [^>]*rx="5"/><text[^>]*>(\w+)</text>', picture)
+  drawn = iter(boxes)
+  for floors in FLOORS.values():
+    rows = [{next(drawn) for _ in floor.split()} for floor in reversed(floors)]
+    assert [{name for _, name in row} for row in rows] == [set(f.split()) for f in reversed(floors)]
+    heights = [{int(y) for y, _ in row} for row in rows]
+    assert all(len(h) == 1 for h in heights) and sorted(heights, key=min) == heights
