@@ -91,7 +91,7 @@ def _balanced(pairs: list[Pair]) -> tuple[list[Pair], list]:
 def _relative(used: list[Pair], units: list) -> float | None:
   means = [statistics.fmean(p[i].aucs[u] for p in used for u in units) if units else 0.5
            for i in (1, 2)]  # fmt: skip
-  return paired.rela_impr_percent(*means) if means[1] != 0.5 else None
+  return 100 * exact.rela_impr(*means) if means[1] != 0.5 else None
 
 
 def _by_size(pairs: list[Pair]) -> list[dict[str, Any]]:

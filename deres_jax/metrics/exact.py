@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Exact CTR metrics, on the host: every number that is reported comes from here.
+"""Exact CTR metrics on the host: every reported number comes from here.
 
-The functions take all rows of an evaluation as NumPy arrays and work in float64 and integers.
-For the numbers watched during training see `deres_jax.metrics.streaming`.
+The functions take all rows of an evaluation as NumPy arrays and compute in float64 and integers.
+`deres_jax.metrics.streaming` has the numbers watched during training.
 
 Shape letters: N rows of an evaluation, G groups of rows with equal score, K models compared on
 the same rows. Labels are 0 or 1, logits are natural-log odds, losses are in nats.
@@ -28,11 +28,12 @@ class TieGroups(NamedTuple):
 
 
 def auc(labels_N, scores_N) -> float:
-  """Exact area under the ROC curve; a tie between a positive and a negative counts half.
+  """Returns the exact area under the ROC curve; a tie between a click and another row counts half.
 
-  AUC = (sum over tie groups of pos * (negatives below + neg / 2)) / (P * N), the
-  Mann-Whitney statistic with midranks (Hanley & McNeil 1982). The numerator is an integer
-  sum, so the result does not depend on the order of the rows.
+    AUC = sum_g pos_g (neg_below_g + neg_g / 2) / (positives negatives)
+
+  over groups g of equal score: the Mann-Whitney statistic with midranks (Hanley & McNeil 1982).
+  The numerator is an integer sum, so the result does not depend on the order of the rows.
 
   Args:
     labels_N: 0 or 1, any bool, int or float dtype.
@@ -46,30 +47,36 @@ def auc(labels_N, scores_N) -> float:
   Raises:
     ValueError: on empty or mismatched arrays, labels other than 0 and 1, scores that are not
       floats, or NaN scores.
+
+  >>> auc([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8])  # 3 of the 4 pairs are in order
+  0.75
   """
-  labels_N, scores_N = checked(labels_N, scores_N)
+  labels_N, scores_N = validated(labels_N, scores_N)
   if scores_N.dtype == np.float32:
     return _auc_of_keys(_sorted_keys(labels_N, scores_N))
   return auc_of_groups(_tie_groups(labels_N, scores_N))
 
 
 def delong_se(labels_N, scores_N) -> float:
-  """Standard error of `auc` over the sampling of rows (DeLong et al. 1988), O(N log N).
+  """Returns the standard error of `auc` over the sampling of rows (DeLong et al. 1988).
 
-  Placement values V10 (per positive) and V01 (per negative) come from midranks, as in
-  Sun & Xu 2014; SE^2 = var(V10) / P + var(V01) / N with unbiased variances. It says nothing
-  of the spread over training seeds.
+    SE^2 = var(V10) / positives + var(V01) / negatives
 
-  Args and errors are those of `auc`.
+  with V10 the share of negatives below each positive, V01 the share of positives above each
+  negative, ties counting half, and unbiased variances. Midranks give both in O(N log N) (Sun & Xu
+  2014). The spread over training seeds is not part of it. Takes and raises what `auc` does.
 
   Returns:
     The standard error; nan with fewer than two rows of either class.
+
+  >>> round(delong_se([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8]), 3)
+  0.354
   """
-  return _delong_se(_tie_groups(*checked(labels_N, scores_N)))
+  return _delong_se(_tie_groups(*validated(labels_N, scores_N)))
 
 
 def delong_covariance(labels_N, scores_KN) -> tuple[np.ndarray, np.ndarray]:
-  """AUCs of K models scored on the same rows, and the covariance of these AUCs.
+  """Returns the AUCs of K models on the same rows, and the covariance of these AUCs.
 
   For a paired test of models i and j: z = (aucs[i] - aucs[j]) / sqrt(cov[i, i] + cov[j, j]
   - 2 cov[i, j]). DeLong, DeLong & Clarke-Pearson 1988; midrank form of Sun & Xu 2014.
@@ -84,11 +91,16 @@ def delong_covariance(labels_N, scores_KN) -> tuple[np.ndarray, np.ndarray]:
   Raises:
     ValueError: as `auc`, or if scores_KN is not 2-D, or with fewer than two rows of a class
       (no covariance exists).
+
+  >>> scores_KN = [[0.1, 0.4, 0.35, 0.8], [0.1, 0.2, 0.3, 0.4]]
+  >>> aucs_K, cov_KK = delong_covariance([0, 0, 1, 1], scores_KN)
+  >>> aucs_K
+  array([0.75, 1.  ])
   """
   scores_KN = np.asarray(scores_KN)
   if scores_KN.ndim != 2:
     raise ValueError(f'scores_KN must be [models, rows], got shape {scores_KN.shape}')
-  labels_N = checked(labels_N, scores_KN[0])[0] if len(scores_KN) else np.asarray(labels_N)
+  labels_N = validated(labels_N, scores_KN[0])[0] if len(scores_KN) else np.asarray(labels_N)
   num_pos = int(labels_N.sum())
   num_neg = len(labels_N) - num_pos
   if min(num_pos, num_neg) < 2 or not len(scores_KN):
@@ -99,7 +111,7 @@ def delong_covariance(labels_N, scores_KN) -> tuple[np.ndarray, np.ndarray]:
   v10_KP = np.empty((len(scores_KN), num_pos))
   v01_KN = np.empty((len(scores_KN), num_neg))
   for k, scores_N in enumerate(scores_KN):
-    placement_N = _placements(*checked(labels_N, scores_N))
+    placement_N = _placements(*validated(labels_N, scores_N))
     v10_KP[k] = placement_N[labels_N]
     v01_KN[k] = placement_N[~labels_N]
   cov_KK = np.atleast_2d(np.cov(v10_KP) / num_pos + np.cov(v01_KN) / num_neg)
@@ -107,49 +119,65 @@ def delong_covariance(labels_N, scores_KN) -> tuple[np.ndarray, np.ndarray]:
 
 
 def log_loss(labels_N, logits_N) -> float:
-  """Mean binary cross-entropy in nats, in float64, from logits (never from probabilities).
+  """Returns the mean binary cross-entropy in nats, in float64, from logits.
 
-  softplus(-logit) for a click and softplus(logit) otherwise: exact where a probability
-  would have rounded to 0 or 1. Infinite only for an infinite logit on the wrong side.
-  Errors are those of `auc`.
+  The loss of a row is softplus(-logit) for a click and softplus(logit) otherwise: exact where a
+  probability would have rounded to 0 or 1, and infinite only for an infinite logit on the wrong
+  side. Raises what `auc` does.
+
+  >>> round(log_loss([0, 1], [0.0, 0.0]), 4)  # ln 2
+  0.6931
   """
-  return _log_loss(*checked(labels_N, logits_N))
+  return _log_loss(*validated(labels_N, logits_N))
 
 
 def normalized_entropy(labels_N, logits_N) -> float:
-  """Log loss over the entropy of the click rate of these labels (He et al. 2014, eq. 1).
+  """Returns log loss over the entropy of these labels' click rate (He et al. 2014, eq. 1).
 
-  1.0 is what the constant base rate scores; lower is better. nan if the labels hold one
-  class only (zero entropy). Errors are those of `auc`.
+    NE = log loss / -(p ln p + (1 - p) ln(1 - p)),  p the click rate
+
+  1.0 is the score of the constant p; lower is better. nan if the labels hold one class only (zero
+  entropy). Raises what `auc` does.
+
+  >>> normalized_entropy([0, 1], [0.0, 0.0])
+  1.0
   """
-  labels_N, logits_N = checked(labels_N, logits_N)
+  labels_N, logits_N = validated(labels_N, logits_N)
   return _normalized_entropy(_log_loss(labels_N, logits_N), float(labels_N.mean()))
 
 
 def calibration(labels_N, logits_N) -> float:
-  """Mean predicted over mean observed click rate (He et al. 2014); 1.0 is ideal.
+  """Returns the mean predicted over the mean observed click rate (He et al. 2014); 1.0 is ideal.
 
-  nan if there are no clicks. Errors are those of `auc`.
+  nan if there are no clicks. Raises what `auc` does.
+
+  >>> calibration([0, 0, 0, 1], [0.0, 0.0, 0.0, 0.0])  # predicts 1/2, observes 1/4
+  2.0
   """
-  labels_N, logits_N = checked(labels_N, logits_N)
-  return _calibration(labels_N, logits_N)
+  return _calibration(*validated(labels_N, logits_N))
 
 
 def expected_calibration_error(labels_N, logits_N, bins: int = ECE_BINS) -> float:
-  """Row-weighted mean of |mean predicted - mean observed| over bins of equal mass.
+  """Returns the row-weighted mean over bins of |mean predicted - mean observed click rate|.
 
-  Bins are quantiles of the score (CTR scores crowd near zero, equal-width bins would be
-  nearly empty). Rows with equal score share the bin of their midrank, so the result does
-  not depend on row order; bins are equal in mass up to such ties. Errors are those of
-  `auc`, and ValueError for bins < 1.
+  Bins are quantiles of the score, of equal mass: CTR scores crowd near zero, so most bins of equal
+  width would be empty (adaptive calibration error, Nguyen & O'Connor 2015). Rows with equal score
+  share the bin of their midrank, so the result does not depend on row order, and bins are equal in
+  mass up to such ties.
+
+  Raises:
+    ValueError: as `auc`, or for bins < 1.
+
+  >>> expected_calibration_error([0, 0, 0, 1], [0.0, 0.0, 0.0, 0.0])
+  0.25
   """
   if bins < 1:
     raise ValueError(f'bins must be at least 1, got {bins}')
-  return _ece(_tie_groups(*checked(labels_N, logits_N)), bins)
+  return _ece(_tie_groups(*validated(labels_N, logits_N)), bins)
 
 
 def evaluate_logits(labels_N, logits_N) -> dict[str, float | int]:
-  """Every reported number of one evaluation, from one sort of the rows.
+  """Returns every reported number of one evaluation, from one sort of the rows.
 
   Args:
     labels_N: 0 or 1. Real rows only: drop padding first.
@@ -162,8 +190,12 @@ def evaluate_logits(labels_N, logits_N) -> dict[str, float | int]:
 
   Raises:
     ValueError: as `auc`.
+
+  >>> figures = evaluate_logits([0, 0, 1, 1], [-2.0, 0.5, 0.0, 2.0])
+  >>> figures['auc'], figures['rows'], round(figures['logloss'], 3)
+  (0.75, 4, 0.48)
   """
-  labels_N, logits_N = checked(labels_N, logits_N)
+  labels_N, logits_N = validated(labels_N, logits_N)
   groups = _tie_groups(labels_N, logits_N)
   clicks = int(labels_N.sum())
   click_rate = clicks / len(labels_N)
@@ -182,17 +214,32 @@ def evaluate_logits(labels_N, logits_N) -> dict[str, float | int]:
 
 
 def rela_impr(auc: float, auc_base: float) -> float:
-  """Relative improvement over a baseline AUC, chance taken off both (Zhou et al. 2018, DIN).
+  """Returns the relative improvement over a baseline AUC, chance taken off both (RelaImpr).
 
-  A fraction: 0.01 is one percent. Raises ValueError for a baseline of exactly 0.5.
+    (AUC - 1/2) / (AUC_base - 1/2) - 1
+
+  A fraction: 0.01 is one percent (Zhou et al. 2018, DIN).
+
+  Raises:
+    ValueError: for a baseline of exactly 0.5.
+
+  >>> round(rela_impr(0.7565, 0.75), 4)
+  0.026
   """
   if auc_base == 0.5:
     raise ValueError('rela_impr needs a baseline AUC other than 0.5, which is chance')
   return (auc - 0.5) / (auc_base - 0.5) - 1.0
 
 
-def checked(labels_N, scores_N) -> tuple[np.ndarray, np.ndarray]:
-  """Labels as bool and scores as float32 or float64, or a ValueError that says why not."""
+def validated(labels_N, scores_N) -> tuple[np.ndarray, np.ndarray]:
+  """Returns labels as bool and scores as float32 or float64.
+
+  Raises:
+    ValueError: as `auc`.
+
+  >>> validated([0, 1], [0.25, 0.5])
+  (array([False,  True]), array([0.25, 0.5 ]))
+  """
   labels_N, scores_N = np.asarray(labels_N), np.asarray(scores_N)
   if labels_N.ndim != 1 or labels_N.shape != scores_N.shape or not labels_N.size:
     raise ValueError(
@@ -217,7 +264,12 @@ def checked(labels_N, scores_N) -> tuple[np.ndarray, np.ndarray]:
 
 
 def ordered_bits(scores_N: np.ndarray) -> np.ndarray:
-  """uint32 in the order of the float32 scores; equal scores give equal integers."""
+  """Returns uint32 in the order of the float32 scores; equal scores give equal integers.
+
+  >>> bits_N = ordered_bits(np.float32([-1.0, -0.0, 0.0, 2.0]))
+  >>> np.diff(bits_N) > 0  # only -0.0 and 0.0 tie
+  array([ True, False,  True])
+  """
   # + 0.0 turns -0.0 into +0.0, which must tie.
   bits_N = (scores_N + np.float32(0.0)).view(np.int32)
   # Negative floats grow as their bits shrink: flip all their bits, else only the sign bit.
@@ -226,50 +278,54 @@ def ordered_bits(scores_N: np.ndarray) -> np.ndarray:
 
 
 def _from_ordered_bits(ordered_G: np.ndarray) -> np.ndarray:
-  """Inverse of `ordered_bits`, as float64."""
+  """Inverts `ordered_bits`; float64."""
   bits_G = ordered_G.view(np.int32)
   flip_G = ~(bits_G >> 31) | np.int32(-(2**31))
   return (bits_G ^ flip_G).view(np.float32).astype(np.float64)
 
 
 def run_ends(sorted_N: np.ndarray) -> np.ndarray:
-  """Index of the last row of every run of equal values in a sorted array."""
+  """Returns the index of the last row of every run of equal values in a sorted array.
+
+  >>> run_ends(np.array([3, 3, 5, 8, 8, 8]))
+  array([1, 2, 5])
+  """
   return np.append(np.flatnonzero(sorted_N[1:] != sorted_N[:-1]), len(sorted_N) - 1)
 
 
 def _sorted_keys(labels_N: np.ndarray, scores_N: np.ndarray) -> np.ndarray:
-  """Rows in ascending order of float32 score, as uint64: `ordered_bits`, then the label.
+  """Returns rows in ascending order of float32 score, as uint64: `ordered_bits`, then the label.
 
-  The label rides in the lowest bit: a sort without a gather is ten times faster than argsort. It
-  cannot split a tie, as groups are cut on the other bits.
+  Packing the label into the lowest bit allows a sort without a gather, ten times faster than
+  argsort. It cannot split a tie, as groups are cut on the other bits.
   """
   key_N = np.empty(len(scores_N), np.uint64)
-  for part in _parts(len(key_N)):
-    key_N[part] = ordered_bits(scores_N[part])
-    key_N[part] <<= np.uint64(1)
-    key_N[part] |= labels_N[part]
+  for chunk in _chunks(len(key_N)):
+    key_N[chunk] = ordered_bits(scores_N[chunk])
+    key_N[chunk] <<= np.uint64(1)
+    key_N[chunk] |= labels_N[chunk]
   key_N.sort()
   return key_N
 
 
-def _parts(rows: int) -> Iterator[slice]:
-  """Slices of so many rows whose temporaries stay in a processor's cache."""
+def _chunks(rows: int) -> Iterator[slice]:
+  """Yields slices small enough for their temporaries to stay in a processor's cache."""
   for start in range(0, rows, _CACHED_ROWS):
     yield slice(start, min(start + _CACHED_ROWS, rows))
 
 
 def _auc_of_keys(key_N: np.ndarray) -> float:
-  """`auc` of `_sorted_keys`, without an array for all tie groups."""
+  """Returns the `auc` of `_sorted_keys`, without an array for all tie groups."""
   twice, pos, neg, start = 0, 0, 0, 0
   while start < len(key_N):
     end = min(start + _CACHED_ROWS, len(key_N))
-    if end < len(key_N):  # no tie is cut
+    if end < len(key_N):  # do not cut a tie
       end = int(key_N.searchsorted(key_N[end - 1] | np.uint64(1), side='right'))
-    part_B = key_N[start:end]
-    end_G = run_ends(part_B >> np.uint64(1))
-    pos_G = np.cumsum(part_B & np.uint64(1), dtype=np.int64)[end_G]
-    neg_G = end_G + 1 - pos_G  # both so far
-    # sum of pos (2 neg below + neg), of what each group adds
+    key_B = key_N[start:end]
+    end_G = run_ends(key_B >> np.uint64(1))
+    pos_G = np.cumsum(key_B & np.uint64(1), dtype=np.int64)[end_G]
+    neg_G = end_G + 1 - pos_G  # pos_G and neg_G: running totals of this chunk
+    # Each group adds pos (2 neg below + neg).
     below_G = np.append(0, neg_G[:-1])
     new_G = np.diff(pos_G, prepend=0)
     twice += int((new_G * (neg_G + below_G)).sum()) + 2 * neg * int(pos_G[-1])
@@ -289,13 +345,27 @@ def _tie_groups(labels_N: np.ndarray, scores_N: np.ndarray) -> TieGroups:
     sorted_labels_N, sorted_N = labels_N[order_N], scores_N[order_N]
     end_G = run_ends(sorted_N)
     score_G = sorted_N[end_G]
+  return TieGroups(score_G, *class_counts(sorted_labels_N, end_G))
+
+
+def class_counts(sorted_labels_N: np.ndarray, end_G: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Returns pos_G and neg_G of the groups of sorted rows that end at the rows `end_G`.
+
+  >>> class_counts(np.array([0, 1, 1, 0]), np.array([1, 3]))
+  (array([1, 1]), array([1, 1]))
+  """
   pos_G = np.diff(np.cumsum(sorted_labels_N, dtype=np.int64)[end_G], prepend=0)
-  neg_G = np.diff(end_G + 1, prepend=0) - pos_G
-  return TieGroups(score_G, pos_G, neg_G)
+  return pos_G, np.diff(end_G + 1, prepend=0) - pos_G
 
 
 def auc_of_groups(groups: TieGroups) -> float:
-  """AUC of rows grouped by score; a tie counts half, one class only gives nan."""
+  """Returns the AUC of rows grouped by score; nan if they hold one class only.
+
+  A positive beats the negatives below it and half of those in its group: see `auc`.
+
+  >>> auc_of_groups(TieGroups(np.array([0.1, 0.9]), np.array([0, 2]), np.array([2, 2])))
+  0.75
+  """
   num_pos, num_neg = int(groups.pos_G.sum()), int(groups.neg_G.sum())
   if not num_pos or not num_neg:
     return math.nan
@@ -304,23 +374,27 @@ def auc_of_groups(groups: TieGroups) -> float:
   return int((groups.pos_G * twice_below_G).sum()) / (2 * num_pos * num_neg)
 
 
+def _placement_values(pos_G: np.ndarray, neg_G: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Returns V10 and V01 of each group's rows (see `delong_se`)."""
+  v10_G = (np.cumsum(neg_G) - neg_G / 2) / neg_G.sum()
+  return v10_G, 1.0 - (np.cumsum(pos_G) - pos_G / 2) / pos_G.sum()
+
+
 def _delong_se(groups: TieGroups) -> float:
-  pos_G, neg_G = groups.pos_G, groups.neg_G
-  num_pos, num_neg = int(pos_G.sum()), int(neg_G.sum())
+  num_pos, num_neg = int(groups.pos_G.sum()), int(groups.neg_G.sum())
   if min(num_pos, num_neg) < 2:
     return math.nan
-  v10_G = (np.cumsum(neg_G) - neg_G / 2) / num_neg
-  v01_G = 1.0 - (np.cumsum(pos_G) - pos_G / 2) / num_pos
+  v10_G, v01_G = _placement_values(groups.pos_G, groups.neg_G)
   area = auc_of_groups(groups)
-  var10 = float((pos_G * (v10_G - area) ** 2).sum()) / (num_pos - 1)
-  var01 = float((neg_G * (v01_G - area) ** 2).sum()) / (num_neg - 1)
+  var10 = float((groups.pos_G * (v10_G - area) ** 2).sum()) / (num_pos - 1)
+  var01 = float((groups.neg_G * (v01_G - area) ** 2).sum()) / (num_neg - 1)
   return math.sqrt(var10 / num_pos + var01 / num_neg)
 
 
 def _placements(labels_N: np.ndarray, scores_N: np.ndarray) -> np.ndarray:
-  """V10 at the positive rows and V01 at the negative rows, float64, in row order."""
+  """Returns V10 at the positive rows and V01 at the negative rows, float64, in row order."""
   if scores_N.dtype == np.float32 and len(scores_N) <= 2**32:
-    # The row number rides in the low half of the key; faster than argsort.
+    # The row number in the low half of the key: faster than argsort.
     key_N = ordered_bits(scores_N).astype(np.uint64)
     key_N <<= np.uint64(32)
     key_N |= np.arange(len(key_N), dtype=np.uint64)
@@ -332,11 +406,8 @@ def _placements(labels_N: np.ndarray, scores_N: np.ndarray) -> np.ndarray:
     order_N = np.argsort(scores_N, kind='stable')
     end_G = run_ends(scores_N[order_N])
   sorted_labels_N = labels_N[order_N]
+  v10_G, v01_G = _placement_values(*class_counts(sorted_labels_N, end_G))
   size_G = np.diff(end_G + 1, prepend=0)
-  pos_G = np.diff(np.cumsum(sorted_labels_N, dtype=np.int64)[end_G], prepend=0)
-  neg_G = size_G - pos_G
-  v10_G = (np.cumsum(neg_G) - neg_G / 2) / neg_G.sum()
-  v01_G = 1.0 - (np.cumsum(pos_G) - pos_G / 2) / pos_G.sum()
   placement_N = np.empty(len(labels_N))
   placement_N[order_N] = np.where(
     sorted_labels_N, np.repeat(v10_G, size_G), np.repeat(v01_G, size_G)
@@ -345,7 +416,7 @@ def _placements(labels_N: np.ndarray, scores_N: np.ndarray) -> np.ndarray:
 
 
 def _log_loss(labels_N: np.ndarray, logits_N: np.ndarray) -> float:
-  wrong_N = logits_N.astype(np.float64)  # a copy: the log odds of the label not seen
+  wrong_N = logits_N.astype(np.float64)  # a copy: log odds of the other label
   np.negative(wrong_N, out=wrong_N, where=labels_N)
   tail_N = np.log1p(np.exp(-np.abs(wrong_N)))
   return float((np.maximum(wrong_N, 0.0) + tail_N).mean())

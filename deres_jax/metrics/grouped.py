@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""AUC inside groups of rows: of each user, and of head, torso and tail items. Exact, on the host.
+"""AUC within groups of rows: of users, and of head, torso and tail items. Exact, on the host.
 
 Shape letters: N rows, K runs of rows of one user with equal score, U users.
 """
@@ -12,10 +12,11 @@ from deres_jax.metrics import exact
 
 
 def gauc(labels_N, scores_N, users_N) -> dict[str, float | int]:
-  """Mean of the users' AUCs, weighted by their rows (Zhu et al. 2017; Zhou et al. 2018, DIN eq. 7).
+  """Returns the mean AUC of users, weighted by their rows (Zhu et al. 2017; Zhou et al. 2018, DIN).
 
-  A user whose rows are all of one label has no AUC and is left out. A tie counts half, as in
-  `metrics.auc`.
+    GAUC = sum_u rows_u AUC_u / sum_u rows_u
+
+  over the users u with both labels. A tie counts half, as in `exact.auc`.
 
   Args:
     labels_N: 0 or 1.
@@ -23,13 +24,16 @@ def gauc(labels_N, scores_N, users_N) -> dict[str, float | int]:
     users_N: whole numbers from 0 to 2^31 - 1.
 
   Returns:
-    gauc; gauc_se, its standard error over the sampling of users (the weighted mean's); gauc_users
-    and gauc_rows, how many entered. nan where no user has both labels.
+    gauc; gauc_se, the weighted mean's standard error over the sampling of users; gauc_users and
+    gauc_rows, the numbers of users and rows with an AUC. nan where no user has both labels.
 
   Raises:
-    ValueError: as `metrics.auc`, or users that are not whole numbers of the same rows.
+    ValueError: as `exact.auc`, or users that are not one whole number a row.
+
+  >>> gauc([0, 1, 0, 1, 0], [0.1, 0.9, 0.8, 0.3, 0.5], [7, 7, 8, 8, 8])['gauc']  # 1 and 0
+  0.4
   """
-  labels_N, scores_N = exact.checked(labels_N, scores_N)
+  labels_N, scores_N = exact.validated(labels_N, scores_N)
   users_N = np.asarray(users_N)
   if users_N.shape != labels_N.shape or not np.issubdtype(users_N.dtype, np.integer):
     raise ValueError(
@@ -45,26 +49,25 @@ def gauc(labels_N, scores_N, users_N) -> dict[str, float | int]:
 
 
 def _user_aucs(labels_N, scores_N, users_N) -> tuple[np.ndarray, np.ndarray]:
-  """AUC and rows of each user who has both labels. float64 [U], float64 [U]."""
+  """Returns AUC and rows of each user with both labels, as float64."""
   if scores_N.dtype == np.float32:
     rank_N = exact.ordered_bits(scores_N)
   else:
     rank_N = np.unique(scores_N, return_inverse=True)[1]
-  # User, score and label in one number: a sort without a gather.
+  # User, score and label packed into one number: a sort without a gather.
   key_N = users_N.astype(np.uint64) << np.uint64(33)
   key_N |= rank_N.astype(np.uint64) << np.uint64(1)
   key_N |= labels_N
   key_N.sort()
-  positive_N = (key_N & np.uint64(1)).astype(np.int64)
+  positive_N = key_N & np.uint64(1)
   end_K = exact.run_ends(key_N >> np.uint64(1))
-  pos_K = np.diff(np.cumsum(positive_N)[end_K], prepend=0)
-  neg_K = np.diff(end_K + 1, prepend=0) - pos_K
+  pos_K, neg_K = exact.class_counts(positive_N, end_K)
   end_U = exact.run_ends(key_N[end_K] >> np.uint64(33))
   start_U = np.concatenate([[0], end_U[:-1] + 1])
   pos_U, neg_U = np.add.reduceat(pos_K, start_U), np.add.reduceat(neg_K, start_U)
   runs_U = np.diff(end_U, prepend=-1)
   below_K = np.cumsum(neg_K) - neg_K
-  below_K -= np.repeat(below_K[start_U], runs_U)  # negatives of the same user with less
+  below_K -= np.repeat(below_K[start_U], runs_U)  # negatives of the same user with a lower score
   twice_U = np.add.reduceat(pos_K * (2 * below_K + neg_K), start_U)
   both_U = (pos_U > 0) & (neg_U > 0)
   area_U = twice_U[both_U] / (2.0 * pos_U[both_U] * neg_U[both_U])
@@ -74,27 +77,32 @@ def _user_aucs(labels_N, scores_N, users_N) -> tuple[np.ndarray, np.ndarray]:
 def item_aucs(
   labels_N, scores_N, ids_N: np.ndarray, first_known: int, head_below: int, torso_below: int
 ) -> dict[str, float | int]:
-  """AUC among the rows of head, of torso and of tail items.
+  """Returns the AUC among the rows of head, of torso and of tail items.
 
   Args:
-    ids_N: id of each row's item. Ids are sorted by frequency.
-    first_known: smaller ids are unknown items, which count as tail.
+    ids_N: id of each row's item, the most frequent items first.
+    first_known: smallest id of a known item; unknown ones count as tail.
     head_below: first id of the torso.
     torso_below: first id of the tail.
 
   Returns:
-    auc_head, auc_head_se (DeLong), rows_head, and the same of torso and tail. nan where the rows
-    of a part are none or have one label only.
+    auc_head, auc_head_se (DeLong), rows_head, and the same for torso and tail. nan where a part
+    has no rows or one label only.
+
+  >>> scores_N, ids_N = [0.1, 0.9, 0.8, 0.2, 0.4, 0.4], np.array([2, 2, 5, 5, 9, 9])
+  >>> aucs = item_aucs([0, 1, 0, 1, 0, 1], scores_N, ids_N, 2, head_below=4, torso_below=8)
+  >>> aucs['auc_head'], aucs['auc_torso'], aucs['auc_tail']
+  (1.0, 0.0, 0.5)
   """
-  labels_N, scores_N = exact.checked(labels_N, scores_N)
+  labels_N, scores_N = exact.validated(labels_N, scores_N)
   known_N = ids_N >= first_known
   head_N = known_N & (ids_N < head_below)
   torso_N = known_N & ~head_N & (ids_N < torso_below)
-  found = {}
+  figures = {}
   for name, part_N in (('head', head_N), ('torso', torso_N), ('tail', ~head_N & ~torso_N)):
     rows = int(part_N.sum())
-    some = (labels_N[part_N], scores_N[part_N]) if rows else None
-    found[f'auc_{name}'] = exact.auc(*some) if some else math.nan
-    found[f'auc_{name}_se'] = exact.delong_se(*some) if some else math.nan
-    found[f'rows_{name}'] = rows
-  return found
+    part = (labels_N[part_N], scores_N[part_N]) if rows else None
+    figures[f'auc_{name}'] = exact.auc(*part) if part else math.nan
+    figures[f'auc_{name}_se'] = exact.delong_se(*part) if part else math.nan
+    figures[f'rows_{name}'] = rows
+  return figures

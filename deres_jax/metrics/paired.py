@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two models on the same splits and seeds: intervals and tests of the difference of their AUCs.
+"""Paired comparison of two models' AUCs on the same splits and seeds: intervals and tests.
 
-Differences are paired, so what a split or a seed does to both is not counted. DeLong's test is of
-one trained pair over the rows of a test split; the others are over the runs.
+Pairing cancels what a split or a seed does to both models. DeLong's test compares one trained pair
+over the rows of a test split; the other tests compare over runs.
 
 Shape letters: N rows, P pairs.
 """
@@ -17,12 +17,19 @@ from scipy import special
 
 from deres_jax.metrics import exact
 
-_EXACT = 20  # pairs up to which all 2^P sign flips are counted
+_MAX_EXACT_PAIRS = 20  # up to which all 2^P sign flips are counted
 _DRAWS = 2**18
 
 
 def t_interval(gaps: Sequence[float], level: float = 0.95) -> tuple[float | None, float | None]:
-  """Mean and half the width of its t interval; None for what too few values do not give."""
+  """Returns the mean and half the width of its t interval: t_{n-1} sd / sqrt(n).
+
+  None for what too few values do not give: the half width of one, both of none.
+
+  >>> mean, half = t_interval([0.001, 0.002, 0.003])
+  >>> round(mean, 4), round(half, 4)
+  (0.002, 0.0025)
+  """
   n = len(gaps)
   if n < 2:
     return (statistics.fmean(gaps) if n else None), None
@@ -31,7 +38,11 @@ def t_interval(gaps: Sequence[float], level: float = 0.95) -> tuple[float | None
 
 
 def t_p(gaps: Sequence[float]) -> float | None:
-  """Two-sided p of the paired t test; None for fewer than two pairs."""
+  """Returns the two-sided p of the paired t test: t = mean sqrt(n) / sd; None under two pairs.
+
+  >>> round(t_p([0.001, 0.002, 0.003]), 3)
+  0.074
+  """
   if len(gaps) < 2:
     return None
   mean, sd = statistics.fmean(gaps), statistics.stdev(gaps)
@@ -41,29 +52,39 @@ def t_p(gaps: Sequence[float]) -> float | None:
 
 
 def sign_flip_p(gaps: Sequence[float]) -> float | None:
-  """Two-sided p that differences are symmetric about 0: the share of sign flips as far out.
+  """Returns the two-sided p of Fisher's randomisation test: differences are symmetric about 0.
 
-  Fisher's randomisation test: exact up to 20 pairs, so that five pairs cannot give less than
-  1/16; from 2^18 random flips of a fixed seed beyond. None without pairs.
+  p is the share of the 2^P sign flips whose sum is at least as far from 0 as the observed one,
+  so that five pairs cannot give less than 1/16. Exact up to 20 pairs; beyond, an estimate from
+  2^18 random flips of a fixed seed. None without pairs.
+
+  >>> sign_flip_p([0.001, 0.002, 0.003, 0.001, 0.002])
+  0.0625
   """
   gaps_P = np.asarray(gaps, float)
   n = len(gaps_P)
   if not n:
     return None
-  seen = abs(gaps_P.sum())
+  observed = abs(gaps_P.sum())
   # Sums that differ by rounding only are ties, and ties count.
   slack = 1e-12 * np.abs(gaps_P).sum()
-  if n > _EXACT:
+  if n > _MAX_EXACT_PAIRS:
     flips = np.random.default_rng(0).integers(0, 2, (_DRAWS, n), dtype=np.int8) * 2 - 1
-    return float((np.abs(flips @ gaps_P) >= seen - slack).sum() + 1) / (_DRAWS + 1)
+    return float((np.abs(flips @ gaps_P) >= observed - slack).sum() + 1) / (_DRAWS + 1)
   sums = np.zeros(1)
   for gap in gaps_P:
     sums = np.concatenate([sums - gap, sums + gap])
-  return float((np.abs(sums) >= seen - slack).mean())
+  return float((np.abs(sums) >= observed - slack).mean())
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-  """p-values adjusted for all of these tests (Holm 1979); None stays None and does not count."""
+  """Returns p-values adjusted for all of these tests: step-down Bonferroni (Holm 1979).
+
+  None stays None and is not one of the tests.
+
+  >>> holm([0.01, 0.04, None, 0.03])
+  [0.03, 0.06, None, 0.06]
+  """
   order = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
   out: list[float | None] = [None] * len(p_values)
   highest = 0.0
@@ -73,19 +94,22 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
   return out
 
 
-def rela_impr_percent(auc: float, auc_base: float) -> float:
-  """RelaImpr in per cent (Zhou et al. 2018): ((AUC - 1/2) / (AUC_b - 1/2) - 1) x 100."""
-  return 100 * exact.rela_impr(auc, auc_base)
-
-
 def delong(labels_N, logits_N, base_logits_N, level: float = 0.95) -> dict[str, float]:
-  """AUC of a run less that of a base on the same rows, by DeLong et al. 1988.
+  """Compares the AUC of a run to a base's on the same rows by DeLong's test (DeLong et al. 1988).
+
+    z = (AUC - AUC_base) / sqrt(var AUC + var AUC_base - 2 cov)
 
   Returns:
-    difference, se, interval (half its width, normal) and p (two-sided; 1 for equal logits).
+    difference (AUC less the base's), se, interval (half its width, normal) and p (two-sided; 1 for
+    equal logits).
 
   Raises:
-    ValueError: as `metrics.delong_covariance`.
+    ValueError: as `exact.delong_covariance`.
+
+  >>> labels_N, base_N = np.arange(100) % 2, np.arange(100.0)
+  >>> test = delong(labels_N, base_N + 20 * labels_N, base_N)
+  >>> round(test['difference'], 4), round(test['se'], 4), test['p'] < 1e-6
+  (0.178, 0.0103, True)
   """
   (auc, base), cov_KK = exact.delong_covariance(labels_N, np.stack([logits_N, base_logits_N]))
   difference = float(auc - base)
@@ -97,22 +121,26 @@ def delong(labels_N, logits_N, base_logits_N, level: float = 0.95) -> dict[str, 
 
 
 def compare(
-  mine: Mapping[Hashable, float], base: Mapping[Hashable, float], level: float = 0.95
+  aucs: Mapping[Hashable, float], base_aucs: Mapping[Hashable, float], level: float = 0.95
 ) -> dict[str, Any]:
-  """AUCs by key (split and seed) less those of a base with the same keys.
+  """Compares AUCs by key (split and seed) to those of a base with the same keys.
 
   Returns:
     pairs; difference (mean) and interval (half the width of its t interval); t_p;
     sign_flip_p; rela_impr_percent (of the means over the pairs). None for what too few pairs do
     not give.
+
+  >>> result = compare({0: 0.752, 1: 0.755, 2: 0.9}, {0: 0.75, 1: 0.751})
+  >>> result['pairs'], round(result['difference'], 4), round(result['rela_impr_percent'], 2)
+  (2, 0.003, 1.2)
   """
-  keys = [key for key in mine if key in base]
-  gaps = [mine[key] - base[key] for key in keys]
+  keys = [key for key in aucs if key in base_aucs]
+  gaps = [aucs[key] - base_aucs[key] for key in keys]
   mean, half = t_interval(gaps, level)
   relative = None
   if keys:
-    means = [statistics.fmean(x[key] for key in keys) for x in (mine, base)]
-    relative = rela_impr_percent(*means) if means[1] != 0.5 else None
+    means = [statistics.fmean(x[key] for key in keys) for x in (aucs, base_aucs)]
+    relative = 100 * exact.rela_impr(*means) if means[1] != 0.5 else None
   return {
     'pairs': len(gaps),
     'difference': mean,

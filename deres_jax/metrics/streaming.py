@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Metrics that a jitted step accumulates: for watching a run, not for reporting it.
 
-Rows are counted by logit bin, and how far up its bin a row stands is summed. If the rows of a bin
-lie evenly in it, a pair of a click and another row in it is won with probability 1/2 + the
-difference of their means, so what is left is chance: about 1 / sqrt(12 K P N) over K occupied bins,
-P clicks and N other rows (2e-8 at a million rows and 0.5 % clicks), never more than half the share
-of pairs that meet in a bin. AUCs of batches or devices are never averaged: that drops every pair of
-rows that straddles two batches, and is biased by -0.02 once batches differ in base rate. States
-are summed and the ratio is taken once.
+A histogram over logits counts the rows of each bin and sums their positions within the bin. If the
+rows of a bin are uniform in it, a click there outranks another row with probability 1/2 + the
+difference of their mean positions. So the error of AUC is random: about 1 / sqrt(12 K P N) with K
+occupied bins, P clicks and N other rows (2e-8 at a million rows and 0.5 % clicks), and at most half
+the share of pairs in a common bin. States of batches and devices are added and AUC is computed
+once. An average of their AUCs would drop every pair of rows from two batches, a bias of -0.02 once
+batches differ in base rate.
 
 Shape letters: B rows of a batch, K histogram bins.
 """
@@ -22,29 +22,37 @@ from flax import struct
 from deres_jax.metrics.exact import TieGroups, auc_of_groups
 
 # Streaming histogram. 65,536 bins over [-15, 15] are 0.0005 wide in logit; a sigmoid at the
-# ends is 3e-7, below any click rate worth modelling, and the outer bins catch what is beyond.
+# ends is 3e-7, below any click rate worth modelling, and the outer bins hold all logits beyond.
 HIST_BINS = 65_536
 HIST_LIMIT = 15.0
-# A row's place in its bin is 0 .. HIST_PLACES - 1: an integer, so that sums have no order. Bins
-# times places is 2^24, all that a float32 can tell apart.
-HIST_PLACES = 256
+# A row's position in its bin is an integer below HIST_POSITIONS, so sums do not depend on order.
+# Bins times positions is 2^24, the resolution of a float32.
+HIST_POSITIONS = 256
 
 
 @struct.dataclass
 class StreamState:
-  """Sums over rows from which AUC, loss and calibration follow; adds over batches, devices.
+  """Sums over rows that give AUC, loss and calibration; states of batches or devices add up.
 
-  All fields are sums, so `jax.lax.psum(state, axes)` and `merge` are both right.
-  Counts are int32, exact where float32 would stop at 2^24: the places of a bin's rows add up to
-  2^31 - 1 at most, so take `compute` and start from `zeros` before eight million rows.
-  Each float sum is a pair, the sum and what rounding dropped from it: a lone float32 sum over
-  thousands of batches drifts by 1e-6, the size of the differences looked for.
+  All fields are sums, so `jax.lax.psum(state, axes)` and `merge` are both right. Their names are
+  those of checkpoints on disk.
+  Counts are int32, exact where float32 would stop at 2^24. The sum of a bin's positions must stay
+  below 2^31, so call `compute` and restart from `zeros` before eight million rows.
+  Each float sum is a pair, the sum and what rounding dropped from it (compensated summation): a
+  plain float32 sum over thousands of batches drifts by 1e-6, the size of differences of interest.
+
+  >>> total = StreamState.zeros()
+  >>> for logits_B, labels_B in ([-2.0, 0.5], [0, 0]), ([0.0, 2.0], [1, 1]):
+  ...   batch = StreamState.from_batch(jnp.array(logits_B), jnp.array(labels_B), jnp.ones(2))
+  ...   total = total.merge(batch)
+  >>> round(total.compute()['auc'], 4), total.compute()['rows']
+  (0.75, 4)
   """
 
   pos_K: jax.Array  # int32, clicks by logit bin
   neg_K: jax.Array  # int32, other rows by logit bin
-  pos_place_K: jax.Array  # int32, sum of the places of clicks in their bin
-  neg_place_K: jax.Array  # int32, of other rows
+  pos_place_K: jax.Array  # int32, sum of the positions of clicks in their bin
+  neg_place_K: jax.Array  # int32, the same of other rows
   loss_sum: jax.Array  # float32, nats
   loss_dropped: jax.Array  # float32, to be added to loss_sum
   prediction_sum: jax.Array  # float32, predicted clicks
@@ -52,44 +60,44 @@ class StreamState:
 
   @classmethod
   def zeros(cls) -> 'StreamState':
-    """The state of no rows."""
+    """Returns the state of no rows."""
     # One array per field: a jitted update can donate its state only if no two share a buffer.
     counts = [jnp.zeros(HIST_BINS, jnp.int32) for _ in range(4)]
     return cls(*counts, *[jnp.zeros((), jnp.float32) for _ in range(4)])
 
   @classmethod
   def from_batch(cls, logits_B, labels_B, weights_B) -> 'StreamState':
-    """The state of one batch; runs inside jit and shard_map. Note the order: logits first.
+    """Returns the state of one batch; runs inside jit and shard_map. Logits come first.
 
     Args:
       logits_B: natural-log odds, any float dtype.
       labels_B: 0 or 1; anything above 0 is a click.
-      weights_B: 1 for a real row, 0 for padding. A mask: anything above 0 counts one row, and
-        what a padded row holds (NaN too) has no effect.
+      weights_B: 1 for a real row, 0 for padding. A mask: anything above 0 counts as one row, and
+        the values of a padded row (NaN too) have no effect.
 
     Returns:
       A state whose loss, prediction and AUC are NaN if a real row has a NaN logit.
 
     Raises:
-      ValueError: unless all three are 1-D and of one length (broadcasting would miscount).
+      ValueError: unless all three are 1-D and of one length (broadcasting would count wrongly).
     """
     shapes = (jnp.shape(logits_B), jnp.shape(labels_B), jnp.shape(weights_B))
     if len(set(shapes)) != 1 or len(shapes[0]) != 1:
       raise ValueError(f'logits, labels and weights must be 1-D and alike, got {shapes}')
     real_B, click_B = jnp.asarray(weights_B) > 0, jnp.asarray(labels_B) > 0
     logits_B = jnp.asarray(logits_B, jnp.float32)
-    scale = HIST_BINS * HIST_PLACES / (2 * HIST_LIMIT)
-    # NaN to bin 0 explicitly: as an integer it differs by platform, and would lose the row.
+    scale = HIST_BINS * HIST_POSITIONS / (2 * HIST_LIMIT)
+    # NaN goes to bin 0 explicitly: cast to an integer it differs by platform and loses the row.
     fine_B = jnp.nan_to_num(jnp.floor((logits_B + HIST_LIMIT) * scale), nan=0.0)
-    fine_B = jnp.clip(fine_B, 0, HIST_BINS * HIST_PLACES - 1).astype(jnp.int32)
-    bin_B = fine_B // HIST_PLACES + HIST_BINS * click_B.astype(jnp.int32)
+    fine_B = jnp.clip(fine_B, 0, HIST_BINS * HIST_POSITIONS - 1).astype(jnp.int32)
+    bin_B = fine_B // HIST_POSITIONS + HIST_BINS * click_B.astype(jnp.int32)
     # Both histograms in one array: negatives first, then positives.
-    none = jnp.zeros(2 * HIST_BINS, jnp.int32)
+    zeros = jnp.zeros(2 * HIST_BINS, jnp.int32)
     real_B = real_B.astype(jnp.int32)
-    neg_K, pos_K = jnp.split(none.at[bin_B].add(real_B), 2)
-    places = none.at[bin_B].add(real_B * (fine_B % HIST_PLACES))
-    neg_place_K, pos_place_K = jnp.split(places, 2)
-    # softplus of the log odds of the label not seen: no cancellation at large logits.
+    neg_K, pos_K = jnp.split(zeros.at[bin_B].add(real_B), 2)
+    positions = zeros.at[bin_B].add(real_B * (fine_B % HIST_POSITIONS))
+    neg_place_K, pos_place_K = jnp.split(positions, 2)
+    # softplus of the log odds of the other label: no cancellation at large logits.
     loss_B = jax.nn.softplus(jnp.where(click_B, -logits_B, logits_B))
     loss = jnp.sum(jnp.where(real_B, loss_B, 0.0))
     prediction = jnp.sum(jnp.where(real_B, jax.nn.sigmoid(logits_B), 0.0))
@@ -97,7 +105,7 @@ class StreamState:
     return cls(*counts, loss, jnp.zeros_like(loss), prediction, jnp.zeros_like(loss))
 
   def merge(self, other: 'StreamState') -> 'StreamState':
-    """The state of both sets of rows; runs inside jit and shard_map."""
+    """Returns the state of both sets of rows; runs inside jit and shard_map."""
     loss_sum, loss_dropped = _two_sum(self.loss_sum, other.loss_sum)
     prediction_sum, prediction_dropped = _two_sum(self.prediction_sum, other.prediction_sum)
     return StreamState(
@@ -112,12 +120,12 @@ class StreamState:
     )
 
   def compute(self) -> dict[str, float | int]:
-    """The metrics, on the host in float64; fetches the state, so call it rarely.
+    """Returns the metrics, on the host in float64; fetches the state, so call it rarely.
 
     Returns:
       Plain Python numbers: auc (for its error see the head of this file), logloss (nats per row),
       mean_prediction, calibration (predicted over observed clicks), rows, clicks, click_rate.
-      Where rows or classes are missing, what does not exist is nan.
+      nan where rows or a class are missing.
     """
     state = jax.device_get(self)
     pos_K, neg_K = state.pos_K.astype(np.int64), state.neg_K.astype(np.int64)
@@ -125,7 +133,7 @@ class StreamState:
     rows = clicks + int(neg_K.sum())
     loss = _pair_value(state.loss_sum, state.loss_dropped)
     prediction = _pair_value(state.prediction_sum, state.prediction_dropped)
-    # A NaN logit has no place in the histogram; the prediction sum tells that there was one.
+    # The histogram hides a NaN logit; the prediction sum does not.
     area = math.nan if math.isnan(prediction) else _auc(state, pos_K, neg_K)
     return {
       'auc': area,
@@ -139,20 +147,20 @@ class StreamState:
 
 
 def _auc(state: StreamState, pos_K: np.ndarray, neg_K: np.ndarray) -> float:
-  """AUC of the counts, a tie within a bin being decided by how far up its rows stand."""
+  """Returns the AUC of the histogram; mean positions decide the pairs within a bin."""
   bins_K = np.arange(HIST_BINS, dtype=np.float64)
   area = auc_of_groups(TieGroups(bins_K, pos_K, neg_K))
-  # Of a bin: P N (mean place of clicks - that of others) = N sum_clicks - P sum_others.
-  moved = neg_K * state.pos_place_K.astype(float) - pos_K * state.neg_place_K.astype(float)
+  # Per bin: P N (mean position of clicks - that of others) = N sum_clicks - P sum_others.
+  within = neg_K * state.pos_place_K.astype(float) - pos_K * state.neg_place_K.astype(float)
   pairs = float(pos_K.sum()) * float(neg_K.sum())
-  return area + float(moved.sum()) / HIST_PLACES / pairs if pairs else area
+  return area + float(within.sum()) / HIST_POSITIONS / pairs if pairs else area
 
 
 def _two_sum(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """a + b rounded, and exactly what the rounding dropped (Knuth's TwoSum)."""
+  """Returns a + b rounded, and exactly what the rounding dropped (Knuth's TwoSum)."""
   total = a + b
-  b_kept = total - a
-  return total, (a - (total - b_kept)) + (b - b_kept)
+  b_rounded = total - a
+  return total, (a - (total - b_rounded)) + (b - b_rounded)
 
 
 def _pair_value(total, dropped) -> float:

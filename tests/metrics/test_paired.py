@@ -88,10 +88,6 @@ def test_pairs_are_found_by_key():
   assert paired.compare({1: 0.7}, {1: 0.5})['rela_impr_percent'] is None
 
 
-def test_rela_impr_is_in_per_cent():
-  assert paired.rela_impr_percent(0.7565, 0.75) == pytest.approx(2.6)
-
-
 def test_delong_is_that_of_the_covariance_and_of_the_bootstrap():
   labels_N = rng.random(3000) < 0.3
   base_N = labels_N + 1.5 * rng.standard_normal(3000)
