@@ -1,5 +1,5 @@
-# make run    a fresh machine to a finished run: environment, planted data, training, report
-# make test   a fresh machine to a passed test-suite
+# make run    from a fresh machine to a finished run: environment, planted data, training, report
+# make test   from a fresh machine to a passed test suite
 PYTHON ?= python3
 VENV ?= .venv
 RUN ?= runs/quickstart
@@ -11,7 +11,7 @@ INSTALLED := $(VENV)/.installed
 help:
 	@sed -n 's/^# //p' $(MAKEFILE_LIST)
 
-# LOCK=requirements.lock installs exactly what is in it, checked by hashes (Python 3.11, Linux x86-64)
+# LOCK=requirements.lock installs exactly the pinned versions, checked by hash (Python 3.11, Linux x86-64)
 LOCK ?=
 $(INSTALLED): pyproject.toml $(LOCK)
 	$(PYTHON) -m venv $(VENV)
@@ -29,7 +29,7 @@ run: $(INSTALLED)
 	$(BIN)/python -m deres_jax.report --workdir=$(RUN)/deres --baseline=$(RUN)/lr \
 	  --out=$(RUN)/report.html
 
-# make pod-local   two, then four processes on this machine train as hosts would: docs/pods.md
+# make pod-local   trains with two, then four processes on this machine, as on several hosts: docs/pods.md
 POD ?= runs/pod
 pod-local: $(INSTALLED)
 	$(BIN)/python -m data_pipelines.build --dataset=synthetic --out=$(POD)/data
@@ -68,7 +68,7 @@ criteo-sample: $(INSTALLED)
 	  --title='Thirteen models on the Criteo sample' \
 	  --command='make criteo-sample RAW=train.txt' --out=$(OUT)/criteo_sample.md
 
-# make claims RAW=train.txt RESULTS=DIR   docs/results/claims.md: what is shown of the paper's claims
+# make claims RAW=train.txt RESULTS=DIR   docs/results/claims.md: the paper's claims, with verdicts
 CLAIMS ?= runs/claims
 RESULTS ?= $(CLAIMS)/results
 CHOSEN := Settings were chosen on validation, with seeds that the sweep does not use: see the head \
@@ -109,7 +109,7 @@ test: $(INSTALLED)
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow
 
-# make faults KILLS=100 SEED=1   a small run killed so often at random, in saves too, ends bit-equal
+# make faults KILLS=100 SEED=1   kills a small run at random, also during saves; it must end bit-equal
 SMALL := --rows_train=6000 --rows_validation=1500 --rows_test=1500 --fields=6 --cardinality_max=40
 KILLS ?= 100
 SEED ?= 1
@@ -120,7 +120,7 @@ faults: $(INSTALLED)
 	$(BIN)/python tests/faults/kills.py --data=$(FAULTS)/data --out=$(FAULTS)/kills \
 	  --kills=$(KILLS) --seed=$(SEED)
 
-# make soak MINUTES=30   trains, evaluates and saves for so long: growth of memory, number of files
+# make soak MINUTES=30   trains, evaluates and saves for that long; reports memory growth and files
 MINUTES ?= 30
 SOAK := runs/soak
 soak: $(INSTALLED)
@@ -128,7 +128,7 @@ soak: $(INSTALLED)
 	$(BIN)/python -m data_pipelines.build --dataset=synthetic --out=$(SOAK)/data $(SMALL)
 	$(BIN)/python tests/faults/soak.py --data=$(SOAK)/data --out=$(SOAK)/out --minutes=$(MINUTES)
 
-# make fuzz   damaged files and settings, FUZZ times as many examples as in the suite, new ones
+# make fuzz   damaged files and settings: FUZZ times the suite's examples, newly drawn
 FUZZ ?= 50
 fuzz: $(INSTALLED)
 	FUZZ=$(FUZZ) $(BIN)/python -m pytest tests/project/test_fuzz.py tests/data_pipelines/text/test_fuzz_raw.py
@@ -140,7 +140,7 @@ lock: $(INSTALLED)
 	  --generate-hashes --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
 	  --upgrade --no-header --no-emit-index-url -o requirements.lock
 
-# make audit   known vulnerabilities of what is in requirements.lock, as pip-audit finds them
+# make audit   known vulnerabilities in requirements.lock, by pip-audit
 ADVISORIES := https://pypi.org/pypi/pip/json
 audit: $(INSTALLED)
 	@$(BIN)/python -c 'import urllib.request as r; r.urlopen("$(ADVISORIES)", timeout=20).read(1)' \
@@ -149,23 +149,23 @@ audit: $(INSTALLED)
 	$(BIN)/python -m pip install -q pip-audit
 	$(BIN)/pip-audit --strict --require-hashes --disable-pip -r requirements.lock
 
-# make tutorial   every command of docs/tutorial.md, as it stands
+# make tutorial   runs every command of docs/tutorial.md
 tutorial: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow tests/project/test_guide.py
 
-# make bench   steps, tables, starts and metrics beside PyTorch, scikit-learn and limits
+# make bench   steps, tables, starts and metrics, compared with PyTorch, scikit-learn and limits
 bench: $(INSTALLED)
 	$(BIN)/python -m pip install -q -e '.[bench]'
 	mkdir -p runs
 	$(BIN)/python tests/bench/bench.py --out=runs/bench.json
 
-# make bench-data   preparing and reading beside other ways: a table, and runs/bench_data.json
+# make bench-data   preparing and reading data, compared with alternatives: runs/bench_data.json
 bench-data: $(INSTALLED)
 	$(BIN)/python -m pip install -q -e '.[bench]'
 	mkdir -p runs
 	$(BIN)/python tests/bench/data.py --out=runs/bench_data.json
 
-# make bench-scale   steps on large tables and many devices beside other ways: runs/bench_scale.json
+# make bench-scale   large tables and many devices, compared with alternatives: runs/bench_scale.json
 bench-scale: $(INSTALLED)
 	mkdir -p runs
 	$(BIN)/python tests/bench/scale.py --out=runs/bench_scale.json
