@@ -33,7 +33,7 @@ from deres_jax.models.inputs import Context
 from deres_jax.serving import artifact, inputs
 from deres_jax.training.checkpoints import restore
 from deres_jax.training.checkpoints.restore import Trained
-from deres_jax.training.step_spec import Setup
+from deres_jax.training.step_spec import StepSpec
 
 Array = jax.Array
 
@@ -42,7 +42,7 @@ _PACKAGES = ('deres_jax', 'jax', 'jaxlib', 'flax', 'numpy')
 _PART_ROWS = 1 << 18  # of a table, written at a time
 
 
-def make_function(setup: Setup, schema: Schema, at: int) -> Callable:
+def make_function(spec: StepSpec, schema: Schema, at: int) -> Callable:
   """(params, tables, ids [b, S] int32) -> click probabilities [b] float32.
 
   Ids count from 0 for each column, as in a prepared folder, and so do the tables' rows: those of a
@@ -51,9 +51,11 @@ def make_function(setup: Setup, schema: Schema, at: int) -> Callable:
   Args:
     at: the step that the parameters are of.
   """
-  tables, layout = setup.tables, setup.layout
-  slots = np.array(setup.slot_tables)
-  first_S = tables.offsets[np.array(schema.columns)] - tables.starts[slots].astype(np.int32)
+  tables, layout = spec.tables, spec.layout
+  slots = np.array(spec.column_tables)
+  first_S = tables.column_offsets[np.array(schema.columns)] - tables.table_offsets[slots].astype(
+    np.int32
+  )
 
   def rows_of(table: Array, here: np.ndarray, ids_bS: Array) -> Array:
     ids = ids_bS[:, here]
@@ -63,10 +65,10 @@ def make_function(setup: Setup, schema: Schema, at: int) -> Callable:
 
   def probabilities(params: Any, rows: tuple[Array, ...], ids_bS: Array) -> Array:
     found = tuple(rows_of(x, np.flatnonzero(slots == t), ids_bS) for t, x in enumerate(rows))
-    ctx = Context(progress=jnp.float32(at) / setup.steps)
+    ctx = Context(progress=jnp.float32(at) / spec.steps)
     if layout.events:
       ctx = ctx.with_mask(ids_bS[:, layout.fields :: layout.event_fields] != 0)
-    logits_b = setup.model.apply({'params': params}, found if len(found) > 1 else found[0], ctx)
+    logits_b = spec.model.apply({'params': params}, found if len(found) > 1 else found[0], ctx)
     return jax.nn.sigmoid(logits_b.astype(jnp.float32))
 
   return probabilities
@@ -74,11 +76,11 @@ def make_function(setup: Setup, schema: Schema, at: int) -> Callable:
 
 def _in_order(tables: Tables, t: int, rows: Array) -> Iterator[np.ndarray]:
   """The rows of table t by number, some at a time."""
-  here, start = np.asarray(rows), int(tables.starts[t])
+  here, start = np.asarray(rows), int(tables.table_offsets[t])
   for first in range(0, tables.parts[t].rows, _PART_ROWS):
     last = min(first + _PART_ROWS, tables.parts[t].rows)
     numbers = np.arange(start + first, start + last, dtype=np.int32)
-    yield here[tables.places(numbers) - start]
+    yield here[tables.storage_index(numbers) - start]
 
 
 def _weights(run: Trained) -> tuple[list[artifact.Weight], Any]:
@@ -95,9 +97,9 @@ def _weights(run: Trained) -> tuple[list[artifact.Weight], Any]:
   ]
   weights += [
     artifact.Weight(
-      f'table_{t}', (table.rows, table.dim), rows.dtype, _in_order(run.setup.tables, t, rows)
+      f'table_{t}', (table.rows, table.dim), rows.dtype, _in_order(run.spec.tables, t, rows)
     )
-    for t, (table, rows) in enumerate(zip(run.setup.tables.parts, run.rows, strict=True))
+    for t, (table, rows) in enumerate(zip(run.spec.tables.parts, run.tables, strict=True))
   ]
   return weights, structure
 
@@ -119,7 +121,7 @@ def _without_places() -> Iterator[None]:
 def exported(run: Trained, platforms: list[str]) -> tuple[export.Exported, list[artifact.Weight]]:
   """(weights, ids [b, S] int32) -> click probabilities [b] for any b, and the weights."""
   weights, structure = _weights(run)
-  probabilities = make_function(run.setup, run.schema, run.at)
+  probabilities = make_function(run.spec, run.schema, run.at)
   dense = structure.num_leaves
 
   def function(arrays: list[Array], ids_bS: Array) -> Array:

@@ -93,13 +93,13 @@ def _plan(c: fields.Config):
   """Describes a run from one process, wherever it will happen."""
   _compilation_cache(c)
   if not c.mesh.topology:
-    print(counts.table(counts.make(c, run_lib.assemble(c).setup)))
+    print(counts.table(counts.make(c, run_lib.build_run(c).spec)))
     return
   machine = machines.find(c.mesh.topology)
   c = on_mesh.on(c, machine)
   mesh, compiler = machines.mesh(machine)  # before anything asks JAX for a device
-  run = run_lib.assemble(c, mesh)
-  print(on_mesh.text(on_mesh.make(c, run.setup, run.train[0], machine, compiler)))
+  run = run_lib.build_run(c, mesh)
+  print(on_mesh.text(on_mesh.make(c, run.spec, run.train[0], machine, compiler)))
 
 
 def _work_together(c: fields.Config, place: launchers.Place | str):

@@ -14,7 +14,7 @@ from deres_jax.core.errors import UserError
 from deres_jax.data.schema import load_schema
 from deres_jax.pod import mesh as mesh_lib
 from deres_jax.training.plan import counts
-from deres_jax.training.step_spec import make_setup
+from deres_jax.training.step_spec import make_step_spec
 
 
 def counted(
@@ -39,6 +39,6 @@ def counted(
         )
       except UserError as e:
         raise UserError(f'--widths: {width} does not go with the runs of {run.folder}: {e}') from e
-      own, plain = counts.forward_flops(c, make_setup(c, schema, mesh, 1))
+      own, plain = counts.forward_flops(c, make_step_spec(c, schema, mesh, 1))
       out.append({'depth': depth, 'dim': width, 'flops': plain, 'extra_flops': own / plain - 1})
   return out

@@ -103,7 +103,7 @@ class Batches:
     self._order, self._part = order, part
     self._reader = Reader(blocks, tables, order, part, parts)
     self._distinct = distinct.Distinct(tables)
-    self._edges = tables.edges(devices)
+    self._edges = tables.shard_bounds(devices)
     self.batch_size = batch_size
     self.per_epoch = -(-blocks.rows // batch_size)
     self.floor = roomy(self.draft(self.rows(0)).need, devices)
@@ -115,7 +115,7 @@ class Batches:
 
   def offset(self, field: int) -> int:
     """Number of the table row of a field's id 0."""
-    return int(self._tables.offsets[field])
+    return int(self._tables.column_offsets[field])
 
   def rows_until(self, index: int) -> int:
     """Number of real rows in batches 0 .. index - 1."""

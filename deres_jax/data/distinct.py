@@ -40,13 +40,13 @@ class Distinct:
     if self._hashed:
       lost_N = numbers_N[last_N] != numbers_N
       different = np.concatenate([different, np.unique(numbers_N[lost_N])])
-    places_U = np.sort(self._tables.places(different))
-    numbers_U = self._tables.numbers(places_U)
+    places_U = np.sort(self._tables.storage_index(different))
+    numbers_U = self._tables.global_ids(places_U)
     marks[self._slot(numbers_U)] = order_N[: len(places_U)]
     at_N = marks[slot_N]
     if self._hashed:
       wrong = np.flatnonzero(numbers_U[at_N] != numbers_N)
-      at_N[wrong] = np.searchsorted(places_U, self._tables.places(numbers_N[wrong]))
+      at_N[wrong] = np.searchsorted(places_U, self._tables.storage_index(numbers_N[wrong]))
     if len(places_U) and places_U[-1] == self._tables.padding:
       places_U = places_U[:-1]
       at_N[at_N == len(places_U)] = -1

@@ -60,7 +60,7 @@ class Reader:
   def __init__(self, blocks: Blocks, tables: Tables, order: Order, part: int, parts: int):
     """Reads the given one of equal parts of every batch; hosts may take a part each."""
     self._blocks, self._order, self._part, self._parts = blocks, order, part, parts
-    self._offsets_S = tables.offsets[np.array(blocks.schema.columns)]
+    self._offsets_S = tables.column_offsets[np.array(blocks.schema.columns)]
     self._padding = tables.padding
     self._lanes = order.lanes_of(part, parts)
     self._windows: collections.OrderedDict[tuple[int, int], concurrent.futures.Future]

@@ -81,11 +81,11 @@ def deep_and_early(s: Structure) -> dict[int, int]:
 
 def batches_of(model: Trained, split: str, rows: int) -> batches_lib.Batches:
   """Batches that hold the first `rows` rows of a split, in the order that they are stored in."""
-  c, devices = model.config, model.setup.mesh.size
+  c, devices = model.config, model.spec.mesh.size
   size = min(c.data.eval_batch_size, MOST_ROWS * devices)
   blocks = Blocks(model.schema, split)
   return batches_lib.Batches(
-    blocks, model.setup.tables, size, devices, c.data.window_blocks, shuffle_seed=None
+    blocks, model.spec.tables, size, devices, c.data.window_blocks, shuffle_seed=None
   )
 
 
@@ -98,19 +98,19 @@ def look(
     rows: at most those of the split.
     tell: called with the number of batches that are done.
   """
-  c, setup = model.config, model.setup
+  c, spec = model.config, model.spec
   size = batches.batch_size
   last = -(-rows // size)
-  programs, at = probes.make(setup), np.int32(model.at)
+  programs, at = probes.make(spec), np.int32(model.at)
   seen = Seen(programs.structure, {}, {}, None, {}, np.zeros(0))
   tried: dict[str, Change] = {}
   logits: dict[str, list] = {}
   labels, early = [], []
   ahead = Ahead(1, c.data.prefetch)
-  stream = feed(batches, setup.mesh, (0, last), ahead, lambda: False, lambda r: r.labels.copy())
+  stream = feed(batches, spec.mesh, (0, last), ahead, lambda: False, lambda r: r.labels.copy())
   for k, fed in enumerate(stream):
     count = min(size, rows - k * size)
-    args = model.params, model.rows, at, fed.batch, np.int32(count)
+    args = model.params, model.tables, at, fed.batch, np.int32(count)
     out, found, by_row = programs.look(*args)
     tried = tried or changes(programs.structure)
     logits.setdefault('', []).append(np.asarray(out)[:count])
@@ -158,7 +158,7 @@ def _add(total: dict[str, dict], found: dict[str, dict]):
 
 def tokens_of(model: Trained, tokens: int) -> dict[str, np.ndarray]:
   """Places of each kind of token among the last `tokens` ones: events, and fields by name."""
-  c, layout, schema = model.config, model.setup.layout, model.schema
+  c, layout, schema = model.config, model.spec.layout, model.schema
   reads = c.model.backbone in READS_EVENTS
   if c.model.tokenizer == 'field':
     names = list(schema.fields)

@@ -20,7 +20,7 @@ from deres_jax.models import probe
 from deres_jax.models.layers import rms
 from deres_jax.pod import mesh as mesh_lib
 from deres_jax.training import step
-from deres_jax.training.step_spec import Setup
+from deres_jax.training.step_spec import StepSpec
 
 Array = jax.Array
 
@@ -243,12 +243,12 @@ def gradients(
   return {k: moments.of(norm, rows_b[:, None]) for k, norm in norms.items()}
 
 
-def make(setup: Setup) -> Programs:
-  """The programs for the mesh and model of `setup`."""
+def make(spec: StepSpec) -> Programs:
+  """The programs for the mesh and model of `spec`."""
   structure = Structure()
 
   def forward(*args):
-    return lambda: step.forward(setup, *args)
+    return lambda: step.forward(spec, *args)
 
   def look(params, tables, at, batch, count):
     counted = _counted(batch, count)
@@ -265,9 +265,9 @@ def make(setup: Setup) -> Programs:
     return jax.tree.map(lambda x: x[None], found)
 
   return Programs(
-    look=_program(setup, look, (mesh_lib.BATCH,) * 3),
-    change=_program(setup, change, mesh_lib.BATCH, mesh_lib.REPLICATED),
-    gradients=_program(setup, slopes, mesh_lib.BATCH),
+    look=_program(spec, look, (mesh_lib.BATCH,) * 3),
+    change=_program(spec, change, mesh_lib.BATCH, mesh_lib.REPLICATED),
+    gradients=_program(spec, slopes, mesh_lib.BATCH),
     structure=structure,
   )
 
@@ -279,7 +279,7 @@ def _counted(batch: Batch, count: Array) -> Array:
   return batch.weights * (first + jnp.arange(b) < count)
 
 
-def _program(setup: Setup, body: Callable, out: Any, *more: Any) -> Callable:
+def _program(spec: StepSpec, body: Callable, out: Any, *more: Any) -> Callable:
   def plain(*args):
     with library.using(False):
       return body(*args)
@@ -287,7 +287,7 @@ def _program(setup: Setup, body: Callable, out: Any, *more: Any) -> Callable:
   fixed = mesh_lib.REPLICATED, mesh_lib.TABLE, mesh_lib.REPLICATED, step.BATCH_SPECS
   program = jax.shard_map(
     plain,
-    mesh=setup.mesh,
+    mesh=spec.mesh,
     in_specs=(*fixed, mesh_lib.REPLICATED, *more),
     out_specs=out,
     check_vma=False,

@@ -111,7 +111,7 @@ class OneWidth(nn.Module):
   """
 
   model: nn.Module
-  slot_tables: tuple[int, ...]  # for each id of a row its table
+  column_tables: tuple[int, ...]  # for each id of a row its table
   width: int  # of the model's rows, linear weights included
   linear: int
 
@@ -125,7 +125,7 @@ class OneWidth(nn.Module):
         x_BSE = jnp.concatenate([dense(vector), weights], axis=-1)
       wide.append(x_BSE)
     # Slots of one table after another, back into the order of the data.
-    order = sorted(range(len(self.slot_tables)), key=lambda s: self.slot_tables[s])
+    order = sorted(range(len(self.column_tables)), key=lambda s: self.column_tables[s])
     back = sorted(range(len(order)), key=order.__getitem__)
     return self.model(jnp.concatenate(wide, axis=1)[:, jnp.array(back)], ctx)
 

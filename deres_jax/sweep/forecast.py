@@ -30,7 +30,7 @@ from deres_jax.sweep import budget as budget_lib
 from deres_jax.sweep.costs import Cost, without_rates
 from deres_jax.training import run, step
 from deres_jax.training.plan import counts
-from deres_jax.training.step_spec import abstract_rows, make_setup, micro_rows
+from deres_jax.training.step_spec import abstract_embeddings, make_step_spec, micro_batch
 
 # Peak memory of a run's process on CPU is about the sum of
 #   Python, JAX and the readers;
@@ -72,7 +72,7 @@ class Forecaster:
     schema, traced = self._schema(c.data.path), self._trace(c)
     steps, rows = run.steps_of(c, schema), schema.splits['train'].rows
     seen = batches_lib.rows_until(steps, rows, c.data.batch_size)
-    micro = micro_rows(c, self._mesh)
+    micro = micro_batch(c, self._mesh)
     window = min(rows, c.data.window_blocks * schema.block_rows) * len(schema.columns) * 4
     batches = micro * traced.training_row + c.data.eval_batch_size * traced.evaluation_row
     return Cost(traced.flops_per_row * seen, steps, round(traced.fixed + batches + 2 * window))
@@ -82,11 +82,11 @@ class Forecaster:
     kept = fields_lib.Data(path=c.data.path)
     key = dataclasses.replace(without_rates(c), train=fields_lib.Train(), data=kept)
     if key not in self._traced:
-      setup = make_setup(key, self._schema(c.data.path), self._mesh, 1)
-      state = step.abstract_state(setup)
-      rows = abstract_rows(setup.tables, setup.slot_tables, counts.ROWS)
-      training = counts.train_jaxpr(setup, state.params, counts.ROWS)
-      evaluation = jax.make_jaxpr(lambda p, r: setup.model.apply({'params': p}, r, Context()))(
+      spec = make_step_spec(key, self._schema(c.data.path), self._mesh, 1)
+      state = step.abstract_state(spec)
+      rows = abstract_embeddings(spec.tables, spec.column_tables, counts.ROWS)
+      training = counts.train_jaxpr(spec, state.params, counts.ROWS)
+      evaluation = jax.make_jaxpr(lambda p, r: spec.model.apply({'params': p}, r, Context()))(
         state.params, rows
       )
       jaxprs = training.jaxpr, evaluation.jaxpr

@@ -25,17 +25,17 @@ from deres_jax.pod import processes
 from deres_jax.training import evaluate, nonfinite, result, step
 from deres_jax.training.checkpoints import store
 from deres_jax.training.logs import metrics_file, profiling, progress, wandb
-from deres_jax.training.run import Run, assemble
-from deres_jax.training.workdir import claim, held
+from deres_jax.training.run import Run, build_run
+from deres_jax.training.workdir import bind_workdir, locked
 
 
 @dataclasses.dataclass(frozen=True)
-class Tools:
+class RunServices:
   """What a run writes with and is watched by."""
 
   checkpoints: store.Checkpoints
-  record: metrics_file.Metrics | metrics_file.Nowhere
-  progress: progress.Progress | metrics_file.Nowhere
+  record: metrics_file.Metrics | metrics_file.NullWriter
+  progress: progress.Progress | metrics_file.NullWriter
   stop: processes.Stop
   watchdog: processes.Watchdog
   profile: profiling.Window
@@ -68,9 +68,9 @@ def train(c: fields.Config, workdir: pathlib.Path) -> dict[str, Any]:
     Retry: stopped by SIGTERM; the same command goes on.
   """
   with processes.Stop() as stop, files.faults(workdir):
-    run = assemble(c)
-    with held(workdir):
-      finished = processes.leader(lambda: claim(c, run.schema, workdir))
+    run = build_run(c)
+    with locked(workdir):
+      finished = processes.leader(lambda: bind_workdir(c, run.schema, workdir))
       if finished:
         return finished
       start, tools = _open(run, stop, workdir)
@@ -81,15 +81,15 @@ def train(c: fields.Config, workdir: pathlib.Path) -> dict[str, Any]:
         tools.close()
 
 
-def _open(run: Run, stop: processes.Stop, workdir: pathlib.Path) -> tuple[int, Tools]:
+def _open(run: Run, stop: processes.Stop, workdir: pathlib.Path) -> tuple[int, RunServices]:
   """The step to go on from, and the tools."""
   checkpoints = store.Checkpoints(workdir / 'checkpoints')
-  found, lines = checkpoints.resume(step.abstract_state(run.setup), step.abstract_stream(run.setup))
+  found, lines = checkpoints.resume(step.abstract_state(run.spec), step.abstract_stream(run.spec))
   start = found or 0
   leads = processes.is_leader()
   expected = checkpoints.clock(start).lines if start else 0
-  c, nowhere = run.config, metrics_file.Nowhere()
-  tools = Tools(
+  c, nowhere = run.config, metrics_file.NullWriter()
+  tools = RunServices(
     checkpoints,
     metrics_file.Metrics(workdir, start, expected, wandb.opened(c, workdir, start))
     if leads
@@ -105,17 +105,17 @@ def _open(run: Run, stop: processes.Stop, workdir: pathlib.Path) -> tuple[int, T
   return start, tools
 
 
-def _start(run: Run, tools: Tools, start: int) -> tuple[step.State, StreamState, store.Clock]:
+def _start(run: Run, tools: RunServices, start: int) -> tuple[step.State, StreamState, store.Clock]:
   """State, metrics under way and clock at step `start`."""
-  setup = run.setup
+  spec = run.spec
   if not start:
-    return step.init_state(setup), step.init_stream(setup), store.Clock(0.0, 0)
-  abstract = step.abstract_state(setup), step.abstract_stream(setup)
+    return step.init_state(spec), step.init_stream(spec), store.Clock(0.0, 0)
+  abstract = step.abstract_state(spec), step.abstract_stream(spec)
   state, total, clock = tools.checkpoints.restore(start, *abstract)
-  return state, step.init_stream(setup, total), clock
+  return state, step.init_stream(spec, total), clock
 
 
-def _loop(run: Run, tools: Tools, start: int) -> store.Clock:
+def _loop(run: Run, tools: RunServices, start: int) -> store.Clock:
   """Steps start .. run.steps; where train.on_nan=rollback, with returns to the last checkpoint."""
   begin = _start(run, tools, start)
   if start:
@@ -140,18 +140,18 @@ def _due(run: Run, done: int) -> bool:
 
 
 def _steps(
-  run: Run, tools: Tools, start: int, begin: tuple[step.State, StreamState, store.Clock]
+  run: Run, tools: RunServices, start: int, begin: tuple[step.State, StreamState, store.Clock]
 ) -> tuple[store.Clock, int]:
   """Steps start .. run.steps with everything that happens between them.
 
   Returns:
     The clock at the end, and 0; or at a step that is to be rolled back, and that step.
   """
-  c, setup = run.config, run.setup
+  c, spec = run.config, run.spec
   state, stream, clock = begin
-  train_step, total = step.make_train_step(setup), step.make_sum_stream(setup)
+  train_step, total = step.make_train_step(spec), step.make_sum_stream(spec)
   train_step = tools.profile.around(train_step, start)
-  is_finite = nonfinite.make_finite_leaves(setup)
+  is_finite = nonfinite.make_finite_leaves(spec)
   began = time.monotonic()
   shown, shown_at, skipped = start, began, clock.skipped
 
@@ -165,7 +165,7 @@ def _steps(
     tools.record.sync()
     tools.checkpoints.evaluated(start, now(start), auc)
   ahead = Ahead(c.data.threads, c.data.prefetch)
-  batches = feed(run.train, setup.mesh, (start, run.steps), ahead, lambda: tools.stop.asked)
+  batches = feed(run.train, spec.mesh, (start, run.steps), ahead, lambda: tools.stop.asked)
   for done, fed in enumerate(batches, start + 1):
     state, stream = train_step(state, stream, fed.batch)
     tools.watchdog.beat()
@@ -179,7 +179,7 @@ def _steps(
     # The stream restarts wherever a run may resume, so that a resumed run writes equal lines.
     if saved or done % c.train.log_steps == 0:
       figures = jax.device_get(total(stream)).compute()
-      stream = step.init_stream(setup)
+      stream = step.init_stream(spec)
       if c.train.on_nan != 'stop':
         figures |= {'steps_skipped': skipped, 'rollbacks': clock.rollbacks}
       seconds = time.monotonic() - shown_at
@@ -215,17 +215,17 @@ def _failed(run: Run, rollbacks: int, state: step.State, leaves: Any, done: int)
   Raises:
     UserError: there is one, and the run must not go on past it.
   """
-  t, setup = run.config.train, run.setup
+  t, spec = run.config.train, run.spec
   skipped, held = (int(x) for x in jax.device_get((state.skipped, state.step)))
   moved = nonfinite.first_of_state(leaves) if leaves is not None else None
-  if skipped <= setup.nan_limit and moved is None:
+  if skipped <= spec.nan_limit and moved is None:
     return 0
   failed = done if moved else held + 1
   if t.on_nan == 'rollback' and rollbacks < t.nan_bound:
     return failed
   where = f'{moved} after a step with finite gradients'
   if not moved:
-    where = nonfinite.explain(setup, state, run.train, held)
+    where = nonfinite.explain(spec, state, run.train, held)
   then = 'train.on_nan=skip or rollback goes on without them'
   if t.on_nan != 'stop':
     then = f'train.nan_bound above {t.nan_bound} goes on (train.on_nan={t.on_nan})'
@@ -235,9 +235,9 @@ def _failed(run: Run, rollbacks: int, state: step.State, leaves: Any, done: int)
   )
 
 
-def _validate(run: Run, tools: Tools, state: step.State, done: int) -> float | None:
+def _validate(run: Run, tools: RunServices, state: step.State, done: int) -> float | None:
   """Evaluates on the validation split and writes the figures; the AUC, if there is one."""
-  figures, _ = _evaluate(run, tools, state.params, state.rows, done, 'validation')
+  figures, _ = _evaluate(run, tools, state.params, state.tables, done, 'validation')
   tools.record.write(done, 'validation', figures)
   tools.progress.line(
     f'step {done}/{run.steps}  validation auc {figures["auc"]:.5f} logloss {figures["logloss"]:.5f}'
@@ -246,7 +246,7 @@ def _validate(run: Run, tools: Tools, state: step.State, done: int) -> float | N
 
 
 def _evaluate(
-  run: Run, tools: Tools, params, tables, at: int, split: str
+  run: Run, tools: RunServices, params, tables, at: int, split: str
 ) -> tuple[dict[str, float], np.ndarray]:
   """Figures and logits of the state after `at` steps."""
 
@@ -255,19 +255,19 @@ def _evaluate(
 
   ahead = Ahead(1, run.config.data.prefetch)
   asked, beat = lambda: tools.stop.asked, tools.watchdog.beat
-  batches, mesh = run.held_out(split), run.setup.mesh
+  batches, mesh = run.held_out(split), run.spec.mesh
   return evaluate.run(logits, params, tables, batches, mesh, ahead, asked, beat)
 
 
-def _finish(run: Run, tools: Tools, clock, workdir: pathlib.Path) -> dict[str, Any]:
+def _finish(run: Run, tools: RunServices, clock, workdir: pathlib.Path) -> dict[str, Any]:
   """The test split under the best checkpoint, and result.json."""
   best = tools.checkpoints.best()
   chosen = best[0] if best else tools.checkpoints.latest()
-  params, tables = tools.checkpoints.restore_params(chosen, step.abstract_state(run.setup))
+  params, tables = tools.checkpoints.restore_params(chosen, step.abstract_state(run.spec))
   tools.progress.line(f'evaluating step {chosen}, the best on validation, on the test split')
   figures, logits_N = _evaluate(run, tools, params, tables, chosen, 'test')
   tools.record.write(run.steps, 'test', figures)
-  content = result.content(run.config, run.schema, run.setup, run.steps, clock, figures, workdir)
+  content = result.content(run.config, run.schema, run.spec, run.steps, clock, figures, workdir)
   content |= {'step_chosen': chosen, 'auc_validation': best[1] if best else None}
   if processes.is_leader():
     np.save(workdir / 'test_logits.npy', logits_N)
@@ -280,9 +280,9 @@ def evaluate_best(c: fields.Config, workdir: pathlib.Path) -> dict[str, Any]:
   """Figures of the best checkpoint on validation and test; writes eval.json, trains nothing."""
   if not (workdir / 'checkpoints').is_dir():
     raise UserError(f'workdir {workdir} holds no checkpoints: train first (--mode=train)')
-  run = assemble(c)
-  with held(workdir), files.faults(workdir):
-    processes.leader(lambda: claim(c, run.schema, workdir))
+  run = build_run(c)
+  with locked(workdir), files.faults(workdir):
+    processes.leader(lambda: bind_workdir(c, run.schema, workdir))
     return _evaluate_best(run, workdir)
 
 
@@ -293,11 +293,11 @@ def _evaluate_best(run: Run, workdir: pathlib.Path) -> dict[str, Any]:
   if chosen is None:
     raise UserError(f'workdir {workdir} holds no finished checkpoint: train on (--mode=train)')
   out = {'step': chosen}
-  nowhere = metrics_file.Nowhere()
+  nowhere = metrics_file.NullWriter()
   with processes.Stop() as stop:
     off = processes.Watchdog(0), profiling.Window('', workdir)
-    tools = Tools(checkpoints, nowhere, nowhere, stop, *off)
-    params, tables = checkpoints.restore_params(chosen, step.abstract_state(run.setup))
+    tools = RunServices(checkpoints, nowhere, nowhere, stop, *off)
+    params, tables = checkpoints.restore_params(chosen, step.abstract_state(run.spec))
     try:
       for split in ('validation', 'test'):
         out[split], _ = _evaluate(run, tools, params, tables, chosen, split)

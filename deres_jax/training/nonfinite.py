@@ -22,7 +22,7 @@ from deres_jax.pod import mesh as mesh_lib
 from deres_jax.pod import processes
 from deres_jax.pod.mesh import AXIS
 from deres_jax.training import step
-from deres_jax.training.step_spec import Setup
+from deres_jax.training.step_spec import StepSpec
 
 Array = jax.Array
 _SHOWN = 5  # rows of a batch that are named
@@ -34,13 +34,13 @@ def _finite(x: Array) -> Array:
   return jnp.isfinite(x)
 
 
-def make_finite_leaves(setup: Setup) -> Callable[[step.State], Any]:
+def make_finite_leaves(spec: StepSpec) -> Callable[[step.State], Any]:
   """state -> for each of its arrays whether all of it is finite, on every device."""
   check = jax.jit(
     lambda state: jax.tree.map(lambda x: jnp.all(_finite(x)), state),
-    out_shardings=mesh_lib.sharding(setup.mesh, mesh_lib.REPLICATED),
+    out_shardings=mesh_lib.sharding(spec.mesh, mesh_lib.REPLICATED),
   )
-  return mesh_lib.settled(setup.mesh, check)
+  return mesh_lib.settled(spec.mesh, check)
 
 
 def first_of_state(leaves: step.State) -> str | None:
@@ -62,15 +62,15 @@ class _Flags(NamedTuple):
   grads: Any
   logits: Array  # [b]
   x: Array  # [b, S], the table rows that the model was given
-  slots: Array  # [b, S], the gradients by them
+  g_x: Array  # [b, S], the gradients by them
 
 
-def _make_flags(setup: Setup) -> Callable:
+def _make_flags(spec: StepSpec) -> Callable:
   """(state, batch) -> _Flags."""
-  tables = np.array(setup.slot_tables)
+  tables = np.array(spec.column_tables)
 
-  def by_slot(x: Any) -> Array:
-    """[b, S]; of several tables each has its own slots."""
+  def by_column(x: Any) -> Array:
+    """[b, S]; of several tables each has its own columns."""
     if not isinstance(x, tuple):
       return jnp.isfinite(x).all(-1)
     out = jnp.ones((x[0].shape[0], len(tables)), bool)
@@ -79,25 +79,25 @@ def _make_flags(setup: Setup) -> Callable:
     return out
 
   def body(state: step.State, batch: Any) -> _Flags:
-    with library.using(setup.kernels):
-      found = step.gradients(setup, state, batch)
-    whole = jax.lax.psum(found.params, AXIS)
+    with library.using(spec.kernels):
+      found = step.gradients(spec, state, batch)
+    whole = jax.lax.psum(found.g_params, AXIS)
     params, grads = jax.tree.map(lambda x: jnp.isfinite(x).all(), (state.params, whole))
     logits = jnp.isfinite(found.logits)
-    return _Flags(params, grads, logits, by_slot(found.x), by_slot(found.slots))
+    return _Flags(params, grads, logits, by_column(found.x), by_column(found.g_x))
 
   specs = _Flags(mesh_lib.REPLICATED, mesh_lib.REPLICATED, *[mesh_lib.BATCH] * 3)
   flags = jax.shard_map(
     body,
-    mesh=setup.mesh,
+    mesh=spec.mesh,
     in_specs=(step.SPECS, step.BATCH_SPECS),
     out_specs=specs,
     check_vma=False,
   )
-  return mesh_lib.settled(setup.mesh, jax.jit(flags))
+  return mesh_lib.settled(spec.mesh, jax.jit(flags))
 
 
-def explain(setup: Setup, state: step.State, batches: Batches, index: int) -> str:
+def explain(spec: StepSpec, state: step.State, batches: Batches, index: int) -> str:
   """Where the step of batch `index` first is not finite, and where the batch is stored.
 
   Every process calls it; the rows that it names are those of this process.
@@ -108,9 +108,9 @@ def explain(setup: Setup, state: step.State, batches: Batches, index: int) -> st
   mine = batches.rows(index)
   draft = batches.draft(mine, batches.size(index))
   most = processes.gather(draft.need).max(axis=0)
-  batch = put(batches.finish(draft, batches.capacities(most)), setup.mesh)
-  flags = _make_flags(setup)(state, batch)
-  rows_n, what = _first(setup, batches, mine.ids, flags)
+  batch = put(batches.finish(draft, batches.capacities(most)), spec.mesh)
+  flags = _make_flags(spec)(state, batch)
+  rows_n, what = _first(spec, batches, mine.ids, flags)
   epoch, k = divmod(index, batches.per_epoch)
   block_n, row_n = batches.stored(index)
   split = f'batch {k} of epoch {epoch} of split train'
@@ -123,11 +123,11 @@ def explain(setup: Setup, state: step.State, batches: Batches, index: int) -> st
 
 
 def _first(
-  setup: Setup, batches: Batches, ids_nS: np.ndarray, flags: _Flags
+  spec: StepSpec, batches: Batches, ids_nS: np.ndarray, flags: _Flags
 ) -> tuple[np.ndarray, str]:
   """Rows of this host's part in which something is wrong, and what, in the order of the step."""
   n = len(ids_nS)
-  x_nS, logits_n, g_nS = (_local(a)[:n] for a in (flags.x, flags.logits, flags.slots))
+  x_nS, logits_n, g_nS = (_local(a)[:n] for a in (flags.x, flags.logits, flags.g_x))
   if not x_nS.all():
     return np.flatnonzero(~x_nS.all(1)), f'table row of {_id_of(batches, ids_nS, x_nS)}'
   for path, finite in jax.tree_util.tree_leaves_with_path(jax.device_get(flags.params)):

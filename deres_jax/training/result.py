@@ -19,7 +19,7 @@ from deres_jax.core import allocator, terminal
 from deres_jax.data.schema import Schema
 from deres_jax.training.checkpoints.store import Clock
 from deres_jax.training.plan import counts
-from deres_jax.training.step_spec import Setup
+from deres_jax.training.step_spec import StepSpec
 
 _PACKAGES = ('deres_jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
@@ -27,15 +27,15 @@ _PACKAGES = ('deres_jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 
 def content(
   c: fields.Config,
   schema: Schema,
-  setup: Setup,
+  spec: StepSpec,
   steps: int,
   clock: Clock,
   figures: dict[str, float],
   workdir: pathlib.Path,
 ) -> dict[str, Any]:
   """What result.json holds, but for how the checkpoint was chosen."""
-  plan = counts.make(c, setup)
-  device = setup.mesh.devices.flat[0]
+  plan = counts.make(c, spec)
+  device = spec.mesh.devices.flat[0]
   return {
     'audit': audit(schema),
     'config_hash': config_lib.config_hash(c),
@@ -59,11 +59,11 @@ def content(
     'device': {
       'platform': device.platform,
       'kind': device.device_kind,
-      'count': setup.mesh.size,
+      'count': spec.mesh.size,
       'processes': jax.process_count(),
     },
     'allocator': allocator.name(),
-    'kernels': setup.kernels,
+    'kernels': spec.kernels,
     'versions': {
       'python': platform.python_version(),
       **{name: metadata.version(name) for name in _PACKAGES},

@@ -16,7 +16,7 @@ from deres_jax.pod import mesh as mesh_lib
 from deres_jax.pod import processes
 from deres_jax.training import step
 from deres_jax.training.logs import profiling
-from deres_jax.training.step_spec import Setup, make_setup
+from deres_jax.training.step_spec import StepSpec, make_step_spec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Run:
 
   config: fields.Config
   schema: Schema
-  setup: Setup
+  spec: StepSpec
   train: batches_lib.Batches
   held_out: Callable[[str], batches_lib.Batches]  # of a split; opened at its first evaluation, once
   logits: Callable  # (params, tables, step, batch) -> logits; compiled at the first evaluation
@@ -33,7 +33,7 @@ class Run:
   eval_every: int
 
 
-def assemble(c: fields.Config, mesh: jax.sharding.Mesh | None = None) -> Run:
+def build_run(c: fields.Config, mesh: jax.sharding.Mesh | None = None) -> Run:
   """Opens the data, makes all parts of the step. Raises UserError.
 
   Args:
@@ -45,14 +45,14 @@ def assemble(c: fields.Config, mesh: jax.sharding.Mesh | None = None) -> Run:
   profiling.check(c.train.profile, steps)
   per_epoch = -(-schema.splits['train'].rows // c.data.batch_size)
   eval_every = c.train.eval_steps or max(1, round(c.train.eval_epochs * per_epoch))
-  setup = make_setup(c, schema, mesh, steps)
-  train = _batches(c, schema, setup, 'train', c.data.batch_size, shuffle_seed=c.seed)
+  spec = make_step_spec(c, schema, mesh, steps)
+  train = _batches(c, schema, spec, 'train', c.data.batch_size, shuffle_seed=c.seed)
 
   @functools.cache
   def held_out(split: str) -> batches_lib.Batches:
-    return _batches(c, schema, setup, split, c.data.eval_batch_size)
+    return _batches(c, schema, spec, split, c.data.eval_batch_size)
 
-  return Run(c, schema, setup, train, held_out, step.make_eval_step(setup), steps, eval_every)
+  return Run(c, schema, spec, train, held_out, step.make_eval_step(spec), steps, eval_every)
 
 
 def steps_of(c: fields.Config, schema: Schema) -> int:
@@ -61,12 +61,12 @@ def steps_of(c: fields.Config, schema: Schema) -> int:
   return c.train.steps or math.ceil(c.train.epochs * per_epoch)
 
 
-def _batches(c, schema, setup, split, batch_size, shuffle_seed=None) -> batches_lib.Batches:
+def _batches(c, schema, spec, split, batch_size, shuffle_seed=None) -> batches_lib.Batches:
   batches = batches_lib.Batches(
     Blocks(schema, split),
-    setup.tables,
+    spec.tables,
     batch_size,
-    setup.mesh.size,
+    spec.mesh.size,
     c.data.window_blocks,
     shuffle_seed,
     jax.process_index(),

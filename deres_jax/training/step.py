@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The training and evaluation steps: pure functions, one compiled program each.
 
-The body runs under shard_map and reads like a program for one device with named collectives:
-look up the rows, differentiate with respect to (dense parameters, rows), sum the dense gradient
-over devices, send row gradients home.
+The body runs under shard_map and reads like a program for one device with named collectives: look
+up embeddings, differentiate with respect to (dense parameters, embeddings), sum the dense gradient
+over devices, send the gradients of embeddings to the rows' owners.
 
-Shapes: b rows of a batch on one device, m rows of a micro-batch, S ids of a row, L events of its
-history, E row width, C rows that a device asks for.
+Shapes: b examples of a batch on one device, m of a micro-batch, S ids of an example, L events of
+its history, E embedding width.
 """
 
 import functools
@@ -23,108 +23,85 @@ from jax.sharding import Mesh, PartitionSpec
 from deres_jax.data.batches import Batch
 from deres_jax.embeddings import exchange
 from deres_jax.kernels import library, ops
-from deres_jax.metrics import streaming
+from deres_jax.metrics.streaming import StreamState
 from deres_jax.models.inputs import Context
 from deres_jax.pod import mesh as mesh_lib
 from deres_jax.pod.mesh import AXIS
-from deres_jax.training.step_spec import Setup, abstract_rows
+from deres_jax.training.step_spec import StepSpec, abstract_embeddings
 
 Array = jax.Array
 
 
 class State(NamedTuple):
-  """All that training changes.
+  """Everything that training changes."""
 
-  Attributes:
-    step: number of steps done, int32; with the seed it is also the position in the data.
-    params: dense parameters; on every device.
-    opt: optax state of the dense parameters; on every device.
-    rows: the tables [N, E]; split over the mesh.
-    slots: the row optimizer's state of each table; split like it.
-    skipped: number of steps in which a loss or a gradient was not finite, int32. They move nothing;
-      from the one on that exceeds `Setup.nan_limit` no step does, nor does `step` go on.
-  """
-
-  step: Array
-  params: Any
-  opt: Any
-  rows: tuple[Array, ...]
-  slots: tuple[dict[str, Array], ...]
+  step: Array  # number of steps done, int32; with the seed it is also the position in the data
+  params: Any  # dense parameters, replicated
+  opt: Any  # optax state of the dense parameters, replicated
+  tables: tuple[Array, ...]  # embedding tables [N, E], sharded over the mesh
+  table_opt_state: tuple[dict[str, Array], ...]  # of the sparse optimizer, sharded like the tables
+  # Number of steps skipped because a loss or gradient was not finite, int32. They change nothing.
+  # Once it exceeds StepSpec.nan_limit, no step changes anything, not even `step`.
   skipped: Array = np.int32(0)
 
 
-SPECS = State(
-  step=mesh_lib.REPLICATED,
-  params=mesh_lib.REPLICATED,
-  opt=mesh_lib.REPLICATED,
-  rows=mesh_lib.TABLE,
-  slots=mesh_lib.TABLE,
-  skipped=mesh_lib.REPLICATED,
-)
+_ALL, _SHARDED = mesh_lib.REPLICATED, mesh_lib.TABLE
+SPECS = State(_ALL, _ALL, _ALL, tables=_SHARDED, table_opt_state=_SHARDED, skipped=_ALL)
+# A batch is split over the mesh, except the number of its examples.
+BATCH_SPECS = Batch(*[mesh_lib.BATCH] * 5, rows=_ALL)
 
 
-def _shardings(mesh: Mesh, tree: State) -> State:
-  return State(
-    *(
-      jax.tree.map(lambda _, s=spec: mesh_lib.sharding(mesh, s), part)
-      for spec, part in zip(SPECS, tree, strict=True)
-    )
-  )
-
-
-def init_params(setup: Setup) -> Any:
-  """Dense parameters at the start; a function of the seed alone."""
-  shapes = abstract_rows(setup.tables, setup.slot_tables, 1)
+def init_params(spec: StepSpec) -> Any:
+  """Returns the initial dense parameters, a function of the seed alone."""
+  shapes = abstract_embeddings(spec.tables, spec.column_tables, 1)
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-  return setup.model.init(jax.random.key(setup.seed), zeros, Context())['params']
+  return spec.model.init(jax.random.key(spec.seed), zeros, Context())['params']
 
 
-def _init(setup: Setup) -> State:
-  params = init_params(setup)
-  key = jax.random.fold_in(jax.random.key(setup.seed, impl='threefry2x32'), 1)
-
-  def rows():
-    return tuple(
-      exchange.init_rows(jax.random.fold_in(key, t) if t else key, table, setup.table_init_std)
-      for t, table in enumerate(setup.tables.parts)
-    )
-
-  rows = jax.shard_map(
-    rows, mesh=setup.mesh, in_specs=(), out_specs=mesh_lib.TABLE, check_vma=False
+def _init(spec: StepSpec) -> State:
+  params = init_params(spec)
+  key = jax.random.fold_in(jax.random.key(spec.seed, impl='threefry2x32'), 1)
+  tables = jax.shard_map(
+    lambda: exchange.init_tables(key, spec.tables, spec.table_init_std),
+    mesh=spec.mesh,
+    in_specs=(),
+    out_specs=mesh_lib.TABLE,
+    check_vma=False,
   )()
   return State(
     step=jnp.zeros((), jnp.int32),
     params=params,
-    opt=setup.optimizer.init(params),
-    rows=rows,
-    slots=tuple(setup.row_optimizer.init(table) for table in rows),
+    opt=spec.optimizer.init(params),
+    tables=tables,
+    table_opt_state=tuple(spec.sparse_optimizer.init(table) for table in tables),
     skipped=jnp.zeros((), jnp.int32),
   )
 
 
-def abstract_state(setup: Setup) -> State:
-  """Shapes, types and shardings of the state; allocates nothing."""
-  tree = jax.eval_shape(lambda: _init(setup))
-  return jax.tree.map(
-    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-    tree,
-    _shardings(setup.mesh, tree),
-  )
+def _abstract(mesh: Mesh, tree: Any, placement: PartitionSpec) -> Any:
+  to = mesh_lib.sharding(mesh, placement)
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=to), tree)
 
 
-def init_state(setup: Setup) -> State:
-  """The state at step 0, born sharded: no device ever holds a whole table."""
-  shardings = jax.tree.map(lambda x: x.sharding, abstract_state(setup))
-  return jax.jit(lambda: _init(setup), out_shardings=shardings)()
+def abstract_state(spec: StepSpec) -> State:
+  """Returns shapes, types and shardings of the state; allocates nothing."""
+  shapes = jax.eval_shape(lambda: _init(spec))
+  return State(*(_abstract(spec.mesh, x, p) for x, p in zip(shapes, SPECS, strict=True)))
 
 
-def init_stream(setup: Setup, total: streaming.StreamState | None = None) -> streaming.StreamState:
-  """Streaming metrics, one state a device [D, ...], summed when read.
+def init_state(spec: StepSpec) -> State:
+  """Returns the state at step 0, created sharded: no device ever holds a whole table."""
+  shardings = jax.tree.map(lambda x: x.sharding, abstract_state(spec))
+  return jax.jit(lambda: _init(spec), out_shardings=shardings)()
+
+
+def init_stream(spec: StepSpec, total: StreamState | None = None) -> StreamState:
+  """Returns streaming metrics, one state a device [D, ...]; `make_sum_stream` adds them up.
 
   Args:
-    total: what `make_sum_stream` gave for the rows so far; None: no rows.
+    total: a sum to continue from; None: no examples yet.
   """
-  return _start_stream(setup.mesh)(streaming.StreamState.zeros() if total is None else total)
+  return _start_stream(spec.mesh)(StreamState.zeros() if total is None else total)
 
 
 @functools.cache  # compiled once, not at every line of metrics
@@ -135,35 +112,32 @@ def _start_stream(mesh: Mesh) -> Callable:
   return jax.jit(start, out_shardings=mesh_lib.sharding(mesh, mesh_lib.BATCH))
 
 
-def abstract_stream(setup: Setup, summed: bool = True) -> streaming.StreamState:
-  """Shapes, types and shardings of what `make_sum_stream` (if not summed, `init_stream`) gives."""
-  to = mesh_lib.sharding(setup.mesh, mesh_lib.REPLICATED if summed else mesh_lib.BATCH)
-  axis = () if summed else (setup.mesh.size,)
-  return jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct((*axis, *x.shape), x.dtype, sharding=to),
-    jax.eval_shape(streaming.StreamState.zeros),
-  )
+def abstract_stream(spec: StepSpec, summed: bool = True) -> StreamState:
+  """Returns shapes, types and shardings of what `make_sum_stream` or `init_stream` returns."""
+  if summed:
+    zeros = jax.eval_shape(StreamState.zeros)
+    return _abstract(spec.mesh, zeros, mesh_lib.REPLICATED)
+  return _abstract(spec.mesh, jax.eval_shape(lambda: init_stream(spec)), mesh_lib.BATCH)
 
 
-def abstract_batch(setup: Setup, batch: Batch) -> Batch:
-  """Shapes, types and shardings on the mesh of a whole batch on the host, or of one as large."""
+def abstract_batch(spec: StepSpec, batch: Batch) -> Batch:
+  """Returns shapes, types and shardings on the mesh of a global batch."""
+  return Batch(*(_abstract(spec.mesh, x, p) for x, p in zip(batch, BATCH_SPECS, strict=True)))
 
-  def of(part: Any, spec: PartitionSpec) -> Any:
-    to = mesh_lib.sharding(setup.mesh, spec)
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=to), part)
 
-  return Batch(*(of(part, spec) for part, spec in zip(batch, BATCH_SPECS, strict=True)))
+def bce_sum(logits_B: Array, labels_B: Array, weights_B: Array) -> Array:
+  """Returns the weighted sum of binary cross-entropies, softplus(z) - y z. Scalar, float32."""
+  return jnp.sum(weights_B * (jax.nn.softplus(logits_B) - labels_B * logits_B))
 
 
 def micro_grads(loss: Callable, params: Any, x: Any, rest: tuple, micro: int):
-  """Value, auxiliary output and gradient of a sum over rows, `micro` rows at a time.
-
-  Activations of a micro-batch stay in a CPU's cache; the sums are those of the whole batch.
+  """Differentiates a sum over examples, `micro` examples at a time: they fit into a CPU's cache.
 
   Args:
-    loss: (params, x_m, *rest_m) -> (scalar sum, outputs a row).
-    x: arrays [b, ...], differentiated too; rest: arrays [b, ...] that are not.
-    micro: rows at a time, a divisor of b.
+    loss: (params, x_m, *rest_m) -> (scalar sum, output of each example).
+    x: arrays [b, ...], differentiated.
+    rest: arrays [b, ...], not differentiated.
+    micro: examples at a time, a divisor of b.
 
   Returns:
     (sum, outputs [b, ...], gradient of params, gradient of x [b, ...]).
@@ -189,211 +163,188 @@ def micro_grads(loss: Callable, params: Any, x: Any, rest: tuple, micro: int):
   return total, join(out), gp, jax.tree.map(join, gx)
 
 
-def _progress(setup: Setup, step: Array) -> Array:
-  """Share of the run that is done after `step` steps."""
-  return step.astype(jnp.float32) / setup.steps
+def gather_columns(spec: StepSpec, embeddings: tuple[Array, ...], inverse_bS: Array) -> Any:
+  """Returns the model's input: the embedding of every id, from those that this device requested.
 
-
-def _mask(setup: Setup, there_BL: Array) -> Array | None:
-  return there_BL if setup.layout.events else None
-
-
-def _row_keys(setup: Setup, step: Array, rows: int) -> Array:
-  """A PRNG key for each of this device's rows, by its place in the global batch."""
-  key = jax.random.fold_in(jax.random.key(setup.seed), 2)
-  key = jax.random.fold_in(key, step)
-  first = jax.lax.axis_index(AXIS) * rows
-  return jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(rows))
-
-
-def by_slot(setup: Setup, rows: tuple[Array, ...], inverse_bS: Array) -> Any:
-  """Rows of the batch from those that were asked for: what the model is given.
-
-  Of one table [b, S, E]; of several a tuple, each with the slots of its table in order.
+  [b, S, E]; with several tables a tuple, each with its own columns in order.
   """
   take = ops.take if library.on() else lambda x, at: x[at]
-  if len(rows) == 1:
-    return take(rows[0], inverse_bS)
-  slots = np.array(setup.slot_tables)
-  return tuple(take(x, inverse_bS[:, slots == t]) for t, x in enumerate(rows))
+  if len(embeddings) == 1:
+    return take(embeddings[0], inverse_bS)
+  columns = np.array(spec.column_tables)
+  return tuple(take(x, inverse_bS[:, columns == t]) for t, x in enumerate(embeddings))
 
 
-def sum_by_slot(setup: Setup, rows: tuple[Array, ...], inverse_bS: Array, g: Any) -> list[Array]:
-  """The transpose of `by_slot`: gradients of the rows that were asked for."""
+def scatter_add_columns(
+  spec: StepSpec, embeddings: tuple[Array, ...], inverse_bS: Array, g: Any
+) -> list[Array]:
+  """Returns the gradients of the requested embeddings: the transpose of `gather_columns`."""
 
   def add_up(x: Array, at: Array, g: Array) -> Array:
     return ops.sum_by_row(g, at, len(x)) if library.on() else jnp.zeros_like(x).at[at].add(g)
 
-  if len(rows) == 1:
-    return [add_up(rows[0], inverse_bS, g)]
-  slots = np.array(setup.slot_tables)
-  return [add_up(x, inverse_bS[:, slots == t], g[t]) for t, x in enumerate(rows)]
+  if len(embeddings) == 1:
+    return [add_up(embeddings[0], inverse_bS, g)]
+  columns = np.array(spec.column_tables)
+  return [add_up(x, inverse_bS[:, columns == t], g[t]) for t, x in enumerate(embeddings)]
 
 
 def _lookup(tables: tuple[Array, ...], batch: Batch) -> tuple[tuple[Array, ...], list[Array]]:
-  """For each table the rows that this device asks for, and what it is asked for."""
-  found = [
+  """Returns, for each table, the embeddings this device requests and the ids requested of it."""
+  pairs = [
     exchange.lookup(table, ids.reshape(-1)) for table, ids in zip(tables, batch.ids, strict=True)
   ]
-  return tuple(rows for rows, _ in found), [asked for _, asked in found]
+  return tuple(embeddings for embeddings, _ in pairs), [requested for _, requested in pairs]
+
+
+def _progress(spec: StepSpec, step: Array) -> Array:
+  """Returns the share of the run that is done."""
+  return step.astype(jnp.float32) / spec.steps
+
+
+def _mask(spec: StepSpec, event_mask: Array) -> Array | None:
+  return event_mask if spec.layout.events else None
+
+
+def _example_keys(spec: StepSpec, step: Array, examples: int) -> Array:
+  """Returns a PRNG key for each example of this device, by its place in the global batch."""
+  key = jax.random.fold_in(jax.random.key(spec.seed), 2)
+  key = jax.random.fold_in(key, step)
+  first = jax.lax.axis_index(AXIS) * examples
+  return jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(examples))
+
+
+class Gradients(NamedTuple):
+  """A device's part of the forward and backward pass of a step."""
+
+  requested: list[Array]  # for each table the ids requested of this device
+  embeddings: tuple[Array, ...]  # for each table the embeddings that this device requested
+  x: Any  # the model's input, from `gather_columns`
+  loss: Array  # this device's share of the mean loss of the batch
+  logits: Array  # [b]
+  g_params: Any  # gradient of `loss` with respect to the dense parameters
+  g_x: Any  # and to x
+
+
+def gradients(spec: StepSpec, state: State, batch: Batch) -> Gradients:
+  """Differentiates the loss on this device's examples. Runs inside shard_map."""
+  b = batch.labels.shape[0]
+  embeddings, requested = _lookup(state.tables, batch)
+  keys_b = _example_keys(spec, state.step, b) if spec.noise else None
+  progress = _progress(spec, state.step)
+
+  def loss(params, x_mSE, event_mask_mL, labels_m, weights_m, keys_m):
+    ctx = Context(keys_m, progress, _mask(spec, event_mask_mL))
+    logits_m, aux = spec.model.apply({'params': params}, x_mSE, ctx, mutable=['aux'])
+    total = bce_sum(logits_m, labels_m, weights_m)
+    aux = [bce_sum(z, labels_m, weights_m) for z in jax.tree.leaves(aux)]
+    if aux:
+      total += spec.aux_weight * sum(aux) / len(aux)
+    # Divided here, so that gradients of micro-batches and devices only have to be added.
+    return total / batch.rows, logits_m
+
+  x_bSE = gather_columns(spec, embeddings, batch.inverse)
+  rest = batch.there, batch.labels, batch.weights, keys_b
+  out = micro_grads(loss, state.params, x_bSE, rest, spec.micro_batch)
+  return Gradients(requested, embeddings, x_bSE, *out)
 
 
 def _sum_over_devices(tree: Any) -> Any:
-  """psum as one collective, whatever the number of arrays."""
+  """psum as a single collective, whatever the number of arrays."""
   if jax.lax.axis_size(AXIS) == 1:
     return tree
   flat, unravel = ravel_pytree(tree)
   return unravel(jax.lax.psum(flat, AXIS))
 
 
-class Gradients(NamedTuple):
-  """What a device's rows of a batch give.
-
-  Attributes:
-    asked: for each table what this device is asked for.
-    x: what the model was given, as of `by_slot`.
-    loss: their part of the mean loss of the batch; logits: [b].
-    params: gradient of `loss` by the dense parameters; slots: by x.
-  """
-
-  asked: list[Array]
-  rows: tuple[Array, ...]
-  x: Any
-  loss: Array
-  logits: Array
-  params: Any
-  slots: Any
-
-
-def gradients(setup: Setup, state: State, batch: Batch) -> Gradients:
-  """Runs inside shard_map, on this device's rows."""
-  b = batch.labels.shape[0]
-  rows, asked = _lookup(state.rows, batch)
-  keys_b = _row_keys(setup, state.step, b) if setup.noise else None
-
-  progress = _progress(setup, state.step)
-
-  def loss(params, rows_mSE, there_mL, labels_m, weights_m, keys_m):
-    ctx = Context(keys_m, progress, _mask(setup, there_mL))
-    logits_m, aux = setup.model.apply({'params': params}, rows_mSE, ctx, mutable=['aux'])
-    total = bce_sum(logits_m, labels_m, weights_m)
-    aux = [bce_sum(z, labels_m, weights_m) for z in jax.tree.leaves(aux)]
-    if aux:
-      total += setup.aux_weight * sum(aux) / len(aux)
-    # Divided here, so that gradients of micro-batches and devices only have to be added.
-    return total / batch.rows, logits_m
-
-  x_bSE = by_slot(setup, rows, batch.inverse)
-  rest = batch.there, batch.labels, batch.weights, keys_b
-  out = micro_grads(loss, state.params, x_bSE, rest, setup.micro_batch)
-  return Gradients(asked, rows, x_bSE, *out)
-
-
 def _sum_of_squares(tree: Any) -> Array:
   return sum(jnp.vdot(x, x) for x in jax.tree.leaves(tree))
 
 
-def _train_body(setup: Setup, state: State, stream: streaming.StreamState, batch: Batch):
-  found = gradients(setup, state, batch)
-  g_rows = sum_by_slot(setup, found.rows, batch.inverse, found.slots)
-  # Not finite on one device: on none. Of squares, as what overflows in the optimizers does here.
-  mine = found.loss + _sum_of_squares(g_rows)
-  g_params, all_of = _sum_over_devices((found.params, mine))
-  finite = jnp.isfinite(all_of + _sum_of_squares(g_params))
-  held = state.skipped > setup.nan_limit
-  ok = finite & ~held
-  skipped = state.skipped + (~finite & ~held)
+def _train_body(spec: StepSpec, state: State, stream: StreamState, batch: Batch):
+  grads = gradients(spec, state, batch)
+  g_tables = scatter_add_columns(spec, grads.embeddings, batch.inverse, grads.g_x)
+  # A step that is not finite on one device is skipped on all. Squares, because they overflow here
+  # whenever they would in the optimizers.
+  local = grads.loss + _sum_of_squares(g_tables)
+  g_params, total = _sum_over_devices((grads.g_params, local))
+  finite = jnp.isfinite(total + _sum_of_squares(g_params))
+  frozen = state.skipped > spec.nan_limit
+  ok = finite & ~frozen
+  skipped = state.skipped + (~finite & ~frozen)
 
-  updates, opt = setup.optimizer.update(g_params, state.opt, state.params)
-  lr = setup.table_lr * setup.factor(state.step)
-  moved = [
-    exchange.update(setup.row_optimizer, *table, lr, state.step, ok)
-    for table in zip(state.rows, state.slots, found.asked, g_rows, strict=True)
+  updates, opt = spec.optimizer.update(g_params, state.opt, state.params)
+  lr = spec.table_lr * spec.factor(state.step)
+  updated = [
+    exchange.update(spec.sparse_optimizer, *table, lr, state.step, ok)
+    for table in zip(state.tables, state.table_opt_state, grads.requested, g_tables, strict=True)
   ]
   params = optax.apply_updates(state.params, updates)
   params, opt = jax.tree.map(
     lambda new, old: jnp.where(ok, new, old), (params, opt), (state.params, state.opt)
   )
   new = State(
-    step=state.step + (skipped <= setup.nan_limit),
+    step=state.step + (skipped <= spec.nan_limit),
     params=params,
     opt=opt,
-    rows=tuple(rows for rows, _ in moved),
-    slots=tuple(slots for _, slots in moved),
+    tables=tuple(table for table, _ in updated),
+    table_opt_state=tuple(opt_state for _, opt_state in updated),
     skipped=skipped,
   )
   weights_b = jnp.where(ok, batch.weights, 0.0)
-  seen = streaming.StreamState.from_batch(found.logits, batch.labels, weights_b)
-  mine = jax.tree.map(lambda x: x[0], stream).merge(seen)
-  return new, jax.tree.map(lambda x: x[None], mine)
+  metrics = StreamState.from_batch(grads.logits, batch.labels, weights_b)
+  metrics = jax.tree.map(lambda x: x[0], stream).merge(metrics)
+  return new, jax.tree.map(lambda x: x[None], metrics)
 
 
-# A batch is split over the mesh but for the number of its rows.
-BATCH_SPECS = Batch(*[mesh_lib.BATCH] * 5, rows=mesh_lib.REPLICATED)
+def shard_mapped(spec: StepSpec, body: Callable, in_specs: Any, out_specs: Any) -> Callable:
+  """Maps `body`, (spec, ...) -> ..., over the devices, with the kernels that `spec` chose."""
 
+  def with_kernels(*args):
+    with library.using(spec.kernels):
+      return body(spec, *args)
 
-def make_train_step(setup: Setup) -> Callable:
-  """(state, stream, batch) -> (state, stream). Both are donated: the old ones are gone."""
-
-  def body(*args):
-    with library.using(setup.kernels):
-      return _train_body(setup, *args)
-
-  step = jax.shard_map(
-    body,
-    mesh=setup.mesh,
-    in_specs=(SPECS, mesh_lib.BATCH, BATCH_SPECS),
-    out_specs=(SPECS, mesh_lib.BATCH),
-    check_vma=False,  # gradients of replicated parameters are summed by the psum above, by hand
+  return jax.shard_map(
+    with_kernels,
+    mesh=spec.mesh,
+    in_specs=in_specs,
+    out_specs=out_specs,
+    check_vma=False,  # gradients of replicated parameters are summed by hand, in one psum
   )
-  return mesh_lib.settled(setup.mesh, jax.jit(step, donate_argnums=(0, 1)))
+
+
+def make_train_step(spec: StepSpec) -> Callable:
+  """Returns (state, stream, batch) -> (state, stream). Both arguments are donated."""
+  step = shard_mapped(
+    spec, _train_body, (SPECS, mesh_lib.BATCH, BATCH_SPECS), (SPECS, mesh_lib.BATCH)
+  )
+  return mesh_lib.settled(spec.mesh, jax.jit(step, donate_argnums=(0, 1)))
 
 
 def forward(
-  setup: Setup, params: Any, tables: tuple[Array, ...], step: Array, batch: Batch
+  spec: StepSpec, params: Any, tables: tuple[Array, ...], step: Array, batch: Batch
 ) -> Array:
-  """Logits [b] float32 of a device's part of a batch, without noise; for bodies of shard_map."""
-  rows, _ = _lookup(tables, batch)
-  ctx = Context(progress=_progress(setup, step), mask_BT=_mask(setup, batch.there))
-  x = by_slot(setup, rows, batch.inverse)
-  return setup.model.apply({'params': params}, x, ctx).astype(jnp.float32)
+  """Returns a device's logits [b] float32, without dropout. Runs inside shard_map."""
+  embeddings, _ = _lookup(tables, batch)
+  ctx = Context(progress=_progress(spec, step), mask_BT=_mask(spec, batch.there))
+  x = gather_columns(spec, embeddings, batch.inverse)
+  return spec.model.apply({'params': params}, x, ctx).astype(jnp.float32)
 
 
-def make_eval_step(setup: Setup) -> Callable:
-  """(params, rows, step, batch) -> logits [B] float32, split over the mesh like the batch.
+def make_eval_step(spec: StepSpec) -> Callable:
+  """Returns (params, tables, step, batch) -> logits [B] float32, split over the mesh.
 
-  `step` is the one that the parameters are of: annealed temperatures depend on it.
+  `step` is the step that the parameters are from: annealed temperatures depend on it.
   """
-
-  def body(*args):
-    with library.using(setup.kernels):
-      return forward(setup, *args)
-
-  step = jax.shard_map(
-    body,
-    mesh=setup.mesh,
-    in_specs=(mesh_lib.REPLICATED, mesh_lib.TABLE, mesh_lib.REPLICATED, BATCH_SPECS),
-    out_specs=mesh_lib.BATCH,
-    check_vma=False,
-  )
-  return mesh_lib.settled(setup.mesh, jax.jit(step))
+  in_specs = mesh_lib.REPLICATED, mesh_lib.TABLE, mesh_lib.REPLICATED, BATCH_SPECS
+  step = shard_mapped(spec, forward, in_specs, mesh_lib.BATCH)
+  return mesh_lib.settled(spec.mesh, jax.jit(step))
 
 
-def make_sum_stream(setup: Setup) -> Callable:
-  """stream [D, ...] -> its sum over devices, on every device."""
+def make_sum_stream(spec: StepSpec) -> Callable:
+  """Returns stream [D, ...] -> its sum over devices, replicated."""
   total = jax.jit(
     lambda stream: jax.tree.map(lambda x: jnp.sum(x, axis=0), stream),
-    out_shardings=mesh_lib.sharding(setup.mesh, mesh_lib.REPLICATED),
+    out_shardings=mesh_lib.sharding(spec.mesh, mesh_lib.REPLICATED),
   )
-  return mesh_lib.settled(setup.mesh, total)
-
-
-def make_read_stream(setup: Setup) -> Callable:
-  """stream -> its figures on the host, summed over devices."""
-  total = make_sum_stream(setup)
-  return lambda stream: jax.device_get(total(stream)).compute()
-
-
-def bce_sum(logits_B: jax.Array, labels_B: jax.Array, weights_B: jax.Array) -> jax.Array:
-  """Weighted sum of binary cross-entropies from logits: softplus(z) - y z. Scalar, float32."""
-  return jnp.sum(weights_B * (jax.nn.softplus(logits_B) - labels_B * logits_B))
+  return mesh_lib.settled(spec.mesh, total)

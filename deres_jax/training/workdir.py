@@ -16,7 +16,7 @@ from deres_jax.pod import processes
 from deres_jax.training.logs import wandb
 
 
-def claim(c: fields.Config, schema: Schema, workdir: pathlib.Path) -> dict[str, Any] | None:
+def bind_workdir(c: fields.Config, schema: Schema, workdir: pathlib.Path) -> dict[str, Any] | None:
   """Makes a workdir this run's own: writes config.json, or compares with the one that is there.
 
   Returns: the content of result.json, where the run is finished.
@@ -69,7 +69,7 @@ WAIT_SECONDS = 3  # for a predecessor that was killed a moment ago and still fre
 
 
 @contextlib.contextmanager
-def held(workdir: pathlib.Path) -> Iterator[None]:
+def locked(workdir: pathlib.Path) -> Iterator[None]:
   """Makes a workdir if need be and keeps other runs out of it. Of many hosts process 0 locks it.
 
   Raises: UserError where another run has it.

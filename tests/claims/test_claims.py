@@ -22,7 +22,7 @@ from deres_jax.pod import mesh as mesh_lib
 from deres_jax.report import markdown
 from deres_jax.scaling.curves import Cell
 from deres_jax.training.plan import counts
-from deres_jax.training.step_spec import make_setup
+from deres_jax.training.step_spec import make_step_spec
 
 REPO = pathlib.Path(__file__).resolve().parents[2]
 FIELDS = {
@@ -515,8 +515,8 @@ def test_flops_at_other_widths_are_those_of_the_plan(tmp_path, planted):
   some = study.load([made(tmp_path / 's', dict.fromkeys(('plain', 'deres_p'), 0.0), depths=(1, 2))])
   found = {x['key']: x for x in claims.claims(some, None, str(planted), [32, 128])}['flops']
   c = config.resolve(config.base('model.depth=2,model.dim=128'))
-  setup = make_setup(c, load_schema(str(planted)), mesh_lib.make_mesh(1), 1)
-  wanted = counts.make(c, setup)
+  spec = make_step_spec(c, load_schema(str(planted)), mesh_lib.make_mesh(1), 1)
+  wanted = counts.make(c, spec)
   assert [(x['depth'], x['dim']) for x in found['wider']] == [(1, 32), (2, 32), (1, 128), (2, 128)]
   assert found['wider'][-1]['extra_flops'] == pytest.approx(wanted.flops_connector_extra)
   assert found['wider'][-1]['flops'] * (1 + wanted.flops_connector_extra) == pytest.approx(

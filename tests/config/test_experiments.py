@@ -14,7 +14,7 @@ import pytest
 from deres_jax import config, models
 from deres_jax.pod import mesh as mesh_lib
 from deres_jax.training.plan import counts
-from deres_jax.training.step_spec import make_setup
+from deres_jax.training.step_spec import make_step_spec
 
 REPO = pathlib.Path(__file__).resolve().parents[2]
 FILES = sorted((REPO / 'experiments').glob('*.py'))
@@ -160,8 +160,8 @@ def test_deres_costs_criteo_8l_under_2_percent():
   """The paper's budget is 5 %; ours for this config is 2 %, counted from the jaxpr."""
   c = config.resolve(load('criteo_8l').get_config())
   mesh = mesh_lib.make_mesh(1)
-  setup = make_setup(c, made.schema((1000,) * 39), mesh, 10)
-  counted = counts.make(c, setup)
+  spec = make_step_spec(c, made.schema((1000,) * 39), mesh, 10)
+  counted = counts.make(c, spec)
   assert 0 < counted.flops_connector_extra < 0.02
   # Forward and backward of a matrix product are three products; norms and gates cost less.
   assert 2.8 < counted.flops_train_per_row / counted.flops_forward_per_row < 3.1

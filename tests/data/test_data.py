@@ -41,7 +41,9 @@ def stored(b):
   """All rows of the split in their order on disk, as the model numbers them."""
   blocks = b._reader._blocks
   parts = [blocks.read(i) for i in range(len(blocks._source))]
-  return np.concatenate([np.column_stack([r.ids + b._tables.offsets, r.labels]) for r in parts])
+  return np.concatenate(
+    [np.column_stack([r.ids + b._tables.column_offsets, r.labels]) for r in parts]
+  )
 
 
 def as_multiset(rows):
@@ -122,10 +124,10 @@ def test_the_usual_room_holds_batches_like_the_first_and_wastes_little():
 def test_neighbouring_ids_are_of_different_owners():
   tables = layout.Tables((100_000, 50_000), 4, narrow=((60_000, 2),))
   for devices in (2, 8, 64, 1024):
-    edges = tables.edges(devices)
-    for start in tables.starts[:-1].astype(np.int32):
+    edges = tables.shard_bounds(devices)
+    for start in tables.table_offsets[:-1].astype(np.int32):
       row = np.arange(0, 5000, dtype=np.int32)
-      owner = np.searchsorted(edges, tables.places(start + row), side='right') - 1
+      owner = np.searchsorted(edges, tables.storage_index(start + row), side='right') - 1
       first = np.array([owner[row % devices == r][0] for r in range(devices)])
       assert len(set(first.tolist())) == devices
       np.testing.assert_array_equal(owner, first[row % devices])
@@ -163,10 +165,10 @@ def test_columns_of_few_ids_have_tables_of_their_own(planted):
   assert len(tables.parts) == 3
   b = batches_lib.Batches(Blocks(schema, 'train'), tables, 512, 8, 64, None)
   batch, plain = b[0], batches(planted, seed=None)
-  slot_tables = [tables.table_of[c] for c in schema.columns]
+  column_tables = [tables.table_of[c] for c in schema.columns]
   assert len(batch.ids) == 3 and len({x.shape[1] for x in batch.ids}) > 1
-  got = numbers(tables, batch, 8, slot_tables) - tables.offsets
-  np.testing.assert_array_equal(got, decode(plain, plain[0])[0] - plain._tables.offsets)
+  got = numbers(tables, batch, 8, column_tables) - tables.column_offsets
+  np.testing.assert_array_equal(got, decode(plain, plain[0])[0] - plain._tables.column_offsets)
 
 
 def test_prefetch_keeps_order_starts_anywhere_and_passes_errors_on():

@@ -201,7 +201,7 @@ def test_distinct_ids_are_those_of_numpy(monkeypatch, marked):
   for n, high in ((1, 3), (40, 3), (9000, 5300), (20_000, tables.padding + 1)):
     ids = np.minimum(rng.zipf(1.3, n), high - 1).astype(np.int32)
     ids[: n // 9] = tables.padding
-    expected, at = np.unique(tables.places(ids), return_inverse=True)
+    expected, at = np.unique(tables.storage_index(ids), return_inverse=True)
     if expected[-1] == tables.padding:
       expected, at = expected[:-1], np.where(at == len(expected) - 1, -1, at)
     places, inverse = found.find(ids)

@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from made import in_order, numbers
+from made import in_order, numbers, read_stream
 
 from deres_jax import config
 from deres_jax.core.errors import UserError
@@ -20,7 +20,7 @@ from deres_jax.metrics import exact, grouped
 from deres_jax.models import inputs
 from deres_jax.pod import mesh as mesh_lib
 from deres_jax.training import loop, step
-from deres_jax.training.step_spec import layout_of, make_setup
+from deres_jax.training.step_spec import layout_of, make_step_spec
 
 TINY = (
   'model.depth=1,model.dim=8,model.heads=2,model.embed_dim=4,model.ffn_ratio=2,mlp.units=8,'
@@ -69,7 +69,7 @@ def test_batches_hold_events_as_rows_of_the_fields_they_share(feed):
     found = numbers(table, batch, 1)
     for i, j in itertools.product(range(64), range(len(columns))):
       id = ids_NS[64 * k + i, j]
-      expected = table.offsets[columns[j]] + id if id else table.padding
+      expected = table.column_offsets[columns[j]] + id if id else table.padding
       assert found[i, j] == expected
     there = rows['events'][64 * k : 64 * (k + 1), :, 0] != 0
     np.testing.assert_array_equal(batch.there, there)
@@ -79,13 +79,13 @@ def test_batches_hold_events_as_rows_of_the_fields_they_share(feed):
 def state_after(folder, devices, more, steps=3):
   c = config.resolve(config.base(f'{TINY},{more}'))
   schema = load_schema(str(folder))
-  setup = make_setup(c, schema, mesh_lib.make_mesh(devices), 10)
-  batches = batches_lib.Batches(Blocks(schema, 'train'), setup.tables, 64, devices, 64, 1)
-  state, stream = step.init_state(setup), step.init_stream(setup)
-  one = step.make_train_step(setup)
+  spec = make_step_spec(c, schema, mesh_lib.make_mesh(devices), 10)
+  batches = batches_lib.Batches(Blocks(schema, 'train'), spec.tables, 64, devices, 64, 1)
+  state, stream = step.init_state(spec), step.init_stream(spec)
+  one = step.make_train_step(spec)
   for k in range(steps):
-    state, stream = one(state, stream, batches_lib.put(batches[k], setup.mesh))
-  return setup, state, step.make_read_stream(setup)(stream)['logloss']
+    state, stream = one(state, stream, batches_lib.put(batches[k], spec.mesh))
+  return spec, state, read_stream(stream)['logloss']
 
 
 @pytest.mark.parametrize(
@@ -97,38 +97,38 @@ def test_eight_devices_train_on_sequences_like_one(feed, more):
   _, one, loss = state_after(feed, 1, more)
   _, eight, loss_eight = state_after(feed, 8, more)
   assert loss == pytest.approx(loss_eight, rel=1e-5)
-  np.testing.assert_allclose(one.rows[0], eight.rows[0], rtol=2e-3, atol=2e-5)
+  np.testing.assert_allclose(one.tables[0], eight.tables[0], rtol=2e-3, atol=2e-5)
 
 
 @pytest.mark.parametrize('backbone', ['dnn', 'din'])
 def test_steps_tell_the_model_which_events_are_there(feed, backbone):
   more = f'model.backbone={backbone},optim.table_init_std=1.0'
-  setup, _, loss = state_after(feed, 1, more, steps=1)
-  state, batches = step.init_state(setup), batches_of(feed, seed=1)[0]
+  spec, _, loss = state_after(feed, 1, more, steps=1)
+  state, batches = step.init_state(spec), batches_of(feed, seed=1)[0]
   batch = batches[0]
-  table = in_order(setup.tables, state.rows)
+  table = in_order(spec.tables, state.tables)
   table = np.concatenate([table, np.ones((1, 4))])  # padding is not zero here
-  rows_BSE = table[numbers(setup.tables, batch, 1)].astype(np.float32)
+  rows_BSE = table[numbers(spec.tables, batch, 1)].astype(np.float32)
 
   def logits(mask):
     return np.asarray(
-      setup.model.apply({'params': state.params}, rows_BSE, inputs.Context(mask_BT=mask))
+      spec.model.apply({'params': state.params}, rows_BSE, inputs.Context(mask_BT=mask))
     )
 
   expected = logits(batch.there)
   assert exact.log_loss(batch.labels, expected) == pytest.approx(loss, rel=1e-5)
   assert np.abs(logits(None) - expected).max() > 1e-3
-  found = step.make_eval_step(setup)(state.params, state.rows, np.int32(0), batch)
+  found = step.make_eval_step(spec)(state.params, state.tables, np.int32(0), batch)
   np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize('backbone', ['hstu', 'din', 'dnn'])
 def test_rows_that_only_histories_name_are_trained_and_padding_is_not(feed, backbone):
-  setup, state, _ = state_after(feed, 1, f'model.backbone={backbone}')
-  start = step.init_state(setup)
-  moved = np.any(state.rows[0] != start.rows[0], axis=-1)
-  moved = in_order(setup.tables, [moved])
-  offsets, rows = setup.tables.offsets, setup.tables.rows
+  spec, state, _ = state_after(feed, 1, f'model.backbone={backbone}')
+  start = step.init_state(spec)
+  moved = np.any(state.tables[0] != start.tables[0], axis=-1)
+  moved = in_order(spec.tables, [moved])
+  offsets, rows = spec.tables.column_offsets, spec.tables.rows
   assert not moved[rows:].any()  # what pads the table
   kind, gap = moved[offsets[5] : offsets[6]], moved[offsets[6] : rows]
   assert kind[2:].any() and gap[2:].any() and not kind[0] and not gap[0]

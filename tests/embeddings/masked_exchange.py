@@ -33,5 +33,5 @@ def update(optimizer, rows, slots, places, g, lr, step, ok=True):
   local = jnp.where(ok, local, N)
   ids, sums = exchange.merge(local, jax.lax.all_gather(g, AXIS, tiled=True), N)
   read = jax.tree.map(lambda x: x.at[ids].get(mode='clip'), (rows, slots))
-  new = optimizer.apply(*read, sums, lr, step)
+  new = optimizer.update(*read, sums, lr, step)
   return jax.tree.map(lambda old, x: old.at[ids].set(x, mode='drop'), (rows, slots), new)

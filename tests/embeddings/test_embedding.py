@@ -31,7 +31,7 @@ def on_mesh(devices, body, in_specs, out_specs):
 
 def drawn(key, t, std, devices=1):
   """Rows of the first table at the start."""
-  body = lambda: exchange.init_rows(key, t.parts[0], std)  # noqa: E731
+  body = lambda: exchange.init_tables(key, t, std)[0]  # noqa: E731
   return on_mesh(devices, body, (), mesh_lib.TABLE)()
 
 
@@ -42,7 +42,7 @@ def ask(rng, devices, capacity, t):
   wanted[:, 5] = True
   out = np.tile(np.arange(N, N + capacity, dtype=np.int32), (devices, devices, 1))
   for mine, row in zip(wanted, out, strict=True):
-    places = np.sort(t.places(np.flatnonzero(mine).astype(np.int32)))
+    places = np.sort(t.storage_index(np.flatnonzero(mine).astype(np.int32)))
     for owner in range(devices):
       here = places[places // N == owner] - owner * N
       assert len(here) < capacity
@@ -82,16 +82,18 @@ def test_places_are_a_bijection_that_spreads_neighbours():
   assert [p.dim for p in t.parts] == [8, 5, 3] and t.table_of == (1, 0, 2, 0)
   assert [p.rows for p in t.parts] == [6500, 700, 3]
   numbers = np.arange(t.padding + 1, dtype=np.int32)
-  places = t.places(numbers)
+  places = t.storage_index(numbers)
   assert sorted(places) == numbers.tolist() and places[-1] == t.padding
-  np.testing.assert_array_equal(t.numbers(places), numbers)
-  for table, (low, high) in zip(t.parts, zip(t.starts, t.starts[1:], strict=False), strict=True):
+  np.testing.assert_array_equal(t.global_ids(places), numbers)
+  for table, (low, high) in zip(
+    t.parts, zip(t.table_offsets, t.table_offsets[1:], strict=False), strict=True
+  ):
     assert sorted(places[low:high]) == list(range(low, high))
     owners = (places[low:high] - low) // (table.size // 8)
     owner_of_bits = np.array([0, 4, 2, 6, 1, 5, 3, 7])
     np.testing.assert_array_equal(owners, owner_of_bits[(numbers[low:high] - low) % 8])
-  np.testing.assert_array_equal(t.offsets, [7168, 0, 8192, 1500])
-  assert t.edges(2).tolist() == [0, 3584, 7168, 7680, 8192, 8704, 9216]
+  np.testing.assert_array_equal(t.column_offsets, [7168, 0, 8192, 1500])
+  assert t.shard_bounds(2).tolist() == [0, 3584, 7168, 7680, 8192, 8704, 9216]
   assert t.parameters == 6500 * 8 + 700 * 5 + 3 * 3
 
 
@@ -172,7 +174,7 @@ def test_update_equals_a_dense_reference(kernels, devices, kind, l2):
   if kernels and library.missing():
     pytest.skip(library.missing())
   t, rng = tables(), np.random.default_rng(devices)
-  optimizer = optimizers.RowOptimizer(kind, eps=1e-8, l2=l2, b1=0.9, b2=0.999)
+  optimizer = optimizers.SparseOptimizer(kind, eps=1e-8, l2=l2, b1=0.9, b2=0.999)
   rows = drawn(jax.random.key(0), t, 1.0, devices)
   slots = optimizer.init(rows)
   begin = np.asarray(rows)
@@ -206,7 +208,7 @@ def test_update_equals_a_dense_reference(kernels, devices, kind, l2):
 def test_rowwise_adagrad_equals_the_dense_optimizer():
   """Sparse steps are exact: the dense rule on the whole table, zero gradients included."""
   t, rng = tables(), np.random.default_rng(0)
-  optimizer = optimizers.RowOptimizer('rowwise_adagrad', eps=1e-8, l2=0.0, b1=0.9, b2=0.999)
+  optimizer = optimizers.SparseOptimizer('rowwise_adagrad', eps=1e-8, l2=0.0, b1=0.9, b2=0.999)
   rows = drawn(jax.random.key(0), t, 1.0)
   dense_w, dense_s = rows, jnp.zeros(t.padding)
   slots, update = optimizer.init(rows), moved(optimizer, 1)
@@ -215,7 +217,7 @@ def test_rowwise_adagrad_equals_the_dense_optimizer():
     g = rng.normal(size=(50, DIM)).astype(np.float32)
     rows, slots = update(rows, slots, ids[None], g, jnp.int32(0))
     dense_g = jnp.zeros((t.padding, DIM)).at[ids].set(g)
-    dense_w, new = optimizer.apply(dense_w, {'sum': dense_s}, dense_g, 0.1, jnp.int32(0))
+    dense_w, new = optimizer.update(dense_w, {'sum': dense_s}, dense_g, 0.1, jnp.int32(0))
     dense_s = new['sum']
   np.testing.assert_allclose(rows, dense_w, rtol=1e-6, atol=1e-7)
   np.testing.assert_allclose(slots['sum'], dense_s, rtol=1e-6)
@@ -237,8 +239,8 @@ def test_ids_beyond_float32_survive(devices):
   """Neighbours above 2^24 are different rows from asking to writing."""
   t = layout.Tables((2**24 + 4096,), 1)
   N = t.parts[0].size // devices
-  optimizer = optimizers.RowOptimizer('rowwise_adagrad', eps=0.0, l2=0.0, b1=0.9, b2=0.999)
-  places = np.sort(t.places(2**24 + np.arange(4, dtype=np.int32)))
+  optimizer = optimizers.SparseOptimizer('rowwise_adagrad', eps=0.0, l2=0.0, b1=0.9, b2=0.999)
+  places = np.sort(t.storage_index(2**24 + np.arange(4, dtype=np.int32)))
   ids = np.tile(np.arange(N, N + 5, dtype=np.int32), (devices, devices, 1))
   for k, place in enumerate(places):
     ids[:, place // N, k] = place % N
@@ -251,7 +253,7 @@ def test_ids_beyond_float32_survive(devices):
 
 
 def rounded(x, rows, salt):
-  return optimizers.from_bits(optimizers.round_at_random(x, rows, jnp.int32(salt)))
+  return optimizers.from_bits(optimizers.round_stochastically(x, rows, jnp.int32(salt)))
 
 
 def test_rounding_at_random_keeps_the_mean_and_is_the_same_for_a_row():
@@ -274,10 +276,10 @@ def test_bfloat16_slots_follow_float32_ones_where_rounding_to_nearest_would_not(
   """300 steps of equal gradients: a sum grows by less than its last bit."""
   t = layout.Tables((2000,), DIM)
   exact, half = (
-    optimizers.RowOptimizer(kind, eps=1e-8, l2=0.0, b1=0.9, b2=0.999, dtype=d)
+    optimizers.SparseOptimizer(kind, eps=1e-8, l2=0.0, b1=0.9, b2=0.999, dtype=d)
     for d in ('float32', 'bfloat16')
   )
-  ids = np.sort(t.places(np.arange(2000, dtype=np.int32)))[None]
+  ids = np.sort(t.storage_index(np.arange(2000, dtype=np.int32)))[None]
   g = np.ones((2000, DIM), np.float32)
   ends = {}
   for optimizer in (exact, half):
@@ -299,6 +301,6 @@ def test_bfloat16_slots_follow_float32_ones_where_rounding_to_nearest_would_not(
 
 def test_offsets_and_padding_lie_where_they_should():
   t = tables()
-  np.testing.assert_array_equal(t.offsets, [0, 700, 2200])
+  np.testing.assert_array_equal(t.column_offsets, [0, 700, 2200])
   assert t.rows == 2203 and t.padding == 3 * layout.GROUP
   assert [p.shape for p in t.parts] == [(3 * 1024, DIM)]

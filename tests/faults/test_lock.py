@@ -18,8 +18,8 @@ from deres_jax.training import workdir
 REPO = pathlib.Path(__file__).resolve().parents[2]
 HOLDER = """
 import pathlib, subprocess, sys
-from deres_jax.training.workdir import held
-with held(pathlib.Path(sys.argv[1])):
+from deres_jax.training.workdir import locked
+with locked(pathlib.Path(sys.argv[1])):
   child = subprocess.Popen(['sleep', '60'])
   print(child.pid, flush=True)
   child.wait()
@@ -34,14 +34,14 @@ def test_a_second_process_is_refused_until_the_first_is_dead(tmp_path, monkeypat
   try:
     who = re.escape(f'process {holder.pid} on {socket.gethostname()}')
     for _ in range(2):
-      with pytest.raises(UserError, match=f'is in use by {who}: wait'), workdir.held(tmp_path):
+      with pytest.raises(UserError, match=f'is in use by {who}: wait'), workdir.locked(tmp_path):
         pass
     os.kill(holder.pid, signal.SIGKILL)
     holder.wait()
     os.kill(child, 0)  # what it started lives, and has not the lock
-    with workdir.held(tmp_path):
+    with workdir.locked(tmp_path):
       assert (tmp_path / '.lock').read_text().split()[1] == str(os.getpid())
-    with workdir.held(tmp_path):
+    with workdir.locked(tmp_path):
       pass
   finally:
     os.kill(child, signal.SIGKILL)
@@ -53,5 +53,5 @@ def test_a_file_system_without_locks_is_told_and_used(tmp_path, monkeypatch, cap
     raise OSError(95, 'Operation not supported')
 
   monkeypatch.setattr(files.fcntl, 'flock', no_locks)
-  with workdir.held(tmp_path / 'new'):
+  with workdir.locked(tmp_path / 'new'):
     assert 'no locks here (Operation not supported)' in capsys.readouterr().err

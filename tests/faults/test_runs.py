@@ -115,8 +115,8 @@ def test_a_run_stopped_where_no_figures_are_due_has_lost_none(
   """A stop at step 7: between two lines of metrics.jsonl."""
   made, calls = step.make_train_step, []
 
-  def make(setup):
-    fn = made(setup)
+  def make(spec):
+    fn = made(spec)
 
     def call(*args):
       calls.append(0)

@@ -3,19 +3,20 @@
 
 import pathlib
 
+import jax
 import numpy as np
 
 from deres_jax.data.blocks import Blocks, Rows
 from deres_jax.data.schema import Schema, Split, load_schema
 
 
-def numbers(tables, batch, devices, slot_tables=None):
+def numbers(tables, batch, devices, column_tables=None):
   """Numbers of the table rows that each slot of a whole batch stands for. [B, S]."""
   B, S = batch.inverse.shape
-  slot_tables = np.zeros(S, int) if slot_tables is None else np.array(slot_tables)
+  column_tables = np.zeros(S, int) if column_tables is None else np.array(column_tables)
   out = np.empty((B, S), np.int64)
   inverse = batch.inverse.reshape(devices, B // devices, S)
-  edges = tables.edges(devices)
+  edges = tables.shard_bounds(devices)
   for t, (table, ids) in enumerate(zip(tables.parts, batch.ids, strict=True)):
     part = table.size // devices
     K = ids.shape[1]
@@ -24,22 +25,27 @@ def numbers(tables, batch, devices, slot_tables=None):
     first = edges[t * devices : (t + 1) * devices]
     number = np.where(
       ids < part,
-      tables.numbers((ids + first[None, :, None]).reshape(-1)).reshape(ids.shape),
+      tables.global_ids((ids + first[None, :, None]).reshape(-1)).reshape(ids.shape),
       tables.padding,
     )
     number = number.reshape(devices, -1)
     assert (number[:, -1] == tables.padding).all()
     for d in range(devices):
-      mine = inverse[d][:, slot_tables == t]
+      mine = inverse[d][:, column_tables == t]
       rows = slice(d * (B // devices), (d + 1) * (B // devices))
-      out[rows, slot_tables == t] = number[d][mine]
+      out[rows, column_tables == t] = number[d][mine]
   return out
 
 
 def in_order(tables, arrays):
   """Tables (or slots of theirs) [N, ...] as one array by number, for tables of one width."""
   out = np.concatenate([np.asarray(x) for x in arrays])
-  return out[tables.places(np.arange(tables.padding, dtype=np.int32))]
+  return out[tables.storage_index(np.arange(tables.padding, dtype=np.int32))]
+
+
+def read_stream(stream):
+  """Figures of streaming metrics [D, ...], summed over devices."""
+  return jax.tree.map(lambda x: np.asarray(x).sum(axis=0), stream).compute()
 
 
 def schema(vocab_sizes, click_rate=0.25, rows=1000):

@@ -29,10 +29,10 @@ def describe(workdir: pathlib.Path, devices: int) -> dict:
   """Digests by name, on a mesh of so many devices over all processes."""
   raw = json.loads((workdir / 'config.json').read_text())['config']
   raw['mesh']['devices'] = devices
-  run = run_lib.assemble(config.resolve(raw))
+  run = run_lib.build_run(config.resolve(raw))
   checkpoints = Checkpoints(workdir / 'checkpoints')
   at = checkpoints.latest()
-  abstract = step.abstract_state(run.setup), step.abstract_stream(run.setup)
+  abstract = step.abstract_state(run.spec), step.abstract_stream(run.spec)
   state, _, clock = checkpoints.restore(at, *abstract)
   checkpoints.close()
   for x, wanted in zip(jax.tree.leaves(state), jax.tree.leaves(abstract[0]), strict=True):
@@ -45,7 +45,7 @@ def describe(workdir: pathlib.Path, devices: int) -> dict:
   ids, labels = processes.gather(rows.ids), processes.gather(rows.labels)
   batch = {'ids': ids.reshape(-1, ids.shape[-1]), 'labels': labels.reshape(-1)}
   found |= {name: _digest(x) for name, x in batch.items()}
-  found |= {'step': at, 'rows_seen': clock.rows_seen, 'mesh': run.setup.mesh.size}
+  found |= {'step': at, 'rows_seen': clock.rows_seen, 'mesh': run.spec.mesh.size}
   return found | _fed(run, at)
 
 
@@ -62,10 +62,10 @@ def _fed(run, at: int) -> dict:
     return last and len(calls) > 1
 
   numbers_of, stops = [], []
-  mesh, tables = run.setup.mesh, run.setup.tables
+  mesh, tables = run.spec.mesh, run.spec.tables
   for fed in feed(run.train, mesh, (at, at + 3), Ahead(1, 2), asked):
     batch = jax.tree.map(lambda x: multihost_utils.process_allgather(x, tiled=True), fed.batch)
-    numbers_of.append(numbers(tables, batch, mesh.size, run.setup.slot_tables))
+    numbers_of.append(numbers(tables, batch, mesh.size, run.spec.column_tables))
     stops.append(fed.stop)
   return {'fed': _digest(np.stack(numbers_of)), 'stops': stops}
 

@@ -179,8 +179,8 @@ def test_kinds_of_tokens():
 
   def of(count, **model):
     changed = dataclasses.replace(c, model=dataclasses.replace(c.model, **model))
-    setup = types.SimpleNamespace(layout=models.Layout(2, 5, 2))
-    whole = Trained(changed, schema, setup, 0, (), 1, None)
+    spec = types.SimpleNamespace(layout=models.Layout(2, 5, 2))
+    whole = Trained(changed, schema, spec, 0, (), 1, None)
     return {k: v.tolist() for k, v in findings.tokens_of(whole, count).items()}
 
   assert of(7) == {'events': [0, 1, 2, 3, 4], 'user': [5], 'item': [6]}

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deres_jax.embeddings.optimizers import RowOptimizer
+from deres_jax.embeddings.optimizers import SparseOptimizer
 from deres_jax.kernels import library, ops
 from deres_jax.models import layers
 from deres_jax.models.inputs import Context
@@ -214,7 +214,7 @@ def test_rows_are_taken_and_summed_as_they_are_indexed(E):
 @pytest.mark.parametrize('E', [1, 17, 64])
 def test_table_rows_move_as_their_optimizer_says(E, kind):
   """The named rows, and no other; ids beyond the table are padding. NaN stays in its row."""
-  optimizer = RowOptimizer(kind, eps=1e-3, l2=0.1, b1=0.9, b2=0.99)
+  optimizer = SparseOptimizer(kind, eps=1e-3, l2=0.1, b1=0.9, b2=0.99)
   w, U = normal(2100, E), 1500
   at = np.random.default_rng(0).permutation(2100)[:U].astype(np.int32)
   at.sort()
@@ -222,10 +222,10 @@ def test_table_rows_move_as_their_optimizer_says(E, kind):
   g, step = normal(U, E, seed=1), jnp.int32(4)
   g[5, 0] = np.nan
   slots = jax.tree.map(lambda x: np.abs(normal(*x.shape, seed=2)), optimizer.init(w))
-  got = jax.jit(optimizer.move)(w, slots, at, g, 0.1, step)
+  got = jax.jit(optimizer.update_inplace)(w, slots, at, g, 0.1, step)
   real = at[:-3]
   named = jax.tree.map(lambda x: x[real], (w, slots))
-  moved = optimizer.apply(*named, g[:-3], 0.1, step)
+  moved = optimizer.update(*named, g[:-3], 0.1, step)
   want = jax.tree.map(lambda x, y: x.at[real].set(y), jax.tree.map(jnp.asarray, (w, slots)), moved)
   for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
     np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import reference_classic as reference
 from arrays import F32, KEY, B, E, F, assert_close, double, initial, normal, randomised, row_keys
-from made import in_order, numbers
+from made import in_order, numbers, read_stream
 
 from deres_jax import config, models
 from deres_jax.core.errors import UserError
@@ -25,7 +25,7 @@ from deres_jax.embeddings import layout as layout_lib
 from deres_jax.models import inputs, layers
 from deres_jax.pod import mesh as mesh_lib
 from deres_jax.training import step
-from deres_jax.training.step_spec import make_setup
+from deres_jax.training.step_spec import make_step_spec
 
 FIELDS = models.Layout(F)
 EVENTS = models.Layout(fields=4, events=5, event_fields=2, targets=(2, 0))
@@ -202,7 +202,7 @@ def first_rows(c):
   tables = layout_lib.Tables((B * EVENTS.slots,), *models.row_width(c))
   (table,) = tables.parts
   start = jax.shard_map(
-    lambda: exchange.init_rows(KEY, table, c.optim.table_init_std),
+    lambda: exchange.init_tables(KEY, tables, c.optim.table_init_std)[0],
     mesh=mesh_lib.make_mesh(1),
     in_specs=(),
     out_specs=mesh_lib.TABLE,
@@ -434,17 +434,17 @@ def train(folder, devices, steps=6):
   rates = 'optim.table_lr=0.1,optim.adam_eps=0.001'
   c = config.resolve(config.base(f'model.backbone=deepfm,{sizes},{rates}'))
   schema, mesh = load_schema(str(folder)), mesh_lib.make_mesh(devices)
-  setup = make_setup(c, schema, mesh, steps)
-  batches = batches_lib.Batches(Blocks(schema, 'train'), setup.tables, 64, devices, 64, c.seed)
-  host_batch, state = batches[0], step.init_state(setup)
+  spec = make_step_spec(c, schema, mesh, steps)
+  batches = batches_lib.Batches(Blocks(schema, 'train'), spec.tables, 64, devices, 64, c.seed)
+  host_batch, state = batches[0], step.init_state(spec)
   batch = batches_lib.put(host_batch, mesh)
-  one, read = step.make_train_step(setup), step.make_read_stream(setup)
-  before, losses = in_order(setup.tables, state.rows), []
+  one, read = step.make_train_step(spec), read_stream
+  before, losses = in_order(spec.tables, state.tables), []
   for _ in range(steps):
-    state, stream = one(state, step.init_stream(setup), batch)
+    state, stream = one(state, step.init_stream(spec), batch)
     losses.append(read(stream)['logloss'])
-  ids = np.unique(numbers(setup.tables, host_batch, devices))
-  return np.array(losses), ids, before, in_order(setup.tables, state.rows)
+  ids = np.unique(numbers(spec.tables, host_batch, devices))
+  return np.array(losses), ids, before, in_order(spec.tables, state.tables)
 
 
 def test_deepfm_learns_through_the_sharded_table(planted):

@@ -101,14 +101,14 @@ def test_a_part_that_fails_is_named_and_the_others_go_on(tmp_path, monkeypatch, 
 
 @pytest.fixture(params=steps.MODELS)
 def same(request, monkeypatch):
-  """What `check_same` compares: (setup, state, batch, peer, its ids, its labels)."""
+  """What `check_same` compares: (spec, state, batch, peer, its ids, its labels)."""
   pytest.importorskip('torch', reason="PyTorch is not installed: pip install -e '.[bench]'")
   import torch_models
 
   monkeypatch.setattr(steps, 'BATCH', 256)
   _, overrides, _, _ = steps.MODELS[request.param]
-  setup, host, ours = steps.trained(f'{overrides},{steps.ADAM}', 2000)
-  return setup, ours.state, host, *torch_models.of(request.param, ours.state, host)
+  spec, host, ours = steps.trained(f'{overrides},{steps.ADAM}', 2000)
+  return spec, ours.state, host, *torch_models.of(request.param, ours.state, host)
 
 
 def test_the_peers_are_our_models(same):

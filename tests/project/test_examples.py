@@ -19,14 +19,6 @@ MODULES = {
 
 # Public functions and classes still without an example.
 WITHOUT_EXAMPLE = {
-  'embeddings/exchange.init_rows',
-  'embeddings/exchange.lookup',
-  'embeddings/exchange.merge',
-  'embeddings/exchange.update',
-  'embeddings/layout.Tables',
-  'embeddings/optimizers.RowOptimizer',
-  'embeddings/optimizers.from_bits',
-  'embeddings/optimizers.round_at_random',
   'models/connectors/deres.DeRes',
   'models/connectors/haares.Haares',
   'models/connectors/multi_stream.DenseFormer',

@@ -104,11 +104,11 @@ def test_the_file_says_what_it_is(planted, run, file):
     assert set(archive.namelist()) == {*d['sha256'], artifact.DESCRIPTION}
     table = np.load(archive.open('weights/table_0.npy'), allow_pickle=False)
   best = restore.load(run)
-  assert table.shape == (best.setup.tables.rows, 4)
+  assert table.shape == (best.spec.tables.rows, 4)
   # Row offset + id of each column, whatever the order in memory.
-  in_memory = np.asarray(best.rows[0])
+  in_memory = np.asarray(best.tables[0])
   numbers = np.arange(len(table), dtype=np.int32)
-  np.testing.assert_array_equal(table, in_memory[best.setup.tables.places(numbers)])
+  np.testing.assert_array_equal(table, in_memory[best.spec.tables.storage_index(numbers)])
 
 
 def test_the_same_run_gives_the_same_bytes(run, file, tmp_path):

@@ -112,11 +112,11 @@ def test_wandb_that_is_not_installed_is_a_mistake(planted, tmp_path, monkeypatch
 
 def test_process_0_alone_writes_and_sends(planted, tmp_path, wandb, monkeypatch):
   monkeypatch.setattr(processes, 'is_leader', lambda: False)
-  run = run_lib.assemble(tiny(planted, ',profile=3:2,wandb=ctr'))
+  run = run_lib.build_run(tiny(planted, ',profile=3:2,wandb=ctr'))
   with processes.Stop() as stop:
     _, tools = loop._open(run, stop, tmp_path)
     tools.close()
-  assert isinstance(tools.record, metrics_file.Nowhere) and not wandb.CALLS
+  assert isinstance(tools.record, metrics_file.NullWriter) and not wandb.CALLS
   step = object()
   assert tools.profile.around(step, 0) is step
 
@@ -130,9 +130,9 @@ def test_a_wrong_window_is_one_line(text):
 
 def test_a_window_beyond_the_run_is_refused(planted):
   assert checks.window('8:2') == (8, 9)
-  run_lib.assemble(tiny(planted, ',profile=8:2'))
+  run_lib.build_run(tiny(planted, ',profile=8:2'))
   with pytest.raises(UserError, match='has 9: steps 9 to 10'):
-    run_lib.assemble(tiny(planted, ',profile=9:2'))
+    run_lib.build_run(tiny(planted, ',profile=9:2'))
 
 
 def test_a_window_is_traced_once_from_where_the_run_is(monkeypatch, tmp_path):

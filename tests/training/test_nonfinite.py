@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from made import read_stream
 
 from deres_jax import config
 from deres_jax.core.errors import UserError
@@ -24,7 +25,7 @@ from deres_jax.pod import mesh as mesh_lib
 from deres_jax.training import evaluate, loop, nonfinite, step
 from deres_jax.training import run as run_lib
 from deres_jax.training.checkpoints.store import Checkpoints
-from deres_jax.training.step_spec import make_setup
+from deres_jax.training.step_spec import make_step_spec
 
 REPO = pathlib.Path(__file__).resolve().parents[2]
 PER_EPOCH = 24  # batches of 256 of the 6,000 rows
@@ -33,8 +34,8 @@ PER_EPOCH = 24  # batches of 256 of the 6,000 rows
 def make(folder, devices, more=''):
   c = faulty.configured(folder, 'stop', more)
   schema = load_schema(str(folder))
-  setup = make_setup(c, schema, mesh_lib.make_mesh(devices), 48)
-  return setup, batches_lib.Batches(Blocks(schema, 'train'), setup.tables, 256, devices, 64, c.seed)
+  spec = make_step_spec(c, schema, mesh_lib.make_mesh(devices), 48)
+  return spec, batches_lib.Batches(Blocks(schema, 'train'), spec.tables, 256, devices, 64, c.seed)
 
 
 def host(tree):
@@ -46,9 +47,9 @@ def same(a, b):
   return a.keys() == b.keys() and all(a[k].tobytes() == b[k].tobytes() for k in a)
 
 
-def one_step(setup, state, batch):
-  train_step, read = step.make_train_step(setup), step.make_read_stream(setup)
-  state, stream = train_step(state, step.init_stream(setup), batches_lib.put(batch, setup.mesh))
+def one_step(spec, state, batch):
+  train_step, read = step.make_train_step(spec), read_stream
+  state, stream = train_step(state, step.init_stream(spec), batches_lib.put(batch, spec.mesh))
   return state, read(stream)
 
 
@@ -57,15 +58,15 @@ def one_step(setup, state, batch):
 def test_a_step_that_is_not_finite_moves_nothing(planted, devices, limit):
   """Nor do later ones beyond the limit; the step number goes on within it only."""
   more = f'train.on_nan=skip,train.nan_bound={limit},optim.table=lazy_adam'
-  setup, batches = make(planted, devices, more)
-  state, _ = one_step(setup, step.init_state(setup), batches[0])
+  spec, batches = make(planted, devices, more)
+  state, _ = one_step(spec, step.init_state(spec), batches[0])
   before = jax.device_get(state)
   bad = batches[1]._replace(labels=np.where(np.arange(256) == 200, np.nan, 0).astype(np.float32))
-  state, figures = one_step(setup, state, bad)
+  state, figures = one_step(spec, state, bad)
   after = jax.device_get(state)
   assert same(before._replace(step=0, skipped=0), after._replace(step=0, skipped=0))
   assert (after.step, after.skipped) == (1 + (limit > 0), 1) and figures['rows'] == 0
-  state, figures = one_step(setup, state, batches[2])
+  state, figures = one_step(spec, state, batches[2])
   moved = not same(jax.device_get(state.params), after.params)
   assert moved == (limit > 0) == (figures['rows'] == 256)
   assert int(state.step) == (3 if limit else 1) and int(state.skipped) == 1
@@ -74,72 +75,77 @@ def test_a_step_that_is_not_finite_moves_nothing(planted, devices, limit):
 @pytest.mark.parametrize('devices', [1, 8])
 def test_an_infinite_loss_of_finite_gradients_is_noticed(planted, devices):
   """On whatever device it is: an infinite logit of a row that is no click."""
-  setup, batches = make(planted, devices)
-  state = step.init_state(setup)
+  spec, batches = make(planted, devices)
+  state = step.init_state(spec)
   state = state._replace(params={**state.params, 'bias': jnp.float32(jnp.inf)})
   quiet = batches[0]._replace(labels=(np.arange(256) != 200).astype(np.float32))
-  state, _ = one_step(setup, state, quiet)
+  state, _ = one_step(spec, state, quiet)
   assert int(state.skipped) == 1
-  said = nonfinite.explain(setup, state, batches, 0)
+  said = nonfinite.explain(spec, state, batches, 0)
   assert said.startswith('parameter bias;')
 
 
 def poison(state, batches, table_place=None, parameter=None):
   """The state with an infinity in one table row, or one dense parameter."""
   if parameter is None:
-    rows = (state.rows[0].at[table_place, 1].set(jnp.inf), *state.rows[1:])
-    return state._replace(rows=rows)
+    rows = (state.tables[0].at[table_place, 1].set(jnp.inf), *state.tables[1:])
+    return state._replace(tables=rows)
   bad = state.params[parameter].at[0].set(jnp.nan)
   return state._replace(params={**state.params, parameter: bad})
 
 
 @pytest.mark.parametrize('devices', [1, 8])
 def test_what_is_not_finite_is_named_with_its_rows(planted, devices, monkeypatch):
-  setup, batches = make(planted, devices)
-  state = step.init_state(setup)
+  spec, batches = make(planted, devices)
+  state = step.init_state(spec)
   number = int(batches.rows(3).ids[faulty.ROW, 2])
-  place = setup.tables.places(np.array([number], np.int32))[0]
+  place = spec.tables.storage_index(np.array([number], np.int32))[0]
   block_n, row_n = batches.stored(3)
   stored = f'{block_n[faulty.ROW]}:{row_n[faulty.ROW]}'
 
-  said = nonfinite.explain(setup, poison(state, batches, place), batches, 3)
+  said = nonfinite.explain(spec, poison(state, batches, place), batches, 3)
   name = batches.schema.fields[2]
   assert f'table row of field {name}, id {number - batches.offset(2)};' in said
   assert 'batch 3 of epoch 0 of split train' in said and ':' in said
 
-  said = nonfinite.explain(setup, poison(state, batches, parameter='kernel'), batches, 3)
+  said = nonfinite.explain(spec, poison(state, batches, parameter='kernel'), batches, 3)
   assert 'parameter kernel;' in said
 
   monkeypatch.setattr(step, 'bce_sum', faulty.bce_sum)
   monkeypatch.setattr(batches_lib.Batches, 'rows', faulty.rows_of({3}))
-  said = nonfinite.explain(setup, state, batches, 3)
+  said = nonfinite.explain(spec, state, batches, 3)
   assert said.startswith('gradient of parameter ') and said.endswith(f'block:row {stored}')
-  said = nonfinite.explain(setup, state, batches, 4)
+  said = nonfinite.explain(spec, state, batches, 4)
   assert 'exceeds float32' in said and 'from 2 blocks' in said
 
 
 def test_the_whole_state_is_looked_at_before_it_is_saved(planted):
-  setup, _ = make(planted, 1, 'optim.table_slots=bfloat16')
-  state, check = step.init_state(setup), nonfinite.make_finite_leaves(setup)
+  spec, _ = make(planted, 1, 'optim.table_slots=bfloat16')
+  state, check = step.init_state(spec), nonfinite.make_finite_leaves(spec)
   assert nonfinite.first_of_state(check(state)) is None
-  slot = {'sum': state.slots[0]['sum'].at[7].set(jnp.uint16(0x7F80))}  # infinity in bfloat16
-  assert nonfinite.first_of_state(check(state._replace(slots=(slot,)))) == 'state slots/0/sum'
-  assert nonfinite.first_of_state(check(poison(state, None, 9))) == 'state rows/0'
+  slot = {
+    'sum': state.table_opt_state[0]['sum'].at[7].set(jnp.uint16(0x7F80))
+  }  # infinity in bfloat16
+  assert (
+    nonfinite.first_of_state(check(state._replace(table_opt_state=(slot,))))
+    == 'state table_opt_state/0/sum'
+  )
+  assert nonfinite.first_of_state(check(poison(state, None, 9))) == 'state tables/0'
 
 
 @pytest.mark.parametrize('window_blocks', [1, 64])
 def test_rows_of_a_batch_are_found_where_they_are_stored(planted, window_blocks):
   schema = load_schema(str(planted))
-  blocks, setup = Blocks(schema, 'train'), make(planted, 1)[0]
-  batches = batches_lib.Batches(blocks, setup.tables, 256, 1, window_blocks, 3)
+  blocks, spec = Blocks(schema, 'train'), make(planted, 1)[0]
+  batches = batches_lib.Batches(blocks, spec.tables, 256, 1, window_blocks, 3)
   halves = [
-    batches_lib.Batches(blocks, setup.tables, 256, 2, window_blocks, 3, p, 2) for p in (0, 1)
+    batches_lib.Batches(blocks, spec.tables, 256, 2, window_blocks, 3, p, 2) for p in (0, 1)
   ]
   stored = [blocks.read(b).ids for b in range(order.Order(4096, 6000, 256, 1, 3).blocks)]
   for index in (0, PER_EPOCH - 1, PER_EPOCH + 7):
     block_n, row_n = batches.stored(index)
     want = np.stack([stored[b][r] for b, r in zip(block_n, row_n, strict=True)])
-    np.testing.assert_array_equal(batches.rows(index).ids - setup.tables.offsets, want)
+    np.testing.assert_array_equal(batches.rows(index).ids - spec.tables.column_offsets, want)
     read = [half.stored(index) for half in halves]
     np.testing.assert_array_equal(np.concatenate([r[1] for r in read]), row_n)
 
@@ -151,9 +157,9 @@ def broken(monkeypatch):
 
 
 def newest(workdir, folder, on_nan):
-  run = run_lib.assemble(faulty.configured(folder, on_nan))
+  run = run_lib.build_run(faulty.configured(folder, on_nan))
   checkpoints = Checkpoints(workdir / 'checkpoints')
-  abstract = step.abstract_state(run.setup), step.abstract_stream(run.setup)
+  abstract = step.abstract_state(run.spec), step.abstract_stream(run.spec)
   state, _, clock = checkpoints.restore(checkpoints.latest(), *abstract)
   checkpoints.close()
   return state, clock
@@ -197,8 +203,8 @@ def test_rollback_goes_on_from_the_checkpoint_after_the_batch(planted, tmp_path,
   """Against the same steps by hand: those since the checkpoint are left out."""
   result = loop.train(faulty.configured(planted, 'rollback'), tmp_path)
   assert result['rollbacks'] == 3 and result['steps_skipped'] == 0
-  run = run_lib.assemble(faulty.configured(planted, 'rollback'))
-  train_step, state = step.make_train_step(run.setup), step.init_state(run.setup)
+  run = run_lib.build_run(faulty.configured(planted, 'rollback'))
+  train_step, state = step.make_train_step(run.spec), step.init_state(run.spec)
   saved = {*range(6, 49, 6), *range(14, 49, 14), 48}
   out = set()
   for b in faulty.BATCHES:
@@ -207,8 +213,8 @@ def test_rollback_goes_on_from_the_checkpoint_after_the_batch(planted, tmp_path,
     if k in out:
       continue
     state = state._replace(step=jnp.int32(k))
-    batch = batches_lib.put(run.train[k], run.setup.mesh)
-    state, _ = train_step(state, step.init_stream(run.setup), batch)
+    batch = batches_lib.put(run.train[k], run.spec.mesh)
+    state, _ = train_step(state, step.init_stream(run.spec), batch)
   found, clock = newest(tmp_path, planted, 'rollback')
   assert clock.rollbacks == 3 and int(found.step) == 48
   assert same(found._replace(step=0), state._replace(step=0))
@@ -242,15 +248,15 @@ def _environ():
 
 
 def test_a_logit_that_is_nan_in_evaluation_is_a_line(planted):
-  setup, _ = make(planted, 1)
+  spec, _ = make(planted, 1)
   schema = load_schema(str(planted))
-  batches = batches_lib.Batches(Blocks(schema, 'test'), setup.tables, 512, 1, 64, None)
-  state = poison(step.init_state(setup), None, 3)
-  eval_step = step.make_eval_step(setup)
+  batches = batches_lib.Batches(Blocks(schema, 'test'), spec.tables, 512, 1, 64, None)
+  state = poison(step.init_state(spec), None, 3)
+  eval_step = step.make_eval_step(spec)
   with pytest.raises(UserError, match=r'of 1500 logits are NaN in evaluation, the first in row'):
     evaluate.run(
       lambda p, t, b: eval_step(p, t, np.int32(0), b) * jnp.nan,
-      state.params, state.rows, batches, setup.mesh, loop.Ahead(1, 2), bool, lambda: None,
+      state.params, state.tables, batches, spec.mesh, loop.Ahead(1, 2), bool, lambda: None,
     )  # fmt: skip
 
 

@@ -155,14 +155,14 @@ def test_without_a_topology_nothing_is_compiled_trained_or_written(experiment, p
 
 
 def planned(planted, more, name='cpu-8', machine=None):
-  """(setup, batch, plan) on this process's eight devices, whatever machine they stand for."""
+  """(spec, batch, plan) on this process's eight devices, whatever machine they stand for."""
   c = config.resolve(config.base(f'data.path={planted},{BASE},{more}'))
   machine = machine or machines.find(name)
   mesh, note = machines.mesh(machines.find('cpu-8'))
   c = on_mesh.on(c, machine)
-  run = run_lib.assemble(c, mesh)
+  run = run_lib.build_run(c, mesh)
   batch = run.train[0]
-  return run.setup, batch, on_mesh.make(c, run.setup, batch, machine, note)
+  return run.spec, batch, on_mesh.make(c, run.spec, batch, machine, note)
 
 
 BASE = (
@@ -178,7 +178,7 @@ SLOTS = {
 @pytest.mark.parametrize('optimizer', SLOTS)
 def test_bytes_of_two_tables_and_their_slots(planted, optimizer):
   more = f'optim.table={optimizer},model.embed_dim_of_few=12:2'
-  setup, batch, p = planned(planted, more, 'h200-8')
+  spec, batch, p = planned(planted, more, 'h200-8')
   assert p.widths == (4, 2)
   slot, D, N = SLOTS[optimizer], 8, 1024
   assert p.base.bytes_table == N * (4 + 2) * 4 // D
@@ -196,16 +196,16 @@ def test_bytes_of_two_tables_and_their_slots(planted, optimizer):
   assert p.for_capacities == pytest.approx(sum(p.wire.values())) and p.least < p.for_capacities
   # The step keeps a table in place: beside state, batch and temporaries there is next to nothing.
   counted = p.base.bytes_dense_state + p.base.bytes_table + p.base.bytes_table_slots + p.bytes_batch
-  stream = sum(math.prod(x.shape) * 4 for x in jax.tree.leaves(step.abstract_stream(setup)))
+  stream = sum(math.prod(x.shape) * 4 for x in jax.tree.leaves(step.abstract_stream(spec)))
   assert p.bytes_total == pytest.approx(counted + p.bytes_temporary + stream, abs=1000)
-  shapes = step.abstract_batch(setup, batch)
+  shapes = step.abstract_batch(spec, batch)
   assert [x.shape for x in jax.tree.leaves(shapes)] == [np.shape(x) for x in jax.tree.leaves(batch)]
 
 
 def test_figures_are_those_of_the_rows(planted):
-  setup, batch, p = planned(planted, '')
+  spec, batch, p = planned(planted, '')
   (ids,) = batch.ids
-  rows = numbers(setup.tables, batch, 8).reshape(8, -1)
+  rows = numbers(spec.tables, batch, 8).reshape(8, -1)
   different = [len(np.unique(mine)) for mine in rows]
   assert p.distinct == (np.mean(different),)
   assert p.capacities == (ids.shape[1],) and p.rows == 512
@@ -232,7 +232,7 @@ def test_a_compiler_that_gives_up_still_leaves_a_plan(planted, monkeypatch):
         'hbm. Used 25.50G of 15.75G hbm. Exceeded hbm capacity by 9.75G.'
       )
 
-  monkeypatch.setattr(step, 'make_train_step', lambda setup: Refuses())
+  monkeypatch.setattr(step, 'make_train_step', lambda spec: Refuses())
   _, _, p = planned(planted, '', 'v5e-8')
   assert p.bytes_temporary is None and p.bytes_total == int(25.5 * 2**30)
   assert sum(p.wire.values()) == p.for_capacities
@@ -274,9 +274,9 @@ def test_the_exchange_by_hand():
 
 
 def test_the_plan_of_any_mesh_is_unchanged_by_the_machine(planted):
-  setup, _, p = planned(planted, '')
+  spec, _, p = planned(planted, '')
   c = config.resolve(config.base(f'data.path={planted},{BASE}'))
-  assert counts.make(c, setup) == p.base
+  assert counts.make(c, spec) == p.base
 
 
 def test_a_topology_is_not_given_beside_devices():

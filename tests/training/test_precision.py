@@ -11,7 +11,7 @@ from deres_jax import config
 from deres_jax.data import batches as batches_lib
 from deres_jax.pod import mesh as mesh_lib
 from deres_jax.training import step
-from deres_jax.training.step_spec import make_setup
+from deres_jax.training.step_spec import make_step_spec
 
 SIZES = 'model.depth=2,model.dim=8,model.heads=2,model.embed_dim=4,data.batch_size=16'
 # Exponentials and norms of softmax, logarithms of the loss, square roots of norms and optimizers.
@@ -36,11 +36,11 @@ def traced(more):
   """Equations of the training step on two devices, and what it takes and gives."""
   overrides = f'{SIZES},data.eval_batch_size=16,model.dtype=bfloat16,train.kernels=off,{more}'
   c = config.resolve(config.base(overrides))
-  setup = make_setup(c, made.schema((20, 30, 40)), mesh_lib.make_mesh(2), 10)
-  batches = batches_lib.Batches(made.ZipfBlocks((20, 30, 40), 64), setup.tables, 16, 2, 64, 0)
-  args = step.abstract_state(setup), step.abstract_stream(setup, summed=False)
-  args = *args, step.abstract_batch(setup, batches[0])
-  closed, out = jax.make_jaxpr(step.make_train_step(setup), return_shape=True)(*args)
+  spec = make_step_spec(c, made.schema((20, 30, 40)), mesh_lib.make_mesh(2), 10)
+  batches = batches_lib.Batches(made.ZipfBlocks((20, 30, 40), 64), spec.tables, 16, 2, 64, 0)
+  args = step.abstract_state(spec), step.abstract_stream(spec, summed=False)
+  args = *args, step.abstract_batch(spec, batches[0])
+  closed, out = jax.make_jaxpr(step.make_train_step(spec), return_shape=True)(*args)
   return list(jaxprs(closed.jaxpr)), args, out
 
 

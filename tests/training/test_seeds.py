@@ -17,20 +17,20 @@ from deres_jax import config, sweep
 from deres_jax.embeddings import optimizers
 from deres_jax.pod import mesh as mesh_lib
 from deres_jax.training import step
-from deres_jax.training.step_spec import make_setup
+from deres_jax.training.step_spec import make_step_spec
 
 SIZES = 'model.depth=1,model.dim=8,model.heads=2,model.embed_dim=4,data.batch_size=8'
 
 
-def setup_of(seed, more=''):
+def spec_of(seed, more=''):
   overrides = f'{SIZES},data.eval_batch_size=8,seed={seed}'
   c = config.resolve(config.base(','.join(filter(None, (overrides, more)))))
-  return make_setup(c, made.schema((20, 30)), mesh_lib.make_mesh(1), 10)
+  return make_step_spec(c, made.schema((20, 30)), mesh_lib.make_mesh(1), 10)
 
 
 def state(seed):
-  found = step.init_state(setup_of(seed, 'deres.query_init=0.1,model.embed_dim_of_few=20:2'))
-  leaves = jax.tree.leaves_with_path((found.params, found.rows))
+  found = step.init_state(spec_of(seed, 'deres.query_init=0.1,model.embed_dim_of_few=20:2'))
+  leaves = jax.tree.leaves_with_path((found.params, found.tables))
   return {jax.tree_util.keystr(k): np.asarray(v) for k, v in leaves}
 
 
@@ -47,10 +47,10 @@ def test_every_initial_value_that_is_drawn_follows_the_seed():
 
 def test_dropout_follows_the_seed():
   def keys(seed):
-    setup = setup_of(seed)
+    spec = spec_of(seed)
     draw = jax.shard_map(
-      lambda: jax.random.key_data(step._row_keys(setup, jnp.int32(3), 8)),
-      mesh=setup.mesh,
+      lambda: jax.random.key_data(step._example_keys(spec, jnp.int32(3), 8)),
+      mesh=spec.mesh,
       in_specs=(),
       out_specs=mesh_lib.BATCH,
       check_vma=False,
@@ -63,12 +63,14 @@ def test_dropout_follows_the_seed():
 
 def test_rounding_of_slots_follows_the_seed():
   x, at = jnp.linspace(1, 2, 500), jnp.arange(500)
-  one = setup_of(0, 'optim.table_slots=bfloat16').row_optimizer
+  one = spec_of(0, 'optim.table_slots=bfloat16').sparse_optimizer
 
   def bits(optimizer, at_step, slot):
-    return np.asarray(optimizers.round_at_random(x, at, optimizer.salt(jnp.int32(at_step), slot)))
+    return np.asarray(
+      optimizers.round_stochastically(x, at, optimizer.salt(jnp.int32(at_step), slot))
+    )
 
-  other = setup_of(1, 'optim.table_slots=bfloat16').row_optimizer
+  other = spec_of(1, 'optim.table_slots=bfloat16').sparse_optimizer
   assert (one.seed, other.seed) == (0, 1)
   for optimizer in (one, other):
     np.testing.assert_array_equal(bits(optimizer, 3, 0), bits(optimizer, 3, 0))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from made import in_order, numbers
+from made import in_order, numbers, read_stream
 from marks import slow
 
 from deres_jax import config
@@ -20,7 +20,7 @@ from deres_jax.embeddings import layout
 from deres_jax.models.inputs import Context
 from deres_jax.pod import mesh as mesh_lib
 from deres_jax.training import step
-from deres_jax.training.step_spec import make_setup, micro_rows
+from deres_jax.training.step_spec import make_step_spec, micro_batch
 
 TINY = (
   'model.depth=2,model.dim=8,model.heads=2,model.embed_dim=4,model.ffn_ratio=2,'
@@ -35,22 +35,22 @@ def make(folder, devices=1, more='', steps=10):
   c = config.resolve(config.base(f'{TINY},{more}'))
   schema = load_schema(str(folder))
   mesh = mesh_lib.make_mesh(devices)
-  setup = make_setup(c, schema, mesh, steps)
+  spec = make_step_spec(c, schema, mesh, steps)
   blocks = Blocks(schema, 'train')
-  return setup, batches_lib.Batches(blocks, setup.tables, c.data.batch_size, devices, 64, c.seed)
+  return spec, batches_lib.Batches(blocks, spec.tables, c.data.batch_size, devices, 64, c.seed)
 
 
-def run(setup, batches, steps):
+def run(spec, batches, steps):
   """Losses of every step, and the state at the end."""
   state, train, read = (
-    step.init_state(setup),
-    step.make_train_step(setup),
-    step.make_read_stream(setup),
+    step.init_state(spec),
+    step.make_train_step(spec),
+    read_stream,
   )
   losses_S = []
   for k in range(steps):
-    stream = step.init_stream(setup)
-    state, stream = train(state, stream, batches_lib.put(batches[k], setup.mesh))
+    stream = step.init_stream(spec)
+    state, stream = train(state, stream, batches_lib.put(batches[k], spec.mesh))
     losses_S.append(read(stream)['logloss'])
   return np.array(losses_S), state
 
@@ -86,36 +86,36 @@ def test_eight_devices_train_like_one_with(planted, more):
   np.testing.assert_allclose(one, eight, rtol=1e-5)
   # A sum that differs in its last bit may be rounded the other way: by 2^-8 of itself.
   assert_close(state_one, state_eight, rtol=1e-2 if 'bfloat16' in more else 2e-3, atol=2e-5)
-  assert len(state_one.rows) == 1 + more.count(':')
+  assert len(state_one.tables) == 1 + more.count(':')
   assert (np.diff(one) < 0).any()
 
 
 def test_narrow_rows_reach_the_model_through_a_map(planted):
   """Against rows put together by hand: each table's map, then the slots in the data's order."""
-  setup, batches = make(planted, 1, 'model.embed_dim_of_few=10:2/12:3')
-  state, batch = step.init_state(setup), batches[0]
+  spec, batches = make(planted, 1, 'model.embed_dim_of_few=10:2/12:3')
+  state, batch = step.init_state(spec), batches[0]
   params = jax.device_get(state.params)
   assert params['table_1']['kernel'].shape == (3, 4) and params['table_2']['kernel'].shape == (2, 4)
-  found = numbers(setup.tables, batch, 1, setup.slot_tables)
+  found = numbers(spec.tables, batch, 1, spec.column_tables)
   rows = np.zeros((256, 6, 4), np.float32)
-  for s, t in enumerate(setup.slot_tables):
-    places = setup.tables.places(found[:, s].astype(np.int32)) - setup.tables.starts[t]
-    x = np.asarray(state.rows[t])[places]
+  for s, t in enumerate(spec.column_tables):
+    places = spec.tables.storage_index(found[:, s].astype(np.int32)) - spec.tables.table_offsets[t]
+    x = np.asarray(state.tables[t])[places]
     rows[:, s] = x @ params[f'table_{t}']['kernel'] if t else x
-  expected = setup.model.model.apply({'params': params['model']}, rows, Context())
-  logits = step.make_eval_step(setup)(
-    state.params, state.rows, np.int32(0), batches_lib.put(batch, setup.mesh)
+  expected = spec.model.model.apply({'params': params['model']}, rows, Context())
+  logits = step.make_eval_step(spec)(
+    state.params, state.tables, np.int32(0), batches_lib.put(batch, spec.mesh)
   )
   np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_the_last_partial_batch_trains_on_its_rows_alone(planted):
-  setup, batches = make(planted, 8)
+  spec, batches = make(planted, 8)
   last = batches.per_epoch - 1
   assert 0 < batches.size(last) < 256
-  train, read = step.make_train_step(setup), step.make_read_stream(setup)
-  batch = batches_lib.put(batches[last], setup.mesh)
-  _, stream = train(step.init_state(setup), step.init_stream(setup), batch)
+  train, read = step.make_train_step(spec), read_stream
+  batch = batches_lib.put(batches[last], spec.mesh)
+  _, stream = train(step.init_state(spec), step.init_stream(spec), batch)
   assert read(stream)['rows'] == batches.size(last)
 
 
@@ -126,7 +126,7 @@ def test_micro_batches_equal_the_whole_batch(planted, micro):
   parts, state_parts = run(*make(planted, 1, f'{more}{micro}'), steps=3)
   np.testing.assert_allclose(whole, parts, rtol=1e-6)
   assert_close(state_whole.params, state_parts.params, rtol=1e-3, atol=1e-5)
-  np.testing.assert_allclose(state_whole.rows[0], state_parts.rows[0], rtol=1e-3, atol=1e-5)
+  np.testing.assert_allclose(state_whole.tables[0], state_parts.tables[0], rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -136,52 +136,52 @@ def test_micro_batches_equal_the_whole_batch(planted, micro):
 def test_rows_that_a_cpu_works_on_at_a_time(backbone, batch, want):
   c = config.resolve(config.base(f'model.backbone={backbone},data.batch_size={batch}'))
   mesh = mesh_lib.make_mesh(1)
-  assert micro_rows(c, mesh) == want
+  assert micro_batch(c, mesh) == want
   chosen = dataclasses.replace(c, train=dataclasses.replace(c.train, micro_batch=64))
-  assert micro_rows(chosen, mesh) == 64
+  assert micro_batch(chosen, mesh) == 64
 
 
 def test_one_step_equals_a_plain_one(planted):
   """The same step written with a dense table and no mesh, micro-batch or unique ids."""
-  setup, batches = make(planted, 8, 'optim.gate_lr_mult=3,optim.weight_decay=0.1')
-  state = step.init_state(setup)
-  params, table = jax.device_get(state.params), in_order(setup.tables, state.rows)
+  spec, batches = make(planted, 8, 'optim.gate_lr_mult=3,optim.weight_decay=0.1')
+  state = step.init_state(spec)
+  params, table = jax.device_get(state.params), in_order(spec.tables, state.tables)
   batch = batches[0]
-  ids = numbers(setup.tables, batch, 8)
+  ids = numbers(spec.tables, batch, 8)
 
   def loss(params, table):
-    logits = setup.model.apply({'params': params}, table[ids], Context())
+    logits = spec.model.apply({'params': params}, table[ids], Context())
     return step.bce_sum(logits, batch.labels, batch.weights) / 256
 
   gp, gt = jax.jit(jax.grad(loss, argnums=(0, 1)))(params, jnp.asarray(table))
-  updates, _ = setup.optimizer.update(gp, setup.optimizer.init(params), params)
+  updates, _ = spec.optimizer.update(gp, spec.optimizer.init(params), params)
   want_params = optax.apply_updates(params, updates)
   want_table = table - 0.1 * gt / (np.sqrt(np.mean(gt**2, -1, keepdims=True)) + 1e-8)
-  train = step.make_train_step(setup)
-  new, _ = train(state, step.init_stream(setup), batches_lib.put(batch, setup.mesh))
+  train = step.make_train_step(spec)
+  new, _ = train(state, step.init_stream(spec), batches_lib.put(batch, spec.mesh))
   assert_close(jax.device_get(new.params), want_params, rtol=1e-4, atol=1e-6)
   moved = np.abs(gt).sum(-1) > 0
-  rows = in_order(setup.tables, new.rows)
+  rows = in_order(spec.tables, new.tables)
   np.testing.assert_allclose(rows[moved], want_table[moved], rtol=1e-3, atol=1e-5)
   np.testing.assert_array_equal(rows[~moved], table[~moved])
 
 
 def test_a_plain_pmap_step_gives_the_same_dense_part(planted):
   """jax.pmap's data-parallel step with the table on every device: parameters after three steps."""
-  setup, batches = make(planted, 8, 'optim.weight_decay=0.1,optim.clip_norm=0.05')
-  state = step.init_state(setup)
-  params, table = jax.device_get(state.params), jnp.asarray(in_order(setup.tables, state.rows))
+  spec, batches = make(planted, 8, 'optim.weight_decay=0.1,optim.clip_norm=0.05')
+  state = step.init_state(spec)
+  params, table = jax.device_get(state.params), jnp.asarray(in_order(spec.tables, state.tables))
   sums = jnp.zeros(len(table))
 
   def loss(params, rows, labels):
-    logits = setup.model.apply({'params': params}, rows, Context())
+    logits = spec.model.apply({'params': params}, rows, Context())
     return step.bce_sum(logits, labels, jnp.ones_like(labels)) / 256
 
   def one(params, opt, table, sums, ids, labels):
     g, g_rows = jax.grad(loss, argnums=(0, 1))(params, table[ids], labels)
     g = jax.lax.psum(g, 'd')
     dense = jax.lax.psum(jnp.zeros_like(table).at[ids].add(g_rows), 'd')
-    updates, opt = setup.optimizer.update(g, opt, params)
+    updates, opt = spec.optimizer.update(g, opt, params)
     sums = sums + jnp.mean(dense**2, axis=-1)
     table = table - 0.1 * dense / (jnp.sqrt(sums) + 1e-8)[:, None]
     return optax.apply_updates(params, updates), opt, table, sums
@@ -189,29 +189,29 @@ def test_a_plain_pmap_step_gives_the_same_dense_part(planted):
   def everywhere(tree):
     return jax.tree.map(lambda x: jnp.stack([x] * 8), tree)
 
-  plain = everywhere((params, setup.optimizer.init(params), table, sums))
+  plain = everywhere((params, spec.optimizer.init(params), table, sums))
   step_everywhere = jax.pmap(one, axis_name='d')
-  train = step.make_train_step(setup)
+  train = step.make_train_step(spec)
   for k in range(3):
     batch = batches[k]
-    ids = numbers(setup.tables, batch, 8).reshape(8, 32, -1)
+    ids = numbers(spec.tables, batch, 8).reshape(8, 32, -1)
     plain = step_everywhere(*plain, ids, batch.labels.reshape(8, 32))
-    state, _ = train(state, step.init_stream(setup), batches_lib.put(batch, setup.mesh))
+    state, _ = train(state, step.init_stream(spec), batches_lib.put(batch, spec.mesh))
   first = jax.tree.map(lambda x: np.asarray(x[0]), plain)
   assert_close(jax.device_get(state.params), first[0], rtol=1e-4, atol=1e-6)
   assert_close(jax.device_get(state.opt), first[1], rtol=1e-4, atol=1e-6)
-  np.testing.assert_allclose(in_order(setup.tables, state.rows), first[2], rtol=1e-3, atol=2e-6)
+  np.testing.assert_allclose(in_order(spec.tables, state.tables), first[2], rtol=1e-3, atol=2e-6)
 
 
 def test_state_is_born_sharded_and_stays_so(planted):
-  setup, batches = make(planted, 8)
-  state = step.init_state(setup)
-  wanted = jax.tree.map(lambda x: x.sharding, step.abstract_state(setup))
-  (table,) = state.rows
-  assert table.addressable_shards[0].data.shape[0] == setup.tables.parts[0].size // 8
-  train = step.make_train_step(setup)
+  spec, batches = make(planted, 8)
+  state = step.init_state(spec)
+  wanted = jax.tree.map(lambda x: x.sharding, step.abstract_state(spec))
+  (table,) = state.tables
+  assert table.addressable_shards[0].data.shape[0] == spec.tables.parts[0].size // 8
+  train = step.make_train_step(spec)
   old = table
-  state, _ = train(state, step.init_stream(setup), batches_lib.put(batches[0], setup.mesh))
+  state, _ = train(state, step.init_stream(spec), batches_lib.put(batches[0], spec.mesh))
   assert old.is_deleted(), 'the state must be donated'
   for x, s in zip(jax.tree.leaves(state), jax.tree.leaves(wanted), strict=True):
     assert x.sharding.is_equivalent_to(s, x.ndim)
@@ -231,8 +231,8 @@ def test_a_step_copies_no_table(planted, kernels, table):
   more = f'train.kernels={kernels},optim.table={table}'
   sizes = {}
   for rows in (10_000, 2_000_000):
-    setup, batches = make(planted, more=more)
-    wide = dataclasses.replace(setup, tables=layout.Tables((rows,), setup.tables.dim))
+    spec, batches = make(planted, more=more)
+    wide = dataclasses.replace(spec, tables=layout.Tables((rows,), spec.tables.dim))
     state, stream = step.abstract_state(wide), step.abstract_stream(wide, summed=False)
     batch = step.abstract_batch(wide, batches[0])
     compiled = step.make_train_step(wide).lower(state, stream, batch).compile()
@@ -241,21 +241,21 @@ def test_a_step_copies_no_table(planted, kernels, table):
 
 
 def test_dropout_noise_differs_by_step_and_is_off_in_evaluation(planted):
-  setup, batches = make(planted, 1, 'model.dropout=0.5')
-  evaluate = step.make_eval_step(setup)
-  state = step.init_state(setup)
-  batch = batches_lib.put(batches[0], setup.mesh)
-  a, b = (np.asarray(evaluate(state.params, state.rows, np.int32(0), batch)) for _ in range(2))
+  spec, batches = make(planted, 1, 'model.dropout=0.5')
+  evaluate = step.make_eval_step(spec)
+  state = step.init_state(spec)
+  batch = batches_lib.put(batches[0], spec.mesh)
+  a, b = (np.asarray(evaluate(state.params, state.tables, np.int32(0), batch)) for _ in range(2))
   np.testing.assert_array_equal(a, b)
-  one, two = (np.asarray(jax.random.key_data(_keys(setup, k))) for k in (0, 1))
+  one, two = (np.asarray(jax.random.key_data(_keys(spec, k))) for k in (0, 1))
   assert one.shape[0] == 256 and (one != two).any()
   assert len(np.unique(one, axis=0)) == 256
 
 
-def _keys(setup, k):
+def _keys(spec, k):
   keys = jax.shard_map(
-    lambda: step._row_keys(setup, jnp.int32(k), 256),
-    mesh=setup.mesh,
+    lambda: step._example_keys(spec, jnp.int32(k), 256),
+    mesh=spec.mesh,
     in_specs=(),
     out_specs=mesh_lib.BATCH,
     check_vma=False,
@@ -266,10 +266,12 @@ def _keys(setup, k):
 def test_evaluation_is_the_same_on_every_mesh(planted):
   out = []
   for devices in (1, 2, 8):
-    setup, batches = make(planted, devices)
-    state = step.init_state(setup)
-    batch = batches_lib.put(batches[0], setup.mesh)
-    out.append(np.asarray(step.make_eval_step(setup)(state.params, state.rows, np.int32(0), batch)))
+    spec, batches = make(planted, devices)
+    state = step.init_state(spec)
+    batch = batches_lib.put(batches[0], spec.mesh)
+    out.append(
+      np.asarray(step.make_eval_step(spec)(state.params, state.tables, np.int32(0), batch))
+    )
   np.testing.assert_allclose(out[0], out[1], rtol=1e-5, atol=1e-6)
   np.testing.assert_allclose(out[0], out[2], rtol=1e-5, atol=1e-6)
 

@@ -21,7 +21,7 @@ from deres_jax.data import batches as batches_lib
 from deres_jax.embeddings import exchange
 from deres_jax.pod import mesh as mesh_lib
 from deres_jax.training import step
-from deres_jax.training.step_spec import make_setup
+from deres_jax.training.step_spec import make_step_spec
 
 D, ROWS = 8, 32_768
 BASE = f'data.batch_size={ROWS},data.eval_batch_size={ROWS},model.depth=1,deres.block_layers=1'
@@ -43,50 +43,50 @@ def vocabulary(rows, fields=39):
   return tuple(round(x) for x in np.geomspace(10, low, fields))
 
 
-def setup_of(more='', rows=1_000_000):
+def spec_of(more='', rows=1_000_000):
   c = config.resolve(config.base(f'{BASE},{more}'))
-  return make_setup(c, made.schema(vocabulary(rows)), mesh_lib.make_mesh(D), 100)
+  return make_step_spec(c, made.schema(vocabulary(rows)), mesh_lib.make_mesh(D), 100)
 
 
 @functools.cache
 def batch_of(more=''):
   """The first batch of made-up rows."""
-  setup = setup_of(more)
+  spec = spec_of(more)
   blocks = made.ZipfBlocks(vocabulary(1_000_000), 2 * ROWS)
-  return batches_lib.Batches(blocks, setup.tables, ROWS, D, 64, 0)[0]
+  return batches_lib.Batches(blocks, spec.tables, ROWS, D, 64, 0)[0]
 
 
-def compile_train(setup, batch):
-  args = step.abstract_state(setup), step.abstract_stream(setup, summed=False)
-  return step.make_train_step(setup).lower(*args, step.abstract_batch(setup, batch)).compile()
+def compile_train(spec, batch):
+  args = step.abstract_state(spec), step.abstract_stream(spec, summed=False)
+  return step.make_train_step(spec).lower(*args, step.abstract_batch(spec, batch)).compile()
 
 
 def found(compiled):
   return collectives.parse(compiled.as_text())
 
 
-def parameters(setup):
-  return sum(x.size for x in jax.tree.leaves(step.abstract_state(setup).params))
+def parameters(spec):
+  return sum(x.size for x in jax.tree.leaves(step.abstract_state(spec).params))
 
 
-def least(setup, batch):
+def least(spec, batch):
   """Bytes that have to leave a device in the mean: of tables, of dense parameters.
 
   From the ids of the rows themselves, whatever the exchange makes of them.
   """
-  numbers = made.numbers(setup.tables, batch, D, setup.slot_tables).reshape(D, ROWS // D, -1)
+  numbers = made.numbers(spec.tables, batch, D, spec.column_tables).reshape(D, ROWS // D, -1)
   tables = 0
-  for t, table in enumerate(setup.tables.parts):
-    slots = np.array(setup.slot_tables) == t
+  for t, table in enumerate(spec.tables.parts):
+    slots = np.array(spec.column_tables) == t
     different = np.mean([len(np.unique(mine[:, slots])) for mine in numbers])
     tables += (1 - 1 / D) * different * (4 * table.dim + 4 * table.dim + 4)
-  return tables, 2 * (1 - 1 / D) * 4 * (parameters(setup) + 1)
+  return tables, 2 * (1 - 1 / D) * 4 * (parameters(spec) + 1)
 
 
-def check_train(setup, batch, collectives_found):
+def check_train(spec, batch, collectives_found):
   """What is promised of a training step; AssertionError otherwise."""
   kinds = sorted(c.kind for c in collectives_found)
-  tables = setup.tables.parts
+  tables = spec.tables.parts
   assert kinds == ['all-reduce', *['all-to-all'] * (3 * len(tables))]
   assert {c.group_size for c in collectives_found} == {D}
   assert not any(c.in_loop for c in collectives_found)
@@ -100,35 +100,35 @@ def check_train(setup, batch, collectives_found):
   moved = [c.operand_bytes for c in collectives_found if c.kind == 'all-to-all']
   assert sorted(moved) == sorted(expected)
   (dense,) = (c.shapes for c in collectives_found if c.kind == 'all-reduce')
-  assert dense == ((parameters(setup) + 1,),)  # and whether all is finite
+  assert dense == ((parameters(spec) + 1,),)  # and whether all is finite
   largest = max(table.size * table.dim * 4 for table in tables)
   assert max(c.operand_bytes for c in collectives_found) < largest / 4
 
 
 @pytest.mark.parametrize('more', ['', NARROW, ADAM], ids=['one table', 'two widths', 'lazy Adam'])
 def test_a_training_step_sends_little_more_than_it_must(more):
-  setup, batch = setup_of(more), batch_of(more)
-  seen = found(compile_train(setup, batch))
-  check_train(setup, batch, seen)
+  spec, batch = spec_of(more), batch_of(more)
+  seen = found(compile_train(spec, batch))
+  check_train(spec, batch, seen)
   assert len(batch.ids) == (2 if more == NARROW else 1)
-  wire, (tables, dense) = collectives.wire_bytes_by_kind(seen), least(setup, batch)
+  wire, (tables, dense) = collectives.wire_bytes_by_kind(seen), least(spec, batch)
   assert wire['all-reduce'] == pytest.approx(dense)
   assert tables <= wire['all-to-all'] <= LIMIT * tables
 
 
 @pytest.mark.parametrize('more', ['', NARROW])
 def test_an_evaluation_step_sends_ids_and_rows_alone(more):
-  setup, batch = setup_of(more), batch_of(more)
-  state = step.abstract_state(setup)
+  spec, batch = spec_of(more), batch_of(more)
+  state = step.abstract_state(spec)
   at = jax.ShapeDtypeStruct(
-    (), np.int32, sharding=mesh_lib.sharding(setup.mesh, mesh_lib.REPLICATED)
+    (), np.int32, sharding=mesh_lib.sharding(spec.mesh, mesh_lib.REPLICATED)
   )
-  args = state.params, state.rows, at, step.abstract_batch(setup, batch)
-  seen = found(step.make_eval_step(setup).lower(*args).compile())
+  args = state.params, state.tables, at, step.abstract_batch(spec, batch)
+  seen = found(step.make_eval_step(spec).lower(*args).compile())
   assert [c.kind for c in seen] == ['all-to-all'] * (2 * len(batch.ids))
   expected = [
     D * ids.shape[1] * 4 * n
-    for table, ids in zip(setup.tables.parts, batch.ids, strict=True)
+    for table, ids in zip(spec.tables.parts, batch.ids, strict=True)
     for n in (1, table.dim)
   ]
   assert sorted(c.operand_bytes for c in seen) == sorted(expected)
@@ -138,9 +138,9 @@ def test_temporary_memory_does_not_grow_with_the_vocabulary():
   batch = batch_of()
   needed = []
   for rows in (100_000, 10_000_000):
-    setup = setup_of(rows=rows)
-    assert setup.tables.rows == pytest.approx(rows, rel=1e-3)
-    needed.append(compile_train(setup, batch).memory_analysis().temp_size_in_bytes)
+    spec = spec_of(rows=rows)
+    assert spec.tables.rows == pytest.approx(rows, rel=1e-3)
+    needed.append(compile_train(spec, batch).memory_analysis().temp_size_in_bytes)
   assert min(needed) > 0 and max(needed) <= 1.01 * min(needed)
 
 
@@ -187,8 +187,8 @@ def gathered(monkeypatch):
   [masked, *(pytest.param(x, marks=pytest.mark.slow) for x in (in_parts, by_leaf, gathered))],
 )
 def test_a_step_that_sends_otherwise_is_noticed(monkeypatch, broken):
-  setup, batch = setup_of(), batch_of()
+  spec, batch = spec_of(), batch_of()
   broken(monkeypatch)
-  seen = found(compile_train(setup, batch))
+  seen = found(compile_train(spec, batch))
   with pytest.raises(AssertionError):
-    check_train(setup, batch, seen)
+    check_train(spec, batch, seen)

@@ -20,7 +20,7 @@ from deres_jax.metrics import exact
 from deres_jax.training import loop
 from deres_jax.training import run as run_lib
 from deres_jax.training.logs import metrics_file
-from deres_jax.training.workdir import claim
+from deres_jax.training.workdir import bind_workdir
 
 REPO = pathlib.Path(__file__).resolve().parents[2]
 
@@ -141,9 +141,9 @@ def parameters(workdir):
   raw = json.loads((workdir / 'config.json').read_text())['config']
   raw['mesh']['devices'] = 1
   c = config.resolve(raw)
-  run = run_lib.assemble(c)
+  run = run_lib.build_run(c)
   checkpoints = Checkpoints(workdir / 'checkpoints')
-  abstract = step.abstract_state(run.setup), step.abstract_stream(run.setup)
+  abstract = step.abstract_state(run.spec), step.abstract_stream(run.spec)
   state, _, clock = checkpoints.restore(checkpoints.latest(), *abstract)
   checkpoints.close()
   assert isinstance(run.train, batches_lib.Batches)
@@ -232,11 +232,11 @@ def test_a_mistake_costs_one_line_and_code_2(experiment, planted, finished, name
 def test_a_workdir_of_other_data_is_refused(planted, tmp_path):
   (tmp_path / 'config.json').write_text('{}')
   c = config.resolve(config.base(f'data.path={planted},mesh.devices=1,model.depth=1'))
-  run = run_lib.assemble(c)
+  run = run_lib.build_run(c)
   content = {'identity': config.identity(c), 'data_content': {'train': 'other'}}
   files.write_json(tmp_path / 'config.json', content)
   with pytest.raises(UserError, match='started on other data'):
-    claim(run.config, run.schema, tmp_path)
+    bind_workdir(run.config, run.schema, tmp_path)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(planted, tmp_path):

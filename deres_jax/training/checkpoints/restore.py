@@ -18,7 +18,7 @@ from deres_jax.data.schema import Schema, load_schema
 from deres_jax.pod import mesh as mesh_lib
 from deres_jax.training import run, step
 from deres_jax.training.checkpoints import store
-from deres_jax.training.step_spec import Setup, make_setup
+from deres_jax.training.step_spec import StepSpec, make_step_spec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,15 +26,15 @@ class Trained:
   """The best state of a run.
 
   Attributes:
-    params, rows: as of `step.State`.
+    params, tables: as of `step.State`.
     at: the step that they are of; auc: on the validation split, None if it was never evaluated.
   """
 
   config: fields.Config
   schema: Schema
-  setup: Setup
+  spec: StepSpec
   params: Any
-  rows: tuple[jax.Array, ...]
+  tables: tuple[jax.Array, ...]
   at: int
   auc: float | None
 
@@ -75,7 +75,7 @@ def load(workdir: pathlib.Path, data: str | None = None) -> Trained:
   schema = load_schema(str(folder))
   if schema.content != content:
     raise UserError(f'{folder} holds other data than {workdir} was trained on: put the old back')
-  setup = make_setup(c, schema, mesh_lib.make_mesh(1), run.steps_of(c, schema))
+  spec = make_step_spec(c, schema, mesh_lib.make_mesh(1), run.steps_of(c, schema))
   home = workdir / 'checkpoints'
   checkpoints = store.Checkpoints(home, writes=False)
   try:
@@ -84,11 +84,11 @@ def load(workdir: pathlib.Path, data: str | None = None) -> Trained:
     if at is None:
       raise UserError(f'--workdir={workdir}: holds no finished checkpoint: train on (--mode=train)')
     try:
-      params, rows = checkpoints.restore_params(at, step.abstract_state(setup))
+      params, tables = checkpoints.restore_params(at, step.abstract_state(spec))
     except (UserError, FileNotFoundError) as e:
       if (home / str(at)).is_dir():
         raise
       raise Retry(f'checkpoint {at} of {workdir} was replaced by the run meanwhile') from e
   finally:
     checkpoints.close()
-  return Trained(c, schema, setup, params, rows, at, auc)
+  return Trained(c, schema, spec, params, tables, at, auc)

@@ -76,6 +76,15 @@ class Clock:
   rollbacks: int = 0
 
 
+# Names in the files of a checkpoint where they differ from the fields of a state.
+_ON_DISK = {'tables': 'rows', 'table_opt_state': 'slots'}
+_FIELDS = {name: field for field, name in _ON_DISK.items()}
+
+
+def _to_disk(state: Any, stream: Any) -> dict[str, Any]:
+  return {_ON_DISK.get(k, k): x for k, x in state._asdict().items()} | {'stream': stream}
+
+
 class Checkpoints:
   """Saves and restores a state whose field `step` counts the steps done.
 
@@ -121,7 +130,7 @@ class Checkpoints:
     Raises: UserError where none is whole, or where it cannot be restored to that. Nothing was
       touched then.
     """
-    wanted = manifest.structure({**abstract._asdict(), 'stream': stream})
+    wanted = manifest.structure(_to_disk(abstract, stream))
     step, lines, aside = processes.leader(lambda: self._find(wanted))
     for damaged in aside:
       self._saved.pop(damaged, None)
@@ -188,7 +197,7 @@ class Checkpoints:
       auc: validation AUC at this step, or None where it was not evaluated.
     """
     self.wait()
-    tree = {**state._asdict(), 'stream': stream}
+    tree = _to_disk(state, stream)
     content = {'step': step, 'auc': auc, 'clock': dataclasses.asdict(clock)}
     content['tree'] = manifest.structure(tree)
     with files.faults(self._folder):
@@ -246,11 +255,11 @@ class Checkpoints:
     """
     self.wait()  # a save of this very step may still be under way
     # Orbax knows dicts, lists and leaves; optax's own tuples come back through the structure.
-    wanted = {**abstract._asdict(), 'stream': stream}
+    wanted = _to_disk(abstract, stream)
     loaded = ocp.load(self._folder / str(step), abstract_state=wanted)
     loaded = jax.tree.unflatten(jax.tree.structure(wanted), jax.tree.leaves(loaded))
     stream = loaded.pop('stream')
-    state = type(abstract)(**loaded)
+    state = type(abstract)(**{_FIELDS.get(k, k): x for k, x in loaded.items()})
     if int(state.step) != step:
       raise RuntimeError(f'checkpoint {step} holds the state of step {int(state.step)}')
     return state, stream, self.clock(step)
@@ -258,11 +267,11 @@ class Checkpoints:
   def restore_params(self, step: int, abstract: Any) -> tuple[Any, tuple[jax.Array, ...]]:
     """Only what evaluation needs of the state at `step`, after a look at all its files.
 
-    Returns: params, rows.
+    Returns: params, tables.
     Raises: UserError for a damaged checkpoint: no other is taken in its place.
     """
     self.wait()
-    needed = {'params': abstract.params, 'rows': abstract.rows}
+    needed = {'params': abstract.params, 'rows': abstract.tables}
     processes.leader(lambda: self._check(step, manifest.structure(needed)))
     context = ocp.Context()
     context.pytree.loading.partial_load = True

@@ -80,22 +80,11 @@ class Metrics:
       sink.close()
 
 
-class Nowhere:
-  """`Metrics` and `Progress` of a process that writes neither."""
+class NullWriter:
+  """In place of `Metrics` and `Progress`, in a process that writes neither."""
 
   lines, lost = 0, ()
 
-  def write(self, step: int, split: str, figures: dict[str, float]):
-    """Writes nothing."""
+  def _ignore(self, *args): ...
 
-  def step(self, step: int, text: str = ''):
-    """Shows nothing."""
-
-  def line(self, text: str):
-    """Prints nothing."""
-
-  def sync(self):
-    """There is nothing to wait for."""
-
-  def close(self):
-    """There is nothing to close."""
+  write = step = line = sync = close = _ignore

@@ -17,7 +17,7 @@ from deres_jax.config import fields
 from deres_jax.costs import flops
 from deres_jax.models.inputs import Context
 from deres_jax.training import step
-from deres_jax.training.step_spec import Setup, abstract_rows, make_model
+from deres_jax.training.step_spec import StepSpec, abstract_embeddings, make_model
 
 # Rows of the traced batch: what is computed once a batch (a gate's sigmoid) is shared out.
 ROWS = 128
@@ -46,58 +46,58 @@ class Plan:
   bytes_table_slots: int
 
 
-def make(c: fields.Config, setup: Setup) -> Plan:
-  """The plan of a config whose parts are `setup`."""
-  state = step.abstract_state(setup)
-  forward, plain_forward = forward_flops(c, setup)
+def make(c: fields.Config, spec: StepSpec) -> Plan:
+  """The plan of a config with this StepSpec."""
+  state = step.abstract_state(spec)
+  forward, plain_forward = forward_flops(c, spec)
   return Plan(
-    devices=setup.mesh.size,
+    devices=spec.mesh.size,
     params_dense=sum(math.prod(x.shape) for x in jax.tree.leaves(state.params)),
-    params_embedding=setup.tables.parameters,
+    params_embedding=spec.tables.parameters,
     flops_forward_per_row=forward,
-    flops_train_per_row=count_train(setup, state.params, ROWS).total / ROWS,
+    flops_train_per_row=count_train(spec, state.params, ROWS).total / ROWS,
     flops_connector_extra=forward / plain_forward - 1,
     bytes_dense_state=_bytes((state.params, state.opt)),
-    bytes_table=_bytes(state.rows) // setup.mesh.size,
-    bytes_table_slots=_bytes(state.slots) // setup.mesh.size,
+    bytes_table=_bytes(state.tables) // spec.mesh.size,
+    bytes_table_slots=_bytes(state.table_opt_state) // spec.mesh.size,
   )
 
 
-def forward_flops(c: fields.Config, setup: Setup) -> tuple[float, float]:
+def forward_flops(c: fields.Config, spec: StepSpec) -> tuple[float, float]:
   """FLOP of a forward pass a row, and of the same network under the plain pre-norm residual."""
   plain = dataclasses.replace(c, model=dataclasses.replace(c.model, connector='prenorm'))
-  model = make_model(plain, setup.layout, 0.0, setup.tables, setup.slot_tables)
-  return _forward(setup.model, setup), _forward(model, setup)
+  model = make_model(plain, spec.layout, 0.0, spec.tables, spec.column_tables)
+  return _forward(spec.model, spec), _forward(model, spec)
 
 
 def _bytes(tree) -> int:
   return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
-def _rows(setup: Setup):
-  return abstract_rows(setup.tables, setup.slot_tables, ROWS)
+def _rows(spec: StepSpec):
+  return abstract_embeddings(spec.tables, spec.column_tables, ROWS)
 
 
-def _forward(model, setup: Setup) -> float:
-  variables = jax.eval_shape(model.init, jax.random.key(0), _rows(setup), Context())
-  counted = flops.count(lambda v, rows: model.apply(v, rows, Context()), variables, _rows(setup))
+def _forward(model, spec: StepSpec) -> float:
+  variables = jax.eval_shape(model.init, jax.random.key(0), _rows(spec), Context())
+  counted = flops.count(lambda v, rows: model.apply(v, rows, Context()), variables, _rows(spec))
   return counted.total / ROWS
 
 
-def count_train(setup: Setup, params, rows: int) -> flops.Flops:
+def count_train(spec: StepSpec, params, rows: int) -> flops.Flops:
   """FLOP of a forward and backward pass of so many rows; `params` may be shapes."""
-  return flops.count_jaxpr(train_jaxpr(setup, params, rows))
+  return flops.count_jaxpr(train_jaxpr(spec, params, rows))
 
 
-def train_jaxpr(setup: Setup, params, rows: int) -> core.ClosedJaxpr:
+def train_jaxpr(spec: StepSpec, params, rows: int) -> core.ClosedJaxpr:
   """A forward and backward pass of so many rows; `params` may be shapes."""
 
   def loss(params, rows_BFE, labels_B):
-    logits_B = setup.model.apply({'params': params}, rows_BFE, Context())
+    logits_B = spec.model.apply({'params': params}, rows_BFE, Context())
     return step.bce_sum(logits_B, labels_B, jnp.ones_like(labels_B))
 
   labels = jax.ShapeDtypeStruct((rows,), jnp.float32)
-  inputs = abstract_rows(setup.tables, setup.slot_tables, rows)
+  inputs = abstract_embeddings(spec.tables, spec.column_tables, rows)
   return jax.make_jaxpr(jax.grad(loss, argnums=(0, 1)))(params, inputs, labels)
 
 

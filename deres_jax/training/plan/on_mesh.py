@@ -22,7 +22,7 @@ from deres_jax.costs.machines import Topology
 from deres_jax.data.batches import Batch
 from deres_jax.training import step
 from deres_jax.training.plan import counts
-from deres_jax.training.step_spec import Setup
+from deres_jax.training.step_spec import StepSpec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,18 +79,18 @@ def on(c: fields.Config, machine: Topology) -> fields.Config:
 
 
 def make(
-  c: fields.Config, setup: Setup, batch: Batch, machine: Topology, compiler: str
+  c: fields.Config, spec: StepSpec, batch: Batch, machine: Topology, compiler: str
 ) -> MeshPlan:
-  """The plan of a config whose parts are `setup`, on the mesh of a machine.
+  """The plan of a config with this StepSpec, on the mesh of a machine.
 
   Args:
     batch: a whole one, on the host.
     compiler: what `topology.mesh` says of itself.
   """
-  D, tables = setup.mesh.size, setup.tables.parts
-  base = counts.make(c, setup)
-  state, batch_shapes = step.abstract_state(setup), step.abstract_batch(setup, batch)
-  counted = counts.count_train(setup, state.params, len(batch.labels) // D)
+  D, tables = spec.mesh.size, spec.tables.parts
+  base = counts.make(c, spec)
+  state, batch_shapes = step.abstract_state(spec), step.abstract_batch(spec, batch)
+  counted = counts.count_train(spec, state.params, len(batch.labels) // D)
   widths = tuple(table.dim for table in tables)
   distinct = tuple(
     float(np.sum(ids < table.size // D)) / D for ids, table in zip(batch.ids, tables, strict=True)
@@ -101,14 +101,14 @@ def make(
   known = base.bytes_dense_state + base.bytes_table + base.bytes_table_slots
   bytes_batch = _bytes_here(batch_shapes)
   try:
-    temporary, total, wire = _compile(setup, state, batch_shapes)
+    temporary, total, wire = _compile(spec, state, batch_shapes)
   except jax.errors.JaxRuntimeError as e:
     if 'RESOURCE_EXHAUSTED' not in str(e):
       raise
     temporary, total = None, max(known + bytes_batch, _used(str(e)), machine.memory + 1)
     wire = collectives.exchange_bytes(D, full, widths, dense)
   work = roofline.Work(
-    len(batch.labels), counted.matmul_by_dtype, _memory(setup, state, counted, full, base), wire
+    len(batch.labels), counted.matmul_by_dtype, _memory(spec, state, counted, full, base), wire
   )
   return MeshPlan(
     base=base,
@@ -131,10 +131,10 @@ def make(
   )
 
 
-def _compile(setup: Setup, state: step.State, batch: Batch) -> tuple[int, int, dict[str, float]]:
+def _compile(spec: StepSpec, state: step.State, batch: Batch) -> tuple[int, int, dict[str, float]]:
   """Temporary bytes, all bytes and bytes sent by kind of the compiled training step."""
-  stream = step.abstract_stream(setup, summed=False)
-  compiled = step.make_train_step(setup).lower(state, stream, batch).compile()
+  stream = step.abstract_stream(spec, summed=False)
+  compiled = step.make_train_step(spec).lower(state, stream, batch).compile()
   m = compiled.memory_analysis()
   used = m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes
   wire = collectives.wire_bytes_by_kind(collectives.parse(compiled.as_text()))
@@ -148,11 +148,11 @@ def _bytes_here(tree: Any) -> int:
   )
 
 
-def _memory(setup: Setup, state, counted, asked: tuple[int, ...], base) -> dict[str, float]:
+def _memory(spec: StepSpec, state, counted, asked: tuple[int, ...], base) -> dict[str, float]:
   """`roofline.memory_bytes` over all tables."""
   dense = base.bytes_dense_state
   out = roofline.memory_bytes(counted.matmul_bytes, 0, 0, 0, dense)
-  for rows, slots, n in zip(state.rows, state.slots, asked, strict=True):
+  for rows, slots, n in zip(state.tables, state.table_opt_state, asked, strict=True):
     row, slot = (
       sum(math.prod(x.shape[1:]) * x.dtype.itemsize for x in jax.tree.leaves(part))
       for part in (rows, slots)

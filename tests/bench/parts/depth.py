@@ -25,8 +25,8 @@ PLAIN, KERNELS = 'train.kernels=off', 'train.kernels=auto'
 
 def trained(model: str, connector: str, depth: int = 8, more: str = KERNELS) -> Trained:
   overrides = f'{MODELS[model]},model.depth={depth},model.connector={connector},{more}'
-  setup, batches = scale_made.parts(overrides, ROWS, BATCH, 1, ROWS)
-  return Trained(setup, {'zipf': batches['zipf']})
+  spec, batches = scale_made.parts(overrides, ROWS, BATCH, 1, ROWS)
+  return Trained(spec, {'zipf': batches['zipf']})
 
 
 class Scored(deres.DeRes):

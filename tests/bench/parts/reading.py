@@ -74,7 +74,7 @@ def _all_rows(schema) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _mapped(schema, folder: Path) -> Callable[[int], Iterator[int]]:
-  offsets = layout.Tables(schema.vocab_sizes, 16).offsets
+  offsets = layout.Tables(schema.vocab_sizes, 16).column_offsets
   for name, array in zip(('ids', 'labels'), _all_rows(schema), strict=True):
     np.save(folder / f'{name}.npy', array)
   size = WINDOW_BLOCKS * schema.block_rows
@@ -94,7 +94,7 @@ def _mapped(schema, folder: Path) -> Callable[[int], Iterator[int]]:
 
 
 def _records(schema, folder: Path) -> Callable[[int], Iterator[int]]:
-  offsets = layout.Tables(schema.vocab_sizes, 16).offsets
+  offsets = layout.Tables(schema.vocab_sizes, 16).column_offsets
   ids_NF, label_N = (x[:RECORD_ROWS] for x in _all_rows(schema))
   path = folder / 'rows.array_record'
   writer = ArrayRecordWriter(str(path), 'group_size:1')
@@ -118,10 +118,10 @@ def _records(schema, folder: Path) -> Callable[[int], Iterator[int]]:
 def training(prepared: Path, overrides: str, steps: int, rounds: int) -> tuple[Times, int]:
   """Times of `steps` steps from disk and on one batch, as runs do them; the rows of all of them."""
   c = config.resolve(config.base(f'{overrides},data.path={prepared}'))
-  run = run_lib.assemble(c, mesh_lib.make_mesh(1))
-  mesh = run.setup.mesh
-  train_step, one = step.make_train_step(run.setup), batches_lib.put(run.train[0], mesh)
-  state, stream = step.init_state(run.setup), step.init_stream(run.setup)
+  run = run_lib.build_run(c, mesh_lib.make_mesh(1))
+  mesh = run.spec.mesh
+  train_step, one = step.make_train_step(run.spec), batches_lib.put(run.train[0], mesh)
+  state, stream = step.init_state(run.spec), step.init_stream(run.spec)
   at = 0
 
   def go(batches):

@@ -107,14 +107,14 @@ def _compile(connector: str) -> dict:
 def _maker(connector: str, depth: int) -> Callable[[], float]:
   """Compiles a step when it is called and returns the seconds that took."""
   settings = f'{CRITEO},model.connector={connector},model.depth={depth}'
-  setup, batches = scale_made.parts(settings, VOCABULARY, BATCH, 1, VOCABULARY)
-  state, stream = step.abstract_state(setup), step.abstract_stream(setup, summed=False)
-  batch = step.abstract_batch(setup, batches['zipf'][0])
+  spec, batches = scale_made.parts(settings, VOCABULARY, BATCH, 1, VOCABULARY)
+  state, stream = step.abstract_state(spec), step.abstract_stream(spec, summed=False)
+  batch = step.abstract_batch(spec, batches['zipf'][0])
 
   def make() -> float:
     jax.clear_caches()
     began = time.monotonic()
-    step.make_train_step(setup).lower(state, stream, batch).compile()
+    step.make_train_step(spec).lower(state, stream, batch).compile()
     return time.monotonic() - began
 
   return make

@@ -44,24 +44,24 @@ PAUSE = 0.3
 class Floor:
   """The dense part alone: the same model, rows and dense optimizer, and no table."""
 
-  def __init__(self, setup: step.Setup, batch: Batch):
-    params = step.init_params(setup)
+  def __init__(self, spec: step.StepSpec, batch: Batch):
+    params = step.init_params(spec)
 
     def loss(params, x, labels_m, weights_m):
-      logits_m = setup.model.apply({'params': params}, x, Context())
+      logits_m = spec.model.apply({'params': params}, x, Context())
       return step.bce_sum(logits_m, labels_m, weights_m) / batch.rows, logits_m
 
     def train(params, opt, x):
-      with library.using(setup.kernels):
+      with library.using(spec.kernels):
         _, _, grads, g_x = step.micro_grads(
-          loss, params, x, (batch.labels, batch.weights), setup.micro_batch
+          loss, params, x, (batch.labels, batch.weights), spec.micro_batch
         )
-      updates, opt = setup.optimizer.update(grads, opt, params)
+      updates, opt = spec.optimizer.update(grads, opt, params)
       return optax.apply_updates(params, updates), opt, g_x
 
-    shape = (*batch.inverse.shape, setup.tables.dim)
+    shape = (*batch.inverse.shape, spec.tables.dim)
     self._x = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
-    self._state = params, setup.optimizer.init(params)
+    self._state = params, spec.optimizer.init(params)
     self._train = jax.jit(train, donate_argnums=(0, 1))
 
   def run(self, n: int):
@@ -90,12 +90,12 @@ def products() -> dict[str, Callable[[int], None]]:
   return {'product': by_jax, 'product of PyTorch': by_torch}
 
 
-def forward_flops(setup: step.Setup) -> float:
+def forward_flops(spec: step.StepSpec) -> float:
   """Of a row, in matrix products."""
   rows = 64
-  params = jax.eval_shape(lambda: step.init_params(setup))
-  x = jax.ShapeDtypeStruct((rows, setup.layout.slots, setup.tables.dim), jnp.float32)
-  counted = flops.count(lambda p, x: setup.model.apply({'params': p}, x, Context()), params, x)
+  params = jax.eval_shape(lambda: step.init_params(spec))
+  x = jax.ShapeDtypeStruct((rows, spec.layout.slots, spec.tables.dim), jnp.float32)
+  counted = flops.count(lambda p, x: spec.model.apply({'params': p}, x, Context()), params, x)
   return counted.matmul / rows
 
 
@@ -105,21 +105,21 @@ def steps(rounds: int) -> Iterator[list[dict]]:
     yield _model(backbone, rounds)
 
 
-def trained(overrides: str, table_rows: int) -> tuple[step.Setup, Batch, Trained]:
-  """The setup of a config, its batch of Zipf ids on the host, and what trains on it."""
-  setup, batches = scale_made.parts(overrides, table_rows, BATCH, 1, min(table_rows, 100_000))
-  return setup, batches['zipf'][0], Trained(setup, {'zipf': batches['zipf']})
+def trained(overrides: str, table_rows: int) -> tuple[step.StepSpec, Batch, Trained]:
+  """The StepSpec of a config, its batch of Zipf ids on the host, and what trains on it."""
+  spec, batches = scale_made.parts(overrides, table_rows, BATCH, 1, min(table_rows, 100_000))
+  return spec, batches['zipf'][0], Trained(spec, {'zipf': batches['zipf']})
 
 
 def _model(backbone: str, rounds: int) -> list[dict]:
   name, overrides, table_rows, aim = MODELS[backbone]
-  setup, host, ours = trained(f'{overrides},{ADAM}', table_rows)
+  spec, host, ours = trained(f'{overrides},{ADAM}', table_rows)
   _, _, adagrad = trained(f'{overrides},{ADAGRAD}', table_rows)
-  theirs, note = _peers(backbone, setup, ours, host)
+  theirs, note = _peers(backbone, spec, ours, host)
   runs = {'lazy Adam': ours.steps('zipf'), 'row-wise Adagrad': adagrad.steps('zipf')}
   runs |= theirs | products()
   if backbone == 'transformer':
-    runs['dense part'] = Floor(setup, ours.batches['zipf']).run
+    runs['dense part'] = Floor(spec, ours.batches['zipf']).run
   times = scale_made.round_robin(runs, rounds, rounds, 0.25, PAUSE)
   best = min(theirs, key=lambda way: np.median(times.ms[way]))
   best_aim = '>= 1.4' if backbone == 'transformer' else ''
@@ -132,14 +132,14 @@ def _model(backbone: str, rounds: int) -> list[dict]:
     times.beside(what.format('row-wise Adagrad', EAGER), 'row-wise Adagrad', '', EAGER),
   ]
   # A step at the rate of one large product and nothing else: neither library gets below it.
-  work = 3 * forward_flops(setup) * BATCH
+  work = 3 * forward_flops(spec) * BATCH
   rate = 2 * PRODUCT**3 * PRODUCTS / np.median(times.ms['product'])
   lines = [line | {'limit': work / rate} for line in lines]
   if backbone == 'transformer':
     lines += _limits(work, times)
   if backbone == 'dnn':
     del theirs, runs, adagrad  # there may be no room for all tables
-    dense = Dense(setup, ours.batches['zipf'])
+    dense = Dense(spec, ours.batches['zipf'])
     runs = {'lazy Adam': ours.steps('zipf'), 'dense': dense.run}
     times = scale_made.round_robin(runs, rounds, rounds)
     other = 'JAX with a dense Adam'
@@ -148,14 +148,14 @@ def _model(backbone: str, rounds: int) -> list[dict]:
 
 
 def _peers(
-  backbone: str, setup: step.Setup, ours: Trained, host: Batch
+  backbone: str, spec: step.StepSpec, ours: Trained, host: Batch
 ) -> tuple[dict[str, Callable[[int], None]], str]:
   """PyTorch's ways to train our model, checked to be the same one, and what is to be said."""
   import torch
   import torch_models
 
   peer, *batch = torch_models.of(backbone, ours.state, host)
-  check_same(setup, ours.state, host, peer, *batch)
+  check_same(spec, ours.state, host, peer, *batch)
   # Static shapes: else the second number of rows would make one slower program for all.
   model, compiled = peer.model, torch.compile(peer.model, dynamic=False)
   chunk = torch_models.CHUNK
@@ -202,18 +202,18 @@ def _limits(work: float, times: Times) -> list[dict]:
   return [peaks, share, times.beside(what, 'lazy Adam', '>= 0.95', limit='dense part')]
 
 
-def check_same(setup, state, host, peer, ids_BF, label_B):
+def check_same(spec, state, host, peer, ids_BF, label_B):
   """Raises unless both libraries give the same logits and gradients."""
   import torch
 
   def loss(params, named_KE):
-    logits_B = setup.model.apply({'params': params}, named_KE[host.inverse], Context())
+    logits_B = spec.model.apply({'params': params}, named_KE[host.inverse], Context())
     return step.bce_sum(logits_B, host.labels, host.weights) / len(host.labels), logits_B
 
   ids_K = host.ids[0].reshape(-1)
-  named_KE = state.rows[0].at[ids_K].get(mode='fill', fill_value=0)
+  named_KE = state.tables[0].at[ids_K].get(mode='fill', fill_value=0)
   grad = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
-  with library.using(setup.kernels):
+  with library.using(spec.kernels):
     (_, want_B), (g_params, g_KE) = grad(state.params, named_KE)
   with torch.no_grad():
     logits_B = peer.model(peer.table(ids_BF)).numpy()

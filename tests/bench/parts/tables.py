@@ -31,36 +31,36 @@ class Update:
   """A table with its slots, and the compiled update by one batch."""
 
   def __init__(self, overrides: str, table_rows: int):
-    setup, batches = scale_made.parts(overrides, table_rows, steps.BATCH, 1, 100_000)
+    spec, batches = scale_made.parts(overrides, table_rows, steps.BATCH, 1, 100_000)
     batch = batches['zipf'][0]
-    state = step.init_state(setup)
+    state = step.init_state(spec)
     self.named = batch.ids[0].size
-    self._table = state.rows[0], state.slots[0]
+    self._table = state.tables[0], state.table_opt_state[0]
     ids, inverse = jnp.asarray(batch.ids[0].reshape(-1)), jnp.asarray(batch.inverse)
-    shape = (*batch.inverse.shape, setup.tables.dim)
+    shape = (*batch.inverse.shape, spec.tables.dim)
     self._g = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
 
     def body(rows, slots, g_BSE):
-      with library.using(setup.kernels):
+      with library.using(spec.kernels):
         found, asked = exchange.lookup(rows, ids)
         g_BSE, found = jax.lax.optimization_barrier((g_BSE, found))  # gradients need the rows
-        (g,) = step.sum_by_slot(setup, (found,), inverse, g_BSE)
-        return exchange.update(setup.row_optimizer, rows, slots, asked, g, 1e-3, jnp.int32(0))
+        (g,) = step.scatter_add_columns(spec, (found,), inverse, g_BSE)
+        return exchange.update(spec.sparse_optimizer, rows, slots, asked, g, 1e-3, jnp.int32(0))
 
     def spread(rows):
-      with library.using(setup.kernels):
-        return step.by_slot(setup, (rows,), inverse)
+      with library.using(spec.kernels):
+        return step.gather_columns(spec, (rows,), inverse)
 
     table, whole = mesh_lib.TABLE, mesh_lib.REPLICATED
     mapped = jax.shard_map(
       body,
-      mesh=setup.mesh,
+      mesh=spec.mesh,
       in_specs=(table, table, whole),
       out_specs=(table, table),
       check_vma=False,
     )
     self._update, self._spread = jax.jit(mapped, donate_argnums=(0, 1)), jax.jit(spread)
-    self._found = jnp.zeros((self.named, setup.tables.dim))
+    self._found = jnp.zeros((self.named, spec.tables.dim))
 
   def run(self, n: int):
     for _ in range(n):
@@ -136,8 +136,8 @@ def _naming(rounds: int) -> dict:
 
 
 def _floor(size: str, rounds: int) -> dict:
-  setup, _, trained = steps.trained(f'{steps.TRANSFORMER},{steps.ADAGRAD}', SIZES[size])
-  floor = steps.Floor(setup, trained.batches['zipf'])
+  spec, _, trained = steps.trained(f'{steps.TRANSFORMER},{steps.ADAGRAD}', SIZES[size])
+  floor = steps.Floor(spec, trained.batches['zipf'])
   runs = {'step': trained.steps('zipf'), 'floor': floor.run}
   times = scale_made.round_robin(runs, rounds, rounds, 0.5)
   what = f'step of the Transformer, row-wise Adagrad, {size} x 64, beside its dense part'

@@ -178,7 +178,7 @@ def of(
   backbone: str, state: State, host: Batch, dense: bool = False
 ) -> tuple[Peer, Tensor, Tensor]:
   """The peer of a state of ours, and a batch's ids and labels for it."""
-  table_RE = np.asarray(state.rows[0])
+  table_RE = np.asarray(state.tables[0])
   peer = Peer(backbone, HEADS, jax.device_get(state.params), table_RE, dense)
   ids_BF = torch.tensor(host.ids[0].reshape(-1)[host.inverse])
   return peer, ids_BF, torch.tensor(host.labels)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax
+import made
 import numpy as np
 import process
 import scale_made
@@ -57,7 +58,7 @@ def resident() -> int:
 
 def _sample(state: step.State, touched: np.ndarray, generator) -> list[tuple[int, np.ndarray]]:
   """For each device places of its part that the batch does not name."""
-  part = state.rows[0].shape[0] // DEVICES
+  part = state.tables[0].shape[0] // DEVICES
   out = []
   for d in range(DEVICES):
     places = generator.integers(0, part, 20_000)
@@ -66,29 +67,29 @@ def _sample(state: step.State, touched: np.ndarray, generator) -> list[tuple[int
 
 
 def _read(state: step.State, places) -> np.ndarray:
-  shards = sorted(state.rows[0].addressable_shards, key=lambda s: s.index[0].start or 0)
+  shards = sorted(state.tables[0].addressable_shards, key=lambda s: s.index[0].start or 0)
   return np.concatenate([s.data[at] for s, at in zip(shards, places, strict=True)])
 
 
 def big_table(rows: int) -> Iterator[list[dict]]:
-  setup, batches = scale_made.parts(OVERRIDES, rows, BATCH, DEVICES, rows)
+  spec, batches = scale_made.parts(OVERRIDES, rows, BATCH, DEVICES, rows)
   zipf = batches['zipf']
   draft = zipf.draft(zipf.rows(0))
-  batch = batches_lib.put(zipf.finish(draft, zipf.capacities(draft.need)), setup.mesh)
-  abstract = step.abstract_state(setup)
+  batch = batches_lib.put(zipf.finish(draft, zipf.capacities(draft.need)), spec.mesh)
+  abstract = step.abstract_state(spec)
   size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(abstract))
-  train, read = step.make_train_step(setup), step.make_read_stream(setup)
+  train, read = step.make_train_step(spec), made.read_stream
   before = resident()
   with Peak() as peak:
     began = time.perf_counter()
-    state = step.init_state(setup)
+    state = step.init_state(spec)
     jax.block_until_ready(state)
     born = time.perf_counter() - began
     places = _sample(state, np.concatenate(draft.places), np.random.default_rng(0))
     untouched = _read(state, places)
     seconds, losses = [], []
     for _ in range(STEPS):
-      stream = step.init_stream(setup)
+      stream = step.init_stream(spec)
       began = time.perf_counter()
       state, stream = train(state, stream, batch)
       jax.block_until_ready(state)

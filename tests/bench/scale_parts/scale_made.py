@@ -24,7 +24,7 @@ from deres_jax.data import batches as batches_lib
 from deres_jax.data.blocks import Rows
 from deres_jax.pod import mesh as mesh_lib
 from deres_jax.training import step
-from deres_jax.training.step_spec import Setup, make_setup
+from deres_jax.training.step_spec import StepSpec, make_step_spec
 
 FIELDS, EXPONENT = 39, 1.05
 QUIET = 0.1  # of all cores, at most, for other processes while a sample is taken
@@ -88,8 +88,8 @@ def _unit(ids: np.ndarray) -> np.ndarray:
 
 def parts(
   overrides: str, vocabulary: int, batch_rows: int, devices: int, drawn_for: int
-) -> tuple[Setup, dict[str, batches_lib.Batches]]:
-  """The setup of a config and its batches by kind, for so many rows of tables."""
+) -> tuple[StepSpec, dict[str, batches_lib.Batches]]:
+  """The StepSpec of a config and its batches by kind, for so many rows of tables."""
   c = config.resolve(
     config.base(f'{overrides},data.batch_size={batch_rows},data.eval_batch_size={batch_rows}')
   )
@@ -97,9 +97,9 @@ def parts(
   blocks = {
     kind: MadeBlocks(batch_rows, vocabulary, kind, drawn_for) for kind in ('zipf', 'uniform')
   }
-  setup = make_setup(c, blocks['zipf'].schema, mesh, 1000)
-  return setup, {
-    kind: batches_lib.Batches(b, setup.tables, batch_rows, devices, 64, None)
+  spec = make_step_spec(c, blocks['zipf'].schema, mesh, 1000)
+  return spec, {
+    kind: batches_lib.Batches(b, spec.tables, batch_rows, devices, 64, None)
     for kind, b in blocks.items()
   }
 
@@ -107,10 +107,10 @@ def parts(
 class Trained:
   """A state and the compiled steps that move it, one for each batch."""
 
-  def __init__(self, setup: Setup, batches: dict[str, batches_lib.Batches]):
-    self.state, self.stream = step.init_state(setup), step.init_stream(setup)
-    self.batches = {kind: batches_lib.put(b[0], setup.mesh) for kind, b in batches.items()}
-    train = step.make_train_step(setup)
+  def __init__(self, spec: StepSpec, batches: dict[str, batches_lib.Batches]):
+    self.state, self.stream = step.init_state(spec), step.init_stream(spec)
+    self.batches = {kind: batches_lib.put(b[0], spec.mesh) for kind, b in batches.items()}
+    train = step.make_train_step(spec)
     self.compiled = {
       kind: train.lower(self.state, self.stream, batch).compile()
       for kind, batch in self.batches.items()
@@ -123,13 +123,13 @@ class Trained:
       for _ in range(n):
         self.state, self.stream = self.compiled[kind](self.state, self.stream, self.batches[kind])
       self.state.step.block_until_ready()
-      self.state.rows[0].block_until_ready()
+      self.state.tables[0].block_until_ready()
 
     return run
 
   def bytes(self) -> int:
     """Of tables and slots."""
-    return sum(x.nbytes for x in jax.tree.leaves((self.state.rows, self.state.slots)))
+    return sum(x.nbytes for x in jax.tree.leaves((self.state.tables, self.state.table_opt_state)))
 
   def temporary(self, kind: str) -> int:
     """Bytes that the compiled step needs beside its arguments and results."""

@@ -21,13 +21,13 @@ BATCHES = 3  # counted and averaged
 OVERRIDES = 'model.backbone=dnn,mlp.layers=1,mlp.units=128'
 
 
-def _programs(setup: step.Setup, batches: batches_lib.Batches):
+def _programs(spec: step.StepSpec, batches: batches_lib.Batches):
   """(compiled programs of lookup and update, their arguments) of both exchanges, same batch."""
-  mesh, optimizer = setup.mesh, setup.row_optimizer
+  mesh, optimizer = spec.mesh, spec.sparse_optimizer
   draft = batches.draft(batches.rows(0))
   ids = batches.finish(draft, batches.capacities(draft.need)).ids[0]
   asked = int(batches_lib.roomy(np.array([max(map(len, draft.places))]), 1)[0])
-  places = np.full((DEVICES, asked), setup.tables.padding, np.int32)
+  places = np.full((DEVICES, asked), spec.tables.padding, np.int32)
   for row, mine in zip(places, draft.places, strict=True):
     row[: len(mine)] = mine
 
@@ -50,16 +50,16 @@ def _programs(setup: step.Setup, batches: batches_lib.Batches):
       check_vma=False,
     )
     given = jax.device_put(given, mesh_lib.sharding(mesh, mesh_lib.BATCH))
-    state = step.init_state(setup)
-    state = state.rows[0], state.slots[0]
+    state = step.init_state(spec)
+    state = state.tables[0], state.table_opt_state[0]
     yield name, jax.jit(mapped, donate_argnums=(0, 1)).lower(*state, given).compile(), state, given
 
 
 def exchanges() -> Iterator[list[dict]]:
   """Bytes on the wire and time of lookup and update, all-to-all beside masked reduce-scatter."""
-  setup, batches = scale_made.parts(OVERRIDES, VOCABULARY, DEVICES * ROWS, DEVICES, VOCABULARY)
+  spec, batches = scale_made.parts(OVERRIDES, VOCABULARY, DEVICES * ROWS, DEVICES, VOCABULARY)
   wire, variants = {}, {}
-  for name, compiled, state, given in _programs(setup, batches['zipf']):
+  for name, compiled, state, given in _programs(spec, batches['zipf']):
     wire[name] = collectives.wire_bytes_by_kind(collectives.parse(compiled.as_text()))
 
     def run(n, holder=[state], compiled=compiled, given=given):  # noqa: B006

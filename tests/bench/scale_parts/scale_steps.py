@@ -71,19 +71,19 @@ class Dense:
   batch, a micro-batch at a time, as in the step beside it: both have the same dense part.
   """
 
-  def __init__(self, setup: step.Setup, batch):
-    start = step.init_state(setup)
+  def __init__(self, spec: step.StepSpec, batch):
+    start = step.init_state(spec)
     optimizer = optax.adam(1e-3)
 
     def loss(params, rows_mSE, labels_m, weights_m):
-      logits_m = setup.model.apply({'params': params}, rows_mSE, Context())
+      logits_m = spec.model.apply({'params': params}, rows_mSE, Context())
       return step.bce_sum(logits_m, labels_m, weights_m) / batch.rows, logits_m
 
     def train(params, table, opt, batch):
       ids = batch.ids[0].reshape(-1)
       rows = table.at[ids].get(mode='fill', fill_value=0)
       _, _, g_params, g_bSE = step.micro_grads(
-        loss, params, rows[batch.inverse], (batch.labels, batch.weights), setup.micro_batch
+        loss, params, rows[batch.inverse], (batch.labels, batch.weights), spec.micro_batch
       )
       g_rows = rows.at[...].set(0).at[batch.inverse].add(g_bSE)
       g_table = (0 * table).at[ids].add(g_rows, mode='drop')
@@ -91,7 +91,7 @@ class Dense:
       return *optax.apply_updates((params, table), updates), opt
 
     self._batch = batch
-    self._state = start.params, start.rows[0], optimizer.init((start.params, start.rows[0]))
+    self._state = start.params, start.tables[0], optimizer.init((start.params, start.tables[0]))
     self.compiled = jax.jit(train, donate_argnums=(0, 1, 2)).lower(*self._state, batch).compile()
 
   def run(self, n: int):
@@ -104,9 +104,9 @@ def beside_dense() -> Iterator[list[dict]]:
   """Our step beside one whose gradient is as large as the table: 10M rows, E = 16."""
   trained = {}
   for name, table in (('row-wise Adagrad', ADAGRAD), ('lazy Adam', ADAM)):
-    setup, batches = scale_made.parts(f'{DNN},{table}', VOCABULARIES['10M'], BATCH, 1, DRAWN_FOR)
-    trained[name] = Trained(setup, batches)
-  dense = Dense(setup, trained['lazy Adam'].batches['zipf'])
+    spec, batches = scale_made.parts(f'{DNN},{table}', VOCABULARIES['10M'], BATCH, 1, DRAWN_FOR)
+    trained[name] = Trained(spec, batches)
+  dense = Dense(spec, trained['lazy Adam'].batches['zipf'])
   variants = {name: t.steps('zipf') for name, t in trained.items()}
   times = scale_made.round_robin(variants | {'dense': dense.run})
   temporary = dense.compiled.memory_analysis().temp_size_in_bytes

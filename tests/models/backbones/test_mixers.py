@@ -42,7 +42,7 @@ from deres_jax.models import inputs as inputs_lib
 from deres_jax.models.backbones import autoint, hstu, rankmixer, unimixer, wukong
 from deres_jax.pod import mesh as mesh_lib
 from deres_jax.training import step
-from deres_jax.training.step_spec import make_setup
+from deres_jax.training.step_spec import make_step_spec
 
 HEADS, RATIO, ITERATIONS = 2, 2, 3  # few iterations leave columns off 1, so that an order shows
 X_BTD = np.float32(normal(B, T, D))
@@ -481,14 +481,14 @@ def test_training_adds_the_mean_of_the_auxiliary_losses(planted):
   rates = 'optim.dense_lr=1000.0,optim.adam_eps=1000.0,optim.clip_norm=0.0,data.batch_size=64'
   c = config.resolve(config.base(f'{sizes},{more},{rates},data.eval_batch_size=64'))
   schema = load_schema(str(planted))
-  setup = make_setup(c, schema, mesh_lib.make_mesh(1), 10)
-  batches = batches_lib.Batches(Blocks(schema, 'train'), setup.tables, 64, 1, 64, c.seed)
-  batch, state = batches[0], step.init_state(setup)
+  spec = make_step_spec(c, schema, mesh_lib.make_mesh(1), 10)
+  batches = batches_lib.Batches(Blocks(schema, 'train'), spec.tables, 64, 1, 64, c.seed)
+  batch, state = batches[0], step.init_state(spec)
   before = jax.device_get(state.params)
-  rows_BFE = in_order(setup.tables, state.rows)[numbers(setup.tables, batch, 1)]
+  rows_BFE = in_order(spec.tables, state.tables)[numbers(spec.tables, batch, 1)]
 
   def loss(params, weight):
-    logits, aux = setup.model.apply({'params': params}, rows_BFE, PLAIN, mutable=['aux'])
+    logits, aux = spec.model.apply({'params': params}, rows_BFE, PLAIN, mutable=['aux'])
     first, second = aux['aux']['logits']
     total = step.bce_sum(logits, batch.labels, batch.weights)
     for z in (first, second):
@@ -498,12 +498,12 @@ def test_training_adds_the_mean_of_the_auxiliary_losses(planted):
   grad = jax.jit(jax.grad(loss))
 
   def stepped(weight):
-    optimizer = setup.optimizer
+    optimizer = spec.optimizer
     updates, _ = optimizer.update(grad(before, weight), optimizer.init(before), before)
     return optax.apply_updates(before, updates)
 
-  train = step.make_train_step(setup)
-  new, _ = train(state, step.init_stream(setup), batches_lib.put(batch, setup.mesh))
+  train = step.make_train_step(spec)
+  new, _ = train(state, step.init_stream(spec), batches_lib.put(batch, spec.mesh))
 
   def apart(want):
     errors = jax.tree.map(lambda a, b: float(np.max(np.abs(a - b))), new.params, want)

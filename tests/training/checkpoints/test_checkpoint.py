@@ -29,8 +29,8 @@ def state(step, devices):
     step=jnp.int32(step),
     params={'kernel': jnp.arange(6.0).reshape(2, 3) + step},
     opt=(jnp.float32(step), {'mu': jnp.full(3, 0.5)}),
-    rows=(jnp.arange(16 * 3.0).reshape(16, 3) * step, jnp.ones((8, 2)) * step),
-    slots=({'sum': jnp.ones(16) * step}, {'sum': jnp.full(8, step, jnp.bfloat16)}),
+    tables=(jnp.arange(16 * 3.0).reshape(16, 3) * step, jnp.ones((8, 2)) * step),
+    table_opt_state=({'sum': jnp.ones(16) * step}, {'sum': jnp.full(8, step, jnp.bfloat16)}),
   )
   placed = [
     jax.device_put(part, mesh_lib.sharding(mesh, spec))
@@ -122,7 +122,7 @@ def test_a_state_restores_bit_equal_onto_another_mesh(folder, devices):
     np.testing.assert_array_equal(x, y)
     assert x.sharding.is_equivalent_to(y.sharding, x.ndim)
   for x, y in zip(
-    jax.tree.leaves((params, rows)), jax.tree.leaves((want.params, want.rows)), strict=True
+    jax.tree.leaves((params, rows)), jax.tree.leaves((want.params, want.tables)), strict=True
   ):
     np.testing.assert_array_equal(x, y)
     assert x.sharding.is_equivalent_to(y.sharding, x.ndim)
@@ -196,7 +196,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_taken(folder, h
   checkpoints = Checkpoints(folder)
   assert checkpoints.latest() == 4
   found, _, clock = checkpoints.restore(4, abstract(state(0, 4)), abstract(STREAM))
-  np.testing.assert_array_equal(found.rows[0], state(4, 4).rows[0])
+  np.testing.assert_array_equal(found.tables[0], state(4, 4).tables[0])
   assert clock == Clock(6.0, 40)
   # The step comes again, and may be damaged again.
   checkpoints.save(5, state(5, 4), STREAM, Clock(7.5, 50), None)
