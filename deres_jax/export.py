@@ -3,11 +3,10 @@
 
   python -m deres_jax.export --workdir=DIR --out=FILE [--platforms=cpu,cuda,tpu] [--data=PREPARED]
 
-Takes the checkpoint with the best validation AUC. `deres_jax.serving` loads the file and needs
-little more than jax for it; `deres_jax.serving.artifact` says what is in it, docs/serving.md how to
-use it.
+Exports the checkpoint with the best validation AUC. `deres_jax.serving` loads the file and needs
+little more than jax; `deres_jax.serving.artifact` describes the file, docs/serving.md its use.
 
-Shapes: b rows of a request, S ids of a row, E row width.
+Shapes: b rows of a request, S ids of a row.
 """
 
 import contextlib
@@ -19,18 +18,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import msgspec
 import numpy as np
 from absl import app, flags
 from jax import export
 
 from deres_jax import config as config_lib
 from deres_jax import models
-from deres_jax.core import cli
+from deres_jax.core import cli, files
 from deres_jax.core.errors import UserError
 from deres_jax.data.schema import Schema
 from deres_jax.embeddings.layout import Tables
 from deres_jax.models.inputs import Context
-from deres_jax.serving import artifact, inputs
+from deres_jax.serving import artifact, recipes
 from deres_jax.training.checkpoints import restore
 from deres_jax.training.checkpoints.restore import Trained
 from deres_jax.training.step_spec import StepSpec
@@ -42,49 +42,53 @@ _PACKAGES = ('deres_jax', 'jax', 'jaxlib', 'flax', 'numpy')
 _PART_ROWS = 1 << 18  # of a table, written at a time
 
 
-def make_function(spec: StepSpec, schema: Schema, at: int) -> Callable:
-  """(params, tables, ids [b, S] int32) -> click probabilities [b] float32.
+def make_function(spec: StepSpec, schema: Schema, step: int) -> Callable:
+  """Returns a function: (params, tables, ids [b, S] int32) -> click probabilities [b] float32.
 
-  Ids count from 0 for each column, as in a prepared folder, and so do the tables' rows: those of a
-  table's columns follow one another. Plain JAX forms, no kernels: it runs on every platform.
+  Ids start at 0 for each column, as in a prepared folder; a table holds its columns one after
+  another, row by id. Uses plain JAX, no kernels, so that it runs on every platform.
 
   Args:
-    at: the step that the parameters are of.
+    step: the step of the parameters.
   """
   tables, layout = spec.tables, spec.layout
-  slots = np.array(spec.column_tables)
-  first_S = tables.column_offsets[np.array(schema.columns)] - tables.table_offsets[slots].astype(
+  table_S = np.array(spec.column_tables)
+  offset_S = tables.column_offsets[np.array(schema.columns)] - tables.table_offsets[table_S].astype(
     np.int32
   )
 
-  def rows_of(table: Array, here: np.ndarray, ids_bS: Array) -> Array:
-    ids = ids_bS[:, here]
+  def gather(table: Array, columns: np.ndarray, ids_bS: Array) -> Array:
+    ids = ids_bS[:, columns]
     # The padding of a history reads zeros, as in training.
-    numbers = jnp.where((ids == 0) & (here >= layout.fields), len(table), ids + first_S[here])
-    return table.at[numbers].get(mode='fill', fill_value=0)
+    is_padding = (ids == 0) & (columns >= layout.fields)
+    rows = jnp.where(is_padding, len(table), ids + offset_S[columns])
+    return table.at[rows].get(mode='fill', fill_value=0)
 
-  def probabilities(params: Any, rows: tuple[Array, ...], ids_bS: Array) -> Array:
-    found = tuple(rows_of(x, np.flatnonzero(slots == t), ids_bS) for t, x in enumerate(rows))
-    ctx = Context(progress=jnp.float32(at) / spec.steps)
+  def probabilities(params: Any, arrays: tuple[Array, ...], ids_bS: Array) -> Array:
+    embeddings = tuple(
+      gather(x, np.flatnonzero(table_S == t), ids_bS) for t, x in enumerate(arrays)
+    )
+    ctx = Context(progress=jnp.float32(step) / spec.steps)
     if layout.events:
       ctx = ctx.with_mask(ids_bS[:, layout.fields :: layout.event_fields] != 0)
-    logits_b = spec.model.apply({'params': params}, found if len(found) > 1 else found[0], ctx)
+    x = embeddings if len(embeddings) > 1 else embeddings[0]
+    logits_b = spec.model.apply({'params': params}, x, ctx)
     return jax.nn.sigmoid(logits_b.astype(jnp.float32))
 
   return probabilities
 
 
-def _in_order(tables: Tables, t: int, rows: Array) -> Iterator[np.ndarray]:
-  """The rows of table t by number, some at a time."""
-  here, start = np.asarray(rows), int(tables.table_offsets[t])
-  for first in range(0, tables.parts[t].rows, _PART_ROWS):
-    last = min(first + _PART_ROWS, tables.parts[t].rows)
-    numbers = np.arange(start + first, start + last, dtype=np.int32)
-    yield here[tables.storage_index(numbers) - start]
+def _by_id(tables: Tables, t: int, table: Array) -> Iterator[np.ndarray]:
+  """Yields the rows of table t in the order of their ids, part by part."""
+  stored, start = np.asarray(table), int(tables.table_offsets[t])
+  rows = tables.parts[t].rows
+  for first in range(0, rows, _PART_ROWS):
+    ids = np.arange(start + first, start + min(first + _PART_ROWS, rows), dtype=np.int32)
+    yield stored[tables.storage_index(ids) - start]
 
 
 def _weights(run: Trained) -> tuple[list[artifact.Weight], Any]:
-  """All weights, and how the function's arguments (params, tables) are made of them."""
+  """Returns all weights, and the tree structure of the dense ones, which come first."""
   dense, structure = jax.tree_util.tree_flatten_with_path(run.params)
   weights = [
     artifact.Weight(
@@ -95,20 +99,19 @@ def _weights(run: Trained) -> tuple[list[artifact.Weight], Any]:
     )
     for path, x in dense
   ]
-  weights += [
-    artifact.Weight(
-      f'table_{t}', (table.rows, table.dim), rows.dtype, _in_order(run.spec.tables, t, rows)
-    )
-    for t, (table, rows) in enumerate(zip(run.spec.tables.parts, run.tables, strict=True))
-  ]
+  tables = run.spec.tables
+  for t, (part, table) in enumerate(zip(tables.parts, run.tables, strict=True)):
+    shape = (part.rows, part.dim)
+    weights.append(artifact.Weight(f'table_{t}', shape, table.dtype, _by_id(tables, t, table)))
   return weights, structure
 
 
 @contextlib.contextmanager
-def _without_places() -> Iterator[None]:
-  """What is lowered inside names no source lines.
+def _without_source_lines() -> Iterator[None]:
+  """Leaves source lines out of programs that are lowered inside.
 
-  Else the file would hold this machine's paths, and other bytes for the same run elsewhere.
+  Otherwise the file would hold this machine's paths, and the same run would give other bytes
+  elsewhere.
   """
   before = jax.config.jax_traceback_in_locations_limit
   jax.config.update('jax_traceback_in_locations_limit', 0)
@@ -118,8 +121,14 @@ def _without_places() -> Iterator[None]:
     jax.config.update('jax_traceback_in_locations_limit', before)
 
 
-def exported(run: Trained, platforms: list[str]) -> tuple[export.Exported, list[artifact.Weight]]:
-  """(weights, ids [b, S] int32) -> click probabilities [b] for any b, and the weights."""
+def export_function(
+  run: Trained, platforms: list[str]
+) -> tuple[export.Exported, list[artifact.Weight]]:
+  """Exports (weights, ids [b, S] int32) -> click probabilities [b] for any b.
+
+  Returns:
+    The function, and its weights.
+  """
   weights, structure = _weights(run)
   probabilities = make_function(run.spec, run.schema, run.at)
   dense = structure.num_leaves
@@ -131,14 +140,16 @@ def exported(run: Trained, platforms: list[str]) -> tuple[export.Exported, list[
   arrays = [jax.ShapeDtypeStruct(w.shape, w.dtype) for w in weights]
   shape = export.symbolic_shape(f'b, {len(run.schema.columns)}')
   ids = jax.ShapeDtypeStruct(shape, np.int32)
-  with _without_places():
+  with _without_source_lines():
     return export.export(jax.jit(function), platforms=platforms)(arrays, ids), weights
 
 
-def describe(run: Trained, function: export.Exported) -> dict[str, Any]:
-  """What description.json says, but for rows and what `deres_jax.serving.artifact` adds."""
+def write(run: Trained, out: pathlib.Path, platforms: list[str]):
+  """Writes the file of a run."""
+  columns, vocabularies = recipes.inputs_of(run.schema), recipes.vocabularies_of(run.schema)
+  function, weights = export_function(run, platforms)
   c = run.config
-  return {
+  description = {
     'backbone': c.model.backbone,
     'connector': models.connector_of(c),
     'config_hash': config_lib.config_hash(c),
@@ -153,51 +164,39 @@ def describe(run: Trained, function: export.Exported) -> dict[str, Any]:
       'python': platform.python_version(),
       **{name: metadata.version(name) for name in _PACKAGES},
     },
+    'inputs': msgspec.to_builtins(columns),
+    'example': [recipes.example(columns, vocabularies)],
   }
-
-
-def write(run: Trained, out: pathlib.Path, platforms: list[str]):
-  """Writes the file of a run."""
-  rows, vocabularies = inputs.describe(run.schema), inputs.vocabularies(run.schema)
-  function, weights = exported(run, platforms)
-  description = describe(run, function)
-  description |= {'inputs': rows, 'example': [inputs.example(rows, vocabularies)]}
   artifact.write(out, description, bytes(function.serialize()), vocabularies, weights)
 
 
-def _define_flags():
-  flags.DEFINE_string('workdir', None, 'Folder of the run.')
-  flags.DEFINE_string('out', None, 'File to write.')
-  flags.DEFINE_list('platforms', list(PLATFORMS), f'Some of {", ".join(PLATFORMS)}.')
-  flags.DEFINE_string('data', None, "The run's prepared folder, if it was moved.")
-
-
 def main(argv: list[str]):
-  """The command: writes the file of a run."""
+  """Runs the command."""
   cli.no_arguments(argv)
   f = flags.FLAGS
   if not f.workdir or not f.out:
     raise UserError('give both --workdir=DIR, a trained run, and --out=FILE')
-  export_run(pathlib.Path(f.workdir), pathlib.Path(f.out), f.platforms, f.data)
+  export_run(pathlib.Path(f.workdir), f.out, f.platforms, f.data)
 
 
-def export_run(workdir: pathlib.Path, out: pathlib.Path, platforms: list[str], data: str | None):
-  """Writes the file of the best checkpoint of a run. Raises UserError."""
-  if out.is_dir() or not out.parent.is_dir():
-    what = 'is a folder' if out.is_dir() else f'there is no folder {out.parent}'
-    raise UserError(f'--out={out}: {what}, expected a file to write')
+def export_run(workdir: pathlib.Path, out: str, platforms: list[str], data: str | None):
+  """Writes the file of a run's best checkpoint; raises UserError."""
+  path = files.output_file(out)
   if not platforms or not set(platforms) <= set(PLATFORMS):
     raise UserError(
-      f'--platforms={",".join(platforms)}: expected some of {", ".join(PLATFORMS)}, by commas'
+      f'--platforms={",".join(platforms)}: expected some of {", ".join(PLATFORMS)}, as in cpu,tpu'
     )
   run = restore.load(workdir, data)
-  write(run, out, platforms)
+  write(run, path, platforms)
   print(
-    f'{out}: {out.stat().st_size / 1e6:,.1f} MB, step {run.at}, for {", ".join(platforms)}; '
+    f'{path}: {path.stat().st_size / 1e6:,.1f} MB, step {run.at}, for {", ".join(platforms)}; '
     'docs/serving.md says how to load it'
   )
 
 
 if __name__ == '__main__':
-  _define_flags()
+  flags.DEFINE_string('workdir', None, 'Folder of the run.')
+  flags.DEFINE_string('out', None, 'File to write.')
+  flags.DEFINE_list('platforms', list(PLATFORMS), f'Some of {", ".join(PLATFORMS)}.')
+  flags.DEFINE_string('data', None, "The run's prepared folder, if it was moved.")
   app.run(cli.guarded(main), flags_parser=cli.parse)

@@ -65,7 +65,7 @@ def main(argv: list[str]):
   c = config_lib.resolve(CONFIG.value)
   if PROFILE.value is not None:
     c = dataclasses.replace(c, train=dataclasses.replace(c.train, profile=PROFILE.value))
-  place = launchers.where(
+  launch = launchers.resolve(
     DISTRIBUTED.value, COORDINATOR.value, PROCESSES.value, PROCESS.value, os.environ
   )
   if MODE.value == 'plan':
@@ -83,10 +83,10 @@ def main(argv: list[str]):
       f'--workdir={WORKDIR.value}: is an address, expected a folder; mount a bucket as one '
       '(Cloud Storage FUSE): docs/pods.md'
     )
-  if place is None:
+  if launch is None:
     _work(c)
   else:
-    supervisor.run(lambda: _work_together(c, place))
+    supervisor.run(lambda: _work_together(c, launch))
 
 
 def _plan(c: fields.Config):
@@ -102,9 +102,9 @@ def _plan(c: fields.Config):
   print(on_mesh.text(on_mesh.make(c, run.spec, run.train[0], machine, compiler)))
 
 
-def _work_together(c: fields.Config, place: launchers.Place | str):
+def _work_together(c: fields.Config, launch: launchers.ProcessSpec | str):
   # The processes meet before one of them touches a device.
-  processes.start(place, c.mesh.start_seconds, c.mesh.heartbeat_seconds)
+  processes.start(launch, c.mesh.start_seconds, c.mesh.heartbeat_seconds)
   _work(c)
 
 
@@ -116,7 +116,7 @@ def _work(c: fields.Config):
     text = json.dumps(figures, indent=1)
   else:
     text = result.line(loop.train(c, workdir), workdir / 'result.json')
-  if processes.is_leader():
+  if processes.is_process_0():
     print(text)
 
 

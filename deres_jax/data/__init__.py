@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prepared folders to batches: schema, blocks, shuffle plan, reader, host batches.
+"""Turns prepared folders into batches: schema, blocks, shuffle plan, reader, batches, feed.
 
-Imports core, pod and embeddings. Knows no model. It meets data_pipelines in files only.
+Imports core, pod and embeddings, and knows no model. Shares only files with data_pipelines.
 """

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Batches on the mesh, one after another, with what all hosts have to agree on before a step.
+"""Feeds batches to the mesh, once all hosts agree on what a step needs.
 
-Two things are known to one host only: the capacities that its part of a batch needs, and whether it
-was asked to stop. Hosts that disagree would run different programs and wait for one another for
-ever. So the largest of all hosts' numbers is taken, on the devices, for batches that are ahead: it
-is there when the step is, and no step waits for it.
+Two facts are known to one host only: the capacities that its slice of a batch requires, and whether
+it received a stop request. Hosts that disagree would run different programs and deadlock. So the
+devices compute the maximum over all hosts, a few batches ahead: it is ready when the step is, and
+no step waits for it.
 """
 
 import collections
@@ -16,29 +16,30 @@ import numpy as np
 from jax.sharding import Mesh
 
 from deres_jax.data import batches as batches_lib
-from deres_jax.data.batches import Batch, Batches, Draft
+from deres_jax.data.batches import Batch, Batches, HostBatch
+from deres_jax.data.blocks import Examples
 from deres_jax.pod import mesh as mesh_lib
 
-# Batches whose numbers are under way while a step runs. Each holds its rows on the host.
+# Batches whose maxima are being computed while a step runs. Each keeps its examples on the host.
 _LAG = 2
 
 
-class Fed(NamedTuple):
+class DeviceBatch(NamedTuple):
   """A batch that all hosts are ready for.
 
   Attributes:
     batch: on the mesh.
-    kept: what `keep` gave for it.
-    stop: whether a host was asked to stop; all hosts see it with the same batch.
+    selected: what `select` returned for it.
+    stop: whether any host received a stop request; all hosts see it with the same batch.
   """
 
   batch: Batch
-  kept: Any
+  selected: Any
   stop: bool
 
 
-class Ahead(NamedTuple):
-  """How far and by how many threads batches are read ahead."""
+class Prefetch(NamedTuple):
+  """How many batches to read ahead, and by how many threads."""
 
   threads: int
   batches: int
@@ -47,45 +48,47 @@ class Ahead(NamedTuple):
 def feed(
   batches: Batches,
   mesh: Mesh,
-  span: tuple[int, int],
-  ahead: Ahead,
-  asked: Callable[[], bool],
-  keep: Callable[[batches_lib.Rows], Any] = lambda rows: None,
-) -> Iterator[Fed]:
-  """Batches span[0] .. span[1] - 1.
+  batch_range: tuple[int, int],
+  prefetch: Prefetch,
+  stop_requested: Callable[[], bool],
+  select: Callable[[Examples], Any] = lambda examples: None,
+) -> Iterator[DeviceBatch]:
+  """Yields batches batch_range[0] .. batch_range[1] - 1.
 
   Args:
-    asked: whether this host was asked to stop.
-    keep: what to keep of this host's rows of a batch.
+    stop_requested: whether this host received a stop request.
+    select: returns what the caller needs of this host's examples of a batch.
   """
 
-  def load(index: int) -> tuple[Any, Draft]:
-    rows = batches.rows(index)
-    return keep(rows), batches.draft(rows, batches.size(index))
+  def load(index: int) -> tuple[Any, HostBatch]:
+    examples = batches.examples(index)
+    return select(examples), batches.host_batch(examples, batches.size(index))
 
-  def finish(draft: Draft, capacities: tuple[int, ...]) -> Batch:
-    return batches_lib.put(batches.finish(draft, capacities), mesh)
+  def finish(host_batch: HostBatch, capacities: tuple[int, ...]) -> Batch:
+    return batches_lib.put(batches.finish(host_batch, capacities), mesh)
 
   if jax.process_count() == 1:
 
-    def ready(index: int) -> tuple[Any, Batch]:
-      kept, draft = load(index)
-      return kept, finish(draft, batches.capacities(draft.need))
+    def load_and_finish(index: int) -> tuple[Any, Batch]:
+      selected, host_batch = load(index)
+      return selected, finish(host_batch, batches.capacities(host_batch.required))
 
-    for kept, batch in batches_lib.prefetch(ready, *span, ahead.threads, ahead.batches):
-      yield Fed(batch, kept, asked())
+    loaded = batches_lib.prefetch(load_and_finish, *batch_range, *prefetch)
+    for selected, batch in loaded:
+      yield DeviceBatch(batch, selected, stop_requested())
     return
 
-  largest = mesh_lib.make_largest(mesh)
+  max_over_hosts = mesh_lib.make_max_over_processes(mesh)
   waiting = collections.deque()
 
-  def next_ready() -> Fed:
-    kept, draft, numbers = waiting.popleft()
-    *need_T, stop = np.asarray(numbers).tolist()
-    return Fed(finish(draft, batches.capacities(need_T)), kept, bool(stop))
+  def next_ready() -> DeviceBatch:
+    selected, host_batch, maxima = waiting.popleft()
+    *required_T, stop = np.asarray(maxima).tolist()
+    return DeviceBatch(finish(host_batch, batches.capacities(required_T)), selected, bool(stop))
 
-  for kept, draft in batches_lib.prefetch(load, *span, ahead.threads, ahead.batches):
-    waiting.append((kept, draft, largest(np.append(draft.need, np.int32(asked())))))
+  for selected, host_batch in batches_lib.prefetch(load, *batch_range, *prefetch):
+    local = np.append(host_batch.required, np.int32(stop_requested()))
+    waiting.append((selected, host_batch, max_over_hosts(local)))
     if len(waiting) > _LAG:
       yield next_ready()
   while waiting:

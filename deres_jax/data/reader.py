@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shuffled rows from blocks, in the order of `deres_jax.data.order`, a window ahead.
-
-Shapes: N rows, S ids of a row.
-"""
+"""Reads shuffled examples from blocks, one window ahead, in the order of a shuffle plan."""
 
 import collections
 import concurrent.futures
@@ -12,145 +9,146 @@ from typing import NamedTuple
 
 import numpy as np
 
-from deres_jax.data.blocks import Blocks, Rows
-from deres_jax.data.order import Order
+from deres_jax.data.blocks import Blocks, Examples
+from deres_jax.data.shuffle_plan import ShufflePlan
 from deres_jax.embeddings.layout import Tables
 
 
-class Loan:
-  """Arrays that go back to a list of spare ones when nobody holds the loan any more.
+class PooledBuffer:
+  """Arrays that return to a pool when the last reference to the buffer is gone.
 
   The kernel clears fresh memory page by page; reading into used arrays saves a fifth of the time.
   """
 
-  def __init__(self, arrays: Rows, spare: list[Rows]):
-    self._arrays, self._spare = arrays, spare
+  def __init__(self, arrays: Examples, pool: list[Examples]):
+    self._arrays, self._pool = arrays, pool
 
   def __del__(self):
-    self._spare.append(self._arrays)
+    self._pool.append(self._arrays)
 
 
 class Window(NamedTuple):
-  """Some of the blocks of a window, read.
+  """Those blocks of a window that this host needs.
 
   Attributes:
-    rows: of these blocks side by side; they hold as long as the loan is held.
-    first: row of the window, as `Order.shuffle` orders them, that order_N begins with.
-    order_N: place in `rows` of that row and of those that follow.
+    examples: of these blocks, concatenated; valid while `buffer` is referenced.
+    buffer: owner of their memory.
+    first: first row of the window, in `ShufflePlan.shuffle`'s order, that order_N covers.
+    order_N: index in `examples` of that row and of those that follow.
   """
 
-  rows: Rows
-  loan: Loan
+  examples: Examples
+  buffer: PooledBuffer
   first: int
   order_N: np.ndarray
 
 
-# Reading and checking a block leaves Python's lock free for the most part.
+# Reading and checking a block mostly runs without the GIL.
 _READERS = min(4, os.cpu_count() or 1)  # threads
-_LARGE_BLOCK = 31 << 20  # bytes; glibc's dynamic threshold ends at 32 MiB
+_LARGE_BLOCK = 31 << 20  # bytes; glibc's dynamic mmap threshold ends at 32 MiB
 
 
 class Reader:
-  """The rows of a part of every batch, from the blocks that hold them.
+  """Reads a host's slice of every batch.
 
-  Ids come out as numbers of table rows, and `tables.padding` where an event is padding. The next
-  window is read while the rows of this one are used.
+  Ids come out as global ids, with `tables.padding` where an event is padding. The next window is
+  read while the examples of the current one are used.
   """
 
-  def __init__(self, blocks: Blocks, tables: Tables, order: Order, part: int, parts: int):
-    """Reads the given one of equal parts of every batch; hosts may take a part each."""
-    self._blocks, self._order, self._part, self._parts = blocks, order, part, parts
+  def __init__(self, blocks: Blocks, tables: Tables, plan: ShufflePlan, part: int, parts: int):
+    """Reads slice `part` of `parts` equal slices of each batch."""
+    self._blocks, self._plan, self._part, self._parts = blocks, plan, part, parts
     self._offsets_S = tables.column_offsets[np.array(blocks.schema.columns)]
     self._padding = tables.padding
-    self._lanes = order.lanes_of(part, parts)
+    self._lanes = plan.lanes(part, parts)
     self._windows: collections.OrderedDict[tuple[int, int], concurrent.futures.Future]
     self._windows = collections.OrderedDict()
-    self._pool = concurrent.futures.ThreadPoolExecutor(1)  # loads windows
-    self._readers = concurrent.futures.ThreadPoolExecutor(_READERS)  # their blocks
+    self._window_loader = concurrent.futures.ThreadPoolExecutor(1)
+    self._block_readers = concurrent.futures.ThreadPoolExecutor(_READERS)
     self._lock = threading.Lock()
-    self._spare: list[Rows] = []
-    # glibc gives large blocks back to the kernel at once and faults new ones in page by page,
-    # which halves the speed of reading. Freeing a large one raises its threshold (mallopt(3)).
+    self._pool: list[Examples] = []
+    # glibc returns large blocks to the kernel at once and faults new ones in page by page, which
+    # halves the speed of reading. Freeing a large block raises its threshold (mallopt(3)).
     np.empty(_LARGE_BLOCK, np.uint8)
 
-  def read(self, epoch: int, batch: int) -> Rows:
-    """This part's real rows of a batch; none where the last batch is short."""
-    order = self._order
-    real = min(order.batch_size, order.rows - batch * order.batch_size)
-    low, high = (order.batch_size * p // self._parts for p in (self._part, self._part + 1))
+  def read(self, epoch: int, batch: int) -> Examples:
+    """Reads this slice's real examples of a batch: none where the last batch is too short."""
+    plan = self._plan
+    real = min(plan.batch_size, plan.rows - batch * plan.batch_size)
+    low, high = (plan.batch_size * p // self._parts for p in (self._part, self._part + 1))
     n = max(0, min(high, real) - low)
     out = self._empty(n)
-    pieces = order.pieces(epoch, batch, low, low + n) if n else []
-    for window, *spans in pieces:
-      spans = [(a, b, at) for a, b, at in zip(*(x.tolist() for x in spans), strict=True) if a < b]
-      if not spans:
+    segments = plan.segments(epoch, batch, low, low + n) if n else []
+    for number, *bounds in segments:
+      ranges = [x for x in zip(*(bound.tolist() for bound in bounds), strict=True) if x[0] < x[1]]
+      if not ranges:
         continue
-      held = self._window(epoch, window)
-      rows, first = held.rows, held.first
-      here = np.concatenate([held.order_N[a - first : b - first] for a, b, _ in spans])
-      if len(pieces) == 1:
-        for into, values in zip(out, rows, strict=True):
-          np.take(values, here, axis=0, out=into, mode='clip')
+      window = self._window(epoch, number)
+      order_N, first = window.order_N, window.first
+      source = np.concatenate([order_N[a - first : b - first] for a, b, _ in ranges])
+      if len(segments) == 1:
+        for into, values in zip(out, window.examples, strict=True):
+          np.take(values, source, axis=0, out=into, mode='clip')
       else:
-        there = np.concatenate([np.arange(at, at + b - a) for a, b, at in spans])
-        for into, values in zip(out, rows, strict=True):
-          into[there] = values[here]
+        target = np.concatenate([np.arange(offset, offset + b - a) for a, b, offset in ranges])
+        for into, values in zip(out, window.examples, strict=True):
+          into[target] = values[source]
     return out
 
   def _window(self, epoch: int, window: int) -> Window:
     with self._lock:
-      here = self._started(epoch, window)
-      if window + 1 < self._order.windows:
-        self._started(epoch, window + 1)
-      elif self._order.seed is not None:
-        self._started(epoch + 1, 0)
-      while len(self._windows) > 3:  # one that a batch straddles, this one and the next
+      future = self._start(epoch, window)
+      if window + 1 < self._plan.windows:
+        self._start(epoch, window + 1)
+      elif self._plan.seed is not None:
+        self._start(epoch + 1, 0)
+      while len(self._windows) > 3:  # this one, the next, and one that the batch began in
         self._windows.popitem(last=False)
-    return here.result()
+    return future.result()
 
-  def _started(self, epoch: int, window: int) -> concurrent.futures.Future:
+  def _start(self, epoch: int, window: int) -> concurrent.futures.Future:
     key = (epoch, window)
     if key not in self._windows:
-      self._windows[key] = self._pool.submit(self._load, epoch, window)
+      self._windows[key] = self._window_loader.submit(self._load, epoch, window)
     self._windows.move_to_end(key)
     return self._windows[key]
 
   def _load(self, epoch: int, window: int) -> Window:
-    order = self._order
-    starts = order.lane_starts(epoch, window, self._lanes)
+    plan = self._plan
+    starts = plan.lane_starts(epoch, window)[self._lanes[0] : self._lanes[1] + 1]
     blocks, start = [], 0
-    for block in order.members(epoch, window).tolist():
+    for block in plan.blocks_in_window(epoch, window).tolist():
       stop = start + self._blocks.size(block)
       if start < starts[-1] and stop > starts[0]:
         blocks.append((block, start, stop))
       start = stop
     base = blocks[0][1] if blocks else 0
-    out, loan = self._borrow(blocks[-1][2] - base if blocks else 0)
-    reading = [
-      self._readers.submit(self._fill, out, block, slice(start - base, stop - base))
+    examples, buffer = self._borrow(blocks[-1][2] - base if blocks else 0)
+    reads = [
+      self._block_readers.submit(self._fill, examples, block, slice(start - base, stop - base))
       for block, start, stop in blocks
     ]
-    order_N = order.shuffle(epoch, window, self._lanes) - base
-    concurrent.futures.wait(reading)  # all of them: a fault must not leave one that still writes
-    for one in reading:
-      one.result()
-    return Window(out, loan, int(starts[0]), order_N)
+    order_N = plan.shuffle(epoch, window, self._lanes) - base
+    concurrent.futures.wait(reads)  # all: after an error none may still write into the buffer
+    for read in reads:
+      read.result()
+    return Window(examples, buffer, int(starts[0]), order_N)
 
-  def _fill(self, out: Rows, block: int, here: slice):
-    rows = self._blocks.read(block)
-    np.add(rows.ids, self._offsets_S, out=out.ids[here])
+  def _fill(self, out: Examples, block: int, into: slice):
+    examples = self._blocks.read(block)
+    np.add(examples.ids, self._offsets_S, out=out.ids[into])
     if self._blocks.schema.sequence is not None:
       fields = len(self._blocks.schema.fields)
-      out.ids[here, fields:][rows.ids[:, fields:] == 0] = self._padding
-    out.labels[here], out.groups[here] = rows.labels, rows.groups
+      out.ids[into, fields:][examples.ids[:, fields:] == 0] = self._padding
+    out.labels[into], out.groups[into] = examples.labels, examples.groups
 
-  def _borrow(self, n: int) -> tuple[Rows, Loan]:
-    """Room for n rows. Called by one thread only, that of `_pool`."""
-    arrays = self._spare.pop() if self._spare else self._empty(n)
+  def _borrow(self, n: int) -> tuple[Examples, PooledBuffer]:
+    """Returns memory for n examples. Only the thread of `_window_loader` calls it."""
+    arrays = self._pool.pop() if self._pool else self._empty(n)
     if len(arrays.labels) < n:
       arrays = self._empty(n)
-    return Rows(*(x[:n] for x in arrays)), Loan(arrays, self._spare)
+    return Examples(*(x[:n] for x in arrays)), PooledBuffer(arrays, self._pool)
 
-  def _empty(self, n: int) -> Rows:
-    slots = len(self._offsets_S)
-    return Rows(np.empty((n, slots), np.int32), np.empty(n, np.uint8), np.empty(n, np.int32))
+  def _empty(self, n: int) -> Examples:
+    columns = len(self._offsets_S)
+    return Examples(np.empty((n, columns), np.int32), np.empty(n, np.uint8), np.empty(n, np.int32))

@@ -1,102 +1,160 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a prepared folder says of itself: `schema.json`, as `data_pipelines` writes it."""
+"""Reads `schema.json`, which `data_pipelines` writes into every prepared folder."""
 
-import dataclasses
 import pathlib
-from typing import Any
+from typing import Annotated, Any, Literal
+
+import msgspec
 
 from deres_jax.core import files
 from deres_jax.core.errors import UserError, shown
 
-FORMAT = 'deres_jax.prepared'
-FORMAT_VERSION = 3
 FIRST_TOKEN_ID = 2  # 0 pads events, 1 is an unknown or missing value
 
-
-@dataclasses.dataclass(frozen=True)
-class Split:
-  """Rows, blocks and clicks of one split."""
-
-  rows: int
-  blocks: int
-  clicks: int
+# All readers of JSON agree on integers below 2^53.
+Count = Annotated[int, msgspec.Meta(ge=0, lt=2**53)]
+Positive = Annotated[int, msgspec.Meta(ge=1, lt=2**53)]
 
 
-@dataclasses.dataclass(frozen=True)
-class Sequence:
-  """The behaviour sequence of every row.
+class Field(msgspec.Struct, frozen=True):
+  """A single-valued categorical field. Its ids are 0 .. vocab_size - 1."""
 
-  Attributes:
-    length: events, oldest first, padded at the front.
-    attributes: names of an event's attributes.
-    columns: for each attribute the column of `Schema.vocab_sizes` that its ids are of: a field's
-      for the first `shared` attributes, whose ids say the same as that field, else its own.
+  name: str
+  kind: Literal['categorical']
+  vocab_size: Positive
+  hashed: bool
+
+
+class Attribute(msgspec.Struct, frozen=True):
+  """An attribute of an event; `field` names the field whose ids it shares, if any."""
+
+  name: str
+  vocab_size: Positive
+  field: str | None
+
+
+class Sequence(msgspec.Struct, frozen=True):
+  """The behaviour sequence of every row: `length` events, oldest first, padded at the front.
+
+  Attributes that share a field's ids come first.
   """
 
-  length: int
-  attributes: tuple[str, ...]
-  columns: tuple[int, ...]
-  shared: int
+  length: Positive
+  attributes: Annotated[tuple[Attribute, ...], msgspec.Meta(min_length=1)]
 
 
-@dataclasses.dataclass(frozen=True)
-class Items:
-  """Where a candidate's item stands among the common ones: its field, and borders of its id.
+class Group(msgspec.Struct, frozen=True):
+  """What rows are grouped by, such as users."""
+
+  name: str
+
+
+class Items(msgspec.Struct, frozen=True):
+  """The field of the recommended item, and bounds of its id, which tells how common the item is.
 
   Ids from FIRST_TOKEN_ID to head_below - 1 are the head, those up to torso_below - 1 the torso.
   """
 
-  field: int
-  head_below: int
-  torso_below: int
+  field: str
+  head_below: Count
+  torso_below: Count
 
 
-@dataclasses.dataclass(frozen=True)
-class Schema:
-  """What a prepared folder says of itself.
+class Split(msgspec.Struct, frozen=True):
+  """Statistics of one split."""
+
+  rows: Count
+  blocks: Count
+  clicks: Count
+  content_sha256: str
+
+
+class Schema(msgspec.Struct, frozen=True):
+  """A prepared folder.
 
   Attributes:
-    path: the prepared folder.
-    dataset: its name, for people.
     tfds: folder of the TFDS data set in it.
-    fields: names of the single-valued categorical fields.
-    vocab_sizes: of each field, then of the events' own attributes: ids run from 0 to it - 1.
-    sequence, items: of data that have them.
-    group: what the rows belong to (users), or empty; groups: how many there are.
-    splits: train, validation, test.
-    content: SHA-256 of each split's rows: what the data is, wherever it lies.
+    vocabulary: SHA-256 of each vocabulary file.
+    recipes: how raw values become tokens, by field; None for folders of early versions.
     planted: figures of a synthetic teacher by split (such as bayes_auc), else empty.
+    path: the prepared folder.
   """
 
-  path: pathlib.Path
+  format: Literal['deres_jax.prepared']
+  format_version: Literal[3]
   dataset: str
   tfds: str
-  block_rows: int
-  fields: tuple[str, ...]
-  vocab_sizes: tuple[int, ...]
+  block_rows: Positive
+  fields: Annotated[tuple[Field, ...], msgspec.Meta(min_length=1)]
   sequence: Sequence | None
-  group: str
-  groups: int
+  group: Group | None
   items: Items | None
   splits: dict[str, Split]
-  content: dict[str, str]
-  planted: dict[str, Any]
+  vocabulary: dict[str, str]
+  recipes: dict[str, Any] | None = None
+  planted: dict[str, Any] = {}
+  path: pathlib.Path = pathlib.Path()
+
+  def __post_init__(self):
+    if not {'train', 'validation', 'test'} <= self.splits.keys():
+      raise ValueError(f'splits are {sorted(self.splits)}, expected train, validation, test')
+    names = [field.name for field in self.fields]
+    attributes = self.sequence.attributes if self.sequence else ()
+    others = [self.group.name] if self.group else []
+    for text in (self.dataset, self.tfds, *names, *(a.name for a in attributes), *others):
+      if not text or not text.isprintable():
+        raise ValueError(f'{shown(text)} is not a line of text')
+    for name in [a.field for a in attributes if a.field] + [i.field for i in [self.items] if i]:
+      if name not in names:
+        raise ValueError(f'field {shown(name)} is named, but not in fields')
+    if any(attribute.field for attribute in attributes[len(self.shared_columns) :]):
+      raise ValueError('an attribute shares a field after one that does not')
 
   @property
-  def click_rate(self) -> float:
-    """Of the training split: the models' prior."""
-    train = self.splits['train']
-    return train.clicks / train.rows
+  def vocab_sizes(self) -> tuple[int, ...]:
+    """Sizes of all columns: the fields, then the attributes that share no field."""
+    attributes = self.sequence.attributes if self.sequence else ()
+    own = (attribute.vocab_size for attribute in attributes if not attribute.field)
+    return (*(field.vocab_size for field in self.fields), *own)
+
+  @property
+  def shared_columns(self) -> tuple[int, ...]:
+    """Columns of the fields that the first attributes of events share."""
+    attributes = self.sequence.attributes if self.sequence else ()
+    return tuple(self.column(attribute.field) for attribute in attributes if attribute.field)
 
   @property
   def columns(self) -> tuple[int, ...]:
-    """For each id of a row, fields and then all events' attributes, its column of vocab_sizes."""
-    events = self.sequence.columns * self.sequence.length if self.sequence else ()
-    return (*range(len(self.fields)), *events)
+    """Column of each id of a row: the fields, then the attributes of all events."""
+    fields = range(len(self.fields))
+    if self.sequence is None:
+      return tuple(fields)
+    event = (*self.shared_columns, *range(len(fields), len(self.vocab_sizes)))
+    return (*fields, *event * self.sequence.length)
+
+  @property
+  def content(self) -> dict[str, str]:
+    """SHA-256 of each split's rows: identifies the data, wherever the folder is."""
+    return {name: split.content_sha256 for name, split in self.splits.items()}
+
+  @property
+  def click_rate(self) -> float:
+    """Click rate of the training split: the models' prior."""
+    train = self.splits['train']
+    return train.clicks / train.rows
+
+  def column(self, name: str) -> int:
+    """Returns the column of a field."""
+    return [field.name for field in self.fields].index(name)
+
+
+def advice(folder: pathlib.Path) -> str:
+  """Returns what to do about a damaged prepared folder."""
+  return f'python -m data_pipelines.doctor {folder} says more; build the folder again'
 
 
 def load_schema(path: str) -> Schema:
-  """Reads DIR/schema.json; raises UserError for a missing, foreign or damaged one."""
+  """Reads the schema of a prepared folder; raises UserError for a missing or damaged one."""
   if not path:
     raise UserError(
       'config data.path is empty: give a prepared folder, --config.data.path=DIR '
@@ -113,20 +171,9 @@ def load_schema(path: str) -> Schema:
       f'data.path={path}: holds no schema.json, so it is not a prepared folder (or its build was '
       'interrupted): run python -m data_pipelines.build again'
     )
-  raw = files.read_json(file, dict, 'build the folder again')
-  found = raw.get('format'), raw.get('format_version')
-  if found != (FORMAT, FORMAT_VERSION):
-    raise UserError(
-      f'{file}: format {found}, expected {(FORMAT, FORMAT_VERSION)}: '
-      'build the folder with this version of data_pipelines'
-    )
-  try:
-    schema = _schema(folder, raw)
-  except (KeyError, TypeError, ValueError, AttributeError) as e:
-    raise UserError(
-      f'{file}: damaged, {type(e).__name__} {shown(e)}: python -m data_pipelines.doctor {path} '
-      'tells more; build the folder again'
-    ) from e
+  schema = msgspec.structs.replace(files.read_json(file, Schema, advice(folder)), path=folder)
+  if not (folder / schema.tfds).resolve().is_relative_to(folder.resolve()):
+    raise UserError(f'{file}: tfds folder {schema.tfds!r} is outside of it: {advice(folder)}')
   train = schema.splits['train']
   if not 0 < train.clicks < train.rows:
     raise UserError(
@@ -134,80 +181,3 @@ def load_schema(path: str) -> Schema:
       'there is nothing to learn; build the folder from more rows'
     )
   return schema
-
-
-_MOST = 2**53  # whole numbers that JSON's readers agree on
-
-
-def _count(node: dict[str, Any], key: str, least: int = 0) -> int:
-  value = node[key]
-  if type(value) is not int or not least <= value < _MOST:
-    raise ValueError(f'{key} is {value!r}, expected a whole number from {least} on')
-  return value
-
-
-def _text(node: dict[str, Any], key: str) -> str:
-  value = node[key]
-  if not isinstance(value, str) or not value or not value.isprintable():
-    raise ValueError(f'{key} is {value!r}, expected a line of text')
-  return value
-
-
-def _schema(folder: pathlib.Path, raw: dict[str, Any]) -> Schema:
-  splits = {
-    name: Split(_count(s, 'rows'), _count(s, 'blocks'), _count(s, 'clicks'))
-    for name, s in raw['splits'].items()
-  }
-  kinds = {f['kind'] for f in raw['fields']}
-  if kinds != {'categorical'}:
-    raise ValueError(f'fields of kinds {sorted(kinds)}, expected categorical')
-  if not {'train', 'validation', 'test'} <= set(splits):
-    raise ValueError(f'splits {sorted(splits)}, expected train, validation, test')
-  inside = (folder / _text(raw, 'tfds')).resolve()
-  if not inside.is_relative_to(folder.resolve()):
-    raise ValueError(f'tfds folder {raw["tfds"]!r} is outside of it')
-  fields = tuple(_text(f, 'name') for f in raw['fields'])
-  vocab_sizes = [_count(f, 'vocab_size', 1) for f in raw['fields']]
-  sequence = _sequence(raw['sequence'], fields, vocab_sizes)
-  return Schema(
-    path=folder,
-    dataset=_text(raw, 'dataset'),
-    tfds=raw['tfds'],
-    block_rows=_count(raw, 'block_rows', 1),
-    fields=fields,
-    vocab_sizes=tuple(vocab_sizes),
-    sequence=sequence,
-    group=_text(raw['group'], 'name') if raw['group'] else '',
-    groups=_count(raw['group'], 'groups') if raw['group'] else 0,
-    items=_items(raw['items'], fields),
-    splits=splits,
-    content={name: _text(s, 'content_sha256') for name, s in raw['splits'].items()},
-    planted=dict(raw.get('planted') or {}),
-  )
-
-
-def _sequence(raw: dict | None, fields: tuple[str, ...], vocab_sizes: list[int]) -> Sequence | None:
-  """The sequence, if there is one; its own attributes' sizes are added to `vocab_sizes`."""
-  if raw is None:
-    return None
-  columns, shared = [], 0
-  for attribute in raw['attributes']:
-    if attribute['field'] is None:
-      columns.append(len(vocab_sizes))
-      vocab_sizes.append(_count(attribute, 'vocab_size', 1))
-      continue
-    if len(columns) > shared:
-      raise ValueError(f'attribute {attribute["name"]!r} shares a field after one that does not')
-    columns.append(fields.index(attribute['field']))
-    shared += 1
-  names = tuple(_text(attribute, 'name') for attribute in raw['attributes'])
-  if not names:
-    raise ValueError('a sequence of events without attributes')
-  return Sequence(_count(raw, 'length', 1), names, tuple(columns), shared)
-
-
-def _items(raw: dict | None, fields: tuple[str, ...]) -> Items | None:
-  if raw is None:
-    return None
-  head, torso = _count(raw, 'head_below'), _count(raw, 'torso_below')
-  return Items(fields.index(raw['field']), head, torso)

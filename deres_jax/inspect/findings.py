@@ -15,7 +15,7 @@ import numpy as np
 from deres_jax.config import fields
 from deres_jax.data import batches as batches_lib
 from deres_jax.data.blocks import Blocks
-from deres_jax.data.feed import Ahead, feed
+from deres_jax.data.feed import Prefetch, feed
 from deres_jax.inspect import moments, probes
 from deres_jax.inspect.probes import Change, Structure
 from deres_jax.metrics import exact, paired
@@ -106,11 +106,11 @@ def look(
   tried: dict[str, Change] = {}
   logits: dict[str, list] = {}
   labels, early = [], []
-  ahead = Ahead(1, c.data.prefetch)
-  stream = feed(batches, spec.mesh, (0, last), ahead, lambda: False, lambda r: r.labels.copy())
-  for k, fed in enumerate(stream):
+  prefetch = Prefetch(1, c.data.prefetch)
+  stream = feed(batches, spec.mesh, (0, last), prefetch, lambda: False, lambda r: r.labels.copy())
+  for k, device_batch in enumerate(stream):
     count = min(size, rows - k * size)
-    args = model.params, model.tables, at, fed.batch, np.int32(count)
+    args = model.params, model.tables, at, device_batch.batch, np.int32(count)
     out, found, by_row = programs.look(*args)
     tried = tried or changes(programs.structure)
     logits.setdefault('', []).append(np.asarray(out)[:count])
@@ -120,7 +120,7 @@ def look(
     if k < GRADIENT_BATCHES:
       _add({'gradients': seen.gradients}, {'gradients': programs.gradients(*args)})
     _add(seen.found, found)
-    labels.append(fed.kept[:count])
+    labels.append(device_batch.selected[:count])
     early.append(_early(programs.structure, by_row, count))
     tell(k + 1)
   seen.logits = {name: np.concatenate(parts) for name, parts in logits.items()}
@@ -161,9 +161,9 @@ def tokens_of(model: Trained, tokens: int) -> dict[str, np.ndarray]:
   c, layout, schema = model.config, model.spec.layout, model.schema
   reads = c.model.backbone in READS_EVENTS
   if c.model.tokenizer == 'field':
-    names = list(schema.fields)
+    names = [field.name for field in schema.fields]
     if layout.events and not reads:
-      names += [f'mean {name} of events' for name in schema.sequence.attributes]
+      names += [f'mean {x.name} of events' for x in schema.sequence.attributes]
   else:
     names = [f'token {i}' for i in range(1, c.model.tokens + 1)]
   events = tokens - len(names)

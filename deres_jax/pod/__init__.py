@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Processes of one run: who they are, how they meet, end and share a mesh.
+"""Runs of several processes: how they find each other, communicate, end and share a mesh.
 
-Imports core and never knows what is trained. `__main__` starts a pod on this machine.
+Imports core and knows nothing of what is trained. `__main__` starts a pod on this machine.
 """

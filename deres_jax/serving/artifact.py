@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The file that `deres_jax.export` writes and `deres_jax.serving` reads.
 
-A ZIP archive, without pickles, that other tools can open:
-  description.json   what it is; every other member's SHA-256; the weights in the function's order
+A ZIP archive without pickles, which other tools can open:
+  description.json   the run; every other member's SHA-256; the weights in the function's order
   function.bin       (weights, ids [b, S]) -> probabilities [b], serialized by jax.export
   vocabulary/NAME.txt   line i (from 0) is the token of id i + 2
-  weights/NAME.npy   dense parameters by their path, and the tables, row by row of their ids
-The same run gives the same bytes: members have no times.
+  weights/NAME.npy   dense parameters by their path, and the tables, row i for id i
+The same run gives the same bytes: members have no timestamps.
 """
 
 import hashlib
@@ -15,13 +15,15 @@ import json
 import pathlib
 import zipfile
 import zlib
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import Annotated, Any, NamedTuple
 
+import msgspec
 import numpy as np
 
 from deres_jax.core import files
 from deres_jax.core.errors import UserError
+from deres_jax.serving.recipes import Inputs
 
 FORMAT = 'deres_jax.export'
 FORMAT_VERSION = 1
@@ -29,10 +31,10 @@ DESCRIPTION, FUNCTION = 'description.json', 'function.bin'
 
 
 class Weight(NamedTuple):
-  """An array on its way to the file.
+  """An array to write.
 
   Attributes:
-    parts: its rows, a part after the other, so that a large table is never there twice.
+    parts: its rows, part by part, so that a large table is never copied in one piece.
   """
 
   name: str
@@ -41,41 +43,38 @@ class Weight(NamedTuple):
   parts: Iterator[np.ndarray]
 
 
-class Artifact(NamedTuple):
-  """What the file holds. `vocabularies` are by name, `weights` in the function's order."""
+class Description(msgspec.Struct, frozen=True):
+  """The part of description.json that loading needs."""
 
-  description: dict[str, Any]
+  calling_convention_version: int
+  platforms: Annotated[list[str], msgspec.Meta(min_length=1)]
+  versions: dict[str, str]
+  inputs: Inputs
+  vocabularies: list[str]
+  weights: list[str]
+  sha256: dict[str, str]
+
+  def __post_init__(self):
+    columns = [*self.inputs.fields, *self.inputs.attributes]
+    missing = {x.vocabulary for x in columns if not x.hashed} - set(self.vocabularies)
+    if missing:
+      raise ValueError(f'it lacks the vocabularies {missing}')
+
+
+class Artifact(NamedTuple):
+  """The content of the file.
+
+  Attributes:
+    content: all of description.json.
+    vocabularies: by name.
+    weights: in the order of the function's arguments.
+  """
+
+  content: dict[str, Any]
+  description: Description
   function: bytes
   vocabularies: dict[str, bytes]
   weights: list[np.ndarray]
-
-
-def weight_member(name: str) -> str:
-  """Name of an array in the archive."""
-  return f'weights/{name}.npy'
-
-
-def vocabulary_member(name: str) -> str:
-  """Name of a vocabulary in the archive."""
-  return f'vocabulary/{name}.txt'
-
-
-class _Writer:
-  """Members of an archive, with their checksums."""
-
-  def __init__(self, archive: zipfile.ZipFile):
-    self._archive = archive
-    self.sha256: dict[str, str] = {}
-
-  def add(self, name: str, parts: Iterator[bytes], packed: bool):
-    info = zipfile.ZipInfo(name)
-    info.compress_type = zipfile.ZIP_DEFLATED if packed else zipfile.ZIP_STORED
-    digest = hashlib.sha256()
-    with self._archive.open(info, 'w', force_zip64=True) as member:
-      for part in parts:
-        member.write(part)
-        digest.update(part)
-    self.sha256[name] = digest.hexdigest()
 
 
 def _npy(weight: Weight) -> Iterator[bytes]:
@@ -95,30 +94,42 @@ def write(
   vocabularies: dict[str, bytes],
   weights: list[Weight],
 ):
-  """Writes the file; it appears whole or not at all. Format and checksums are added here."""
+  """Writes the file in one piece, and adds format and checksums to its description."""
+  sha256: dict[str, str] = {}
   with files.replacing(out) as partial, zipfile.ZipFile(partial, 'w') as archive:
-    writer = _Writer(archive)
-    writer.add(FUNCTION, iter([function]), packed=True)
+
+    def add(name: str, parts: Iterable[bytes], compression: int = zipfile.ZIP_DEFLATED):
+      info = zipfile.ZipInfo(name)
+      info.compress_type = compression
+      digest = hashlib.sha256()
+      with archive.open(info, 'w', force_zip64=True) as member:
+        for part in parts:
+          member.write(part)
+          digest.update(part)
+      sha256[name] = digest.hexdigest()
+
+    add(FUNCTION, [function])
     for name, text in sorted(vocabularies.items()):
-      writer.add(vocabulary_member(name), iter([text]), packed=True)
+      add(f'vocabulary/{name}.txt', [text])
     for weight in weights:
-      writer.add(weight_member(weight.name), _npy(weight), packed=False)
+      add(f'weights/{weight.name}.npy', _npy(weight), zipfile.ZIP_STORED)
     content = {
       'format': FORMAT,
       'format_version': FORMAT_VERSION,
       **description,
       'vocabularies': sorted(vocabularies),
       'weights': [weight.name for weight in weights],
-      'sha256': dict(writer.sha256),
+      'sha256': sha256,
     }
     text = json.dumps(content, indent=1, allow_nan=False) + '\n'
-    writer.add(DESCRIPTION, iter([text.encode('utf-8')]), packed=True)
+    archive.writestr(zipfile.ZipInfo(DESCRIPTION), text, compress_type=zipfile.ZIP_DEFLATED)
 
 
-# What the standard library raises for archives of which some bytes are others.
+# Errors that msgspec and the standard library raise for archives with altered bytes.
 _DAMAGED = (
   *(zipfile.BadZipFile, zlib.error, EOFError, OSError, KeyError, ValueError),
-  *(NotImplementedError, RuntimeError),  # another compression; a password
+  *(NotImplementedError, RuntimeError),  # an unknown compression; a password
+  msgspec.MsgspecError,
 )
 _AGAIN = 'copy it again, or export it again (python -m deres_jax.export)'
 
@@ -127,7 +138,7 @@ def read(path: pathlib.Path) -> Artifact:
   """Reads a file and checks every byte of it.
 
   Raises:
-    UserError: there is none, it is another kind of file or of another version, or it is damaged.
+    UserError: there is no such file, it has another format or version, or it is damaged.
   """
   if not path.is_file():
     raise UserError(f'{path}: no such file: give what python -m deres_jax.export --out=FILE wrote')
@@ -139,37 +150,28 @@ def read(path: pathlib.Path) -> Artifact:
 
 
 def _read(path: pathlib.Path, archive: zipfile.ZipFile) -> Artifact:
-  description = json.loads(archive.read(DESCRIPTION))
-  if not isinstance(description, dict):
-    raise ValueError(f'{DESCRIPTION} is no object')
-  found = description['format'], description['format_version']
-  if found != (FORMAT, FORMAT_VERSION):
+  content = msgspec.json.decode(archive.read(DESCRIPTION), type=dict)
+  version = content['format'], content['format_version']
+  if version != (FORMAT, FORMAT_VERSION):
     raise UserError(
-      f'{path}: is of format {found}, expected {(FORMAT, FORMAT_VERSION)}: export the run again '
+      f'{path}: has format {version}, expected {(FORMAT, FORMAT_VERSION)}: export the run again '
       'with this version of deres_jax, or load the file with the version that wrote it'
     )
+  description = msgspec.convert(content, Description)
 
   def member(name: str) -> bytes:
     data = archive.read(name)
-    digest = hashlib.sha256(data).hexdigest()
-    if digest != description['sha256'][name]:
-      raise ValueError(f'{name} has another checksum than {DESCRIPTION} says')
+    if hashlib.sha256(data).hexdigest() != description.sha256[name]:
+      raise ValueError(f'the checksum of {name} differs from {DESCRIPTION}')
     return data
 
   return Artifact(
+    content,
     description,
     member(FUNCTION),
-    {name: member(vocabulary_member(name)) for name in description['vocabularies']},
-    [_array(member(weight_member(name))) for name in description['weights']],
+    {name: member(f'vocabulary/{name}.txt') for name in description.vocabularies},
+    [
+      np.lib.format.read_array(io.BytesIO(member(f'weights/{name}.npy')))
+      for name in description.weights
+    ],
   )
-
-
-def _array(data: bytes) -> np.ndarray:
-  """An array of the bytes of an .npy file, which it shares."""
-  reader = io.BytesIO(data)  # shares them, too
-  if np.lib.format.read_magic(reader) != (1, 0):
-    raise ValueError('an array of another .npy version')
-  shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(reader)
-  if fortran_order or dtype.hasobject:
-    raise ValueError(f'an array of {dtype}')
-  return np.frombuffer(data, dtype, offset=reader.tell()).reshape(shape)

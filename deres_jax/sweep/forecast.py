@@ -71,7 +71,7 @@ class Forecaster:
     """Raises UserError, or what building or tracing the model raises."""
     schema, traced = self._schema(c.data.path), self._trace(c)
     steps, rows = run.steps_of(c, schema), schema.splits['train'].rows
-    seen = batches_lib.rows_until(steps, rows, c.data.batch_size)
+    seen = batches_lib.examples_until(steps, rows, c.data.batch_size)
     micro = micro_batch(c, self._mesh)
     window = min(rows, c.data.window_blocks * schema.block_rows) * len(schema.columns) * 4
     batches = micro * traced.training_row + c.data.eval_batch_size * traced.evaluation_row
@@ -115,7 +115,7 @@ class Forecaster:
     return budget_lib.steps(
       budget,
       self._trace(c).flops_per_row,
-      lambda n: batches_lib.rows_until(n, rows, c.data.batch_size),
+      lambda n: batches_lib.examples_until(n, rows, c.data.batch_size),
     )
 
   def _width(self, c: fields_lib.Config, budget: float, schema: Schema) -> int:

@@ -9,15 +9,15 @@ import numpy as np
 from jax.sharding import Mesh
 
 from deres_jax.core.errors import Retry, UserError
-from deres_jax.data.batches import Batches, Rows
-from deres_jax.data.feed import Ahead, feed
+from deres_jax.data.batches import Batches, Examples
+from deres_jax.data.feed import Prefetch, feed
 from deres_jax.data.schema import FIRST_TOKEN_ID
 from deres_jax.metrics import exact, grouped
 from deres_jax.pod import processes
 
 
 class Stopped(Retry):
-  """A host was asked to stop before the figures were there."""
+  """A host received a stop request before the figures were ready."""
 
   def __init__(self):
     super().__init__('before the figures of a split were there: the same command goes on')
@@ -29,8 +29,8 @@ def run(
   tables: tuple[jax.Array, ...],
   batches: Batches,
   mesh: Mesh,
-  ahead: Ahead,
-  asked: Callable[[], bool],
+  prefetch: Prefetch,
+  stop_requested: Callable[[], bool],
   beat: Callable[[], None],
 ) -> tuple[dict[str, float], np.ndarray]:
   """Figures and logits [N] float32 of all N rows, as stored, on every host.
@@ -40,35 +40,37 @@ def run(
 
   Args:
     eval_step: (params, tables, batch) -> logits, split over the mesh.
-    asked: whether this host was asked to stop.
+    stop_requested: whether this host received a stop request.
     beat: called after every batch.
 
   Raises:
-    Stopped: when a host was asked to stop.
+    Stopped: when a host received a stop request.
     UserError: a logit is NaN.
   """
   schema = batches.schema
+  item = schema.column(schema.items.field) if schema.items else None
 
-  def keep(rows: Rows) -> tuple[np.ndarray, ...]:
+  def select(examples: Examples) -> tuple[np.ndarray, ...]:
     # Copies: the ids of a whole window would live as long as a view of them.
-    kept = [rows.labels.copy()]
+    columns = [examples.labels.copy()]
     if schema.group:
-      kept.append(rows.groups.copy())
+      columns.append(examples.groups.copy())
     if schema.items:
-      kept.append(rows.ids[:, schema.items.field].copy())
-    return tuple(kept)
+      columns.append(examples.ids[:, item].copy())
+    return tuple(columns)
 
-  kept, out = [], []
-  for fed in feed(batches, mesh, (0, batches.per_epoch), ahead, asked, keep):
-    if fed.stop:
+  selected, out = [], []
+  for device_batch in feed(batches, mesh, (0, batches.per_epoch), prefetch, stop_requested, select):
+    if device_batch.stop:
       raise Stopped
-    kept.append(fed.kept)
-    out.append(eval_step(params, tables, fed.batch))  # fetched below: the device runs ahead
+    selected.append(device_batch.selected)
+    # Fetched below, so that the device runs ahead.
+    out.append(eval_step(params, tables, device_batch.batch))
     beat()
   logits = [_local(x) for x in out]
   b = len(logits[0])
-  columns = [_padded(x, b) for x in zip(*kept, strict=True)]
-  rows = batches.rows_until(batches.per_epoch)
+  columns = [_padded(x, b) for x in zip(*selected, strict=True)]
+  rows = batches.examples_until(batches.per_epoch)
   logits_N, labels_N, *others = (_joined(x)[:rows] for x in (np.stack(logits), *columns))
   nan_N = np.flatnonzero(np.isnan(logits_N))
   if len(nan_N):
@@ -80,7 +82,7 @@ def run(
   if schema.group:
     figures |= grouped.gauc(labels_N, logits_N, others[0])
   if schema.items:
-    ids_N = others[-1] - batches.offset(schema.items.field)
+    ids_N = others[-1] - batches.offset(item)
     figures |= grouped.item_aucs(
       labels_N, logits_N, ids_N, FIRST_TOKEN_ID, schema.items.head_below, schema.items.torso_below
     )

@@ -19,7 +19,7 @@ import numpy as np
 from deres_jax.config import diff, fields
 from deres_jax.core import files
 from deres_jax.core.errors import Retry, UserError
-from deres_jax.data.feed import Ahead, feed
+from deres_jax.data.feed import Prefetch, feed
 from deres_jax.metrics.streaming import StreamState
 from deres_jax.pod import processes
 from deres_jax.training import evaluate, nonfinite, result, step
@@ -70,7 +70,7 @@ def train(c: fields.Config, workdir: pathlib.Path) -> dict[str, Any]:
   with processes.Stop() as stop, files.faults(workdir):
     run = build_run(c)
     with locked(workdir):
-      finished = processes.leader(lambda: bind_workdir(c, run.schema, workdir))
+      finished = processes.on_process_0(lambda: bind_workdir(c, run.schema, workdir))
       if finished:
         return finished
       start, tools = _open(run, stop, workdir)
@@ -86,7 +86,7 @@ def _open(run: Run, stop: processes.Stop, workdir: pathlib.Path) -> tuple[int, R
   checkpoints = store.Checkpoints(workdir / 'checkpoints')
   found, lines = checkpoints.resume(step.abstract_state(run.spec), step.abstract_stream(run.spec))
   start = found or 0
-  leads = processes.is_leader()
+  leads = processes.is_process_0()
   expected = checkpoints.clock(start).lines if start else 0
   c, nowhere = run.config, metrics_file.NullWriter()
   tools = RunServices(
@@ -157,22 +157,22 @@ def _steps(
 
   def now(done: int, evaluated: bool = True) -> store.Clock:
     spent = clock.wall_seconds + time.monotonic() - began
-    rows, lines = run.train.rows_until(done), tools.record.lines
+    rows, lines = run.train.examples_until(done), tools.record.lines
     return store.Clock(spent, rows, evaluated, lines, skipped, clock.rollbacks)
 
   if not clock.evaluated:
     auc = _validate(run, tools, state, start)
     tools.record.sync()
     tools.checkpoints.evaluated(start, now(start), auc)
-  ahead = Ahead(c.data.threads, c.data.prefetch)
-  batches = feed(run.train, spec.mesh, (start, run.steps), ahead, lambda: tools.stop.asked)
-  for done, fed in enumerate(batches, start + 1):
-    state, stream = train_step(state, stream, fed.batch)
+  prefetch = Prefetch(c.data.threads, c.data.prefetch)
+  batches = feed(run.train, spec.mesh, (start, run.steps), prefetch, lambda: tools.stop.requested)
+  for done, device_batch in enumerate(batches, start + 1):
+    state, stream = train_step(state, stream, device_batch.batch)
     tools.watchdog.beat()
     due = _due(run, done)
     saved = due or (c.train.checkpoint_steps and done % c.train.checkpoint_steps == 0)
-    if saved or fed.stop or done % c.train.log_steps == 0:
-      leaves = is_finite(state) if saved or fed.stop else None
+    if saved or device_batch.stop or done % c.train.log_steps == 0:
+      leaves = is_finite(state) if saved or device_batch.stop else None
       if failed := _failed(run, clock.rollbacks, state, leaves, done):
         return dataclasses.replace(now(failed), rollbacks=clock.rollbacks + 1), failed
       skipped = int(state.skipped)
@@ -183,7 +183,7 @@ def _steps(
       if c.train.on_nan != 'stop':
         figures |= {'steps_skipped': skipped, 'rollbacks': clock.rollbacks}
       seconds = time.monotonic() - shown_at
-      speed = (run.train.rows_until(done) - run.train.rows_until(shown)) / seconds
+      speed = (run.train.examples_until(done) - run.train.examples_until(shown)) / seconds
       shown, shown_at = done, time.monotonic()
       tools.record.write(done, 'train', {**figures, 'rows_per_second': speed})
       tools.progress.step(
@@ -191,7 +191,7 @@ def _steps(
       )
     else:
       tools.progress.step(done)
-    if saved or fed.stop:
+    if saved or device_batch.stop:
       evaluated, auc = not due, None
       if due:
         with contextlib.suppress(evaluate.Stopped):
@@ -201,7 +201,7 @@ def _steps(
       tools.checkpoints.save(done, state, total(stream), now(done, evaluated), auc)
       tools.watchdog.beat()
       shown_at = time.monotonic()
-      if fed.stop or not evaluated:
+      if device_batch.stop or not evaluated:
         raise Retry(f'at step {done} of {run.steps}, saved: the same command goes on')
   return now(run.steps), 0
 
@@ -253,10 +253,10 @@ def _evaluate(
   def logits(params, tables, batch):
     return run.logits(params, tables, np.int32(at), batch)
 
-  ahead = Ahead(1, run.config.data.prefetch)
-  asked, beat = lambda: tools.stop.asked, tools.watchdog.beat
+  prefetch = Prefetch(1, run.config.data.prefetch)
+  stop_requested, beat = lambda: tools.stop.requested, tools.watchdog.beat
   batches, mesh = run.held_out(split), run.spec.mesh
-  return evaluate.run(logits, params, tables, batches, mesh, ahead, asked, beat)
+  return evaluate.run(logits, params, tables, batches, mesh, prefetch, stop_requested, beat)
 
 
 def _finish(run: Run, tools: RunServices, clock, workdir: pathlib.Path) -> dict[str, Any]:
@@ -269,7 +269,7 @@ def _finish(run: Run, tools: RunServices, clock, workdir: pathlib.Path) -> dict[
   tools.record.write(run.steps, 'test', figures)
   content = result.content(run.config, run.schema, run.spec, run.steps, clock, figures, workdir)
   content |= {'step_chosen': chosen, 'auc_validation': best[1] if best else None}
-  if processes.is_leader():
+  if processes.is_process_0():
     np.save(workdir / 'test_logits.npy', logits_N)
     files.sync(workdir / 'test_logits.npy')
     files.write_json(workdir / 'result.json', content)
@@ -282,7 +282,7 @@ def evaluate_best(c: fields.Config, workdir: pathlib.Path) -> dict[str, Any]:
     raise UserError(f'workdir {workdir} holds no checkpoints: train first (--mode=train)')
   run = build_run(c)
   with locked(workdir), files.faults(workdir):
-    processes.leader(lambda: bind_workdir(c, run.schema, workdir))
+    processes.on_process_0(lambda: bind_workdir(c, run.schema, workdir))
     return _evaluate_best(run, workdir)
 
 
@@ -303,6 +303,6 @@ def _evaluate_best(run: Run, workdir: pathlib.Path) -> dict[str, Any]:
         out[split], _ = _evaluate(run, tools, params, tables, chosen, split)
     finally:
       tools.close()
-  if processes.is_leader():
+  if processes.is_process_0():
     files.write_json(workdir / 'eval.json', out)
   return out

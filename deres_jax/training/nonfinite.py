@@ -40,7 +40,7 @@ def make_finite_leaves(spec: StepSpec) -> Callable[[step.State], Any]:
     lambda state: jax.tree.map(lambda x: jnp.all(_finite(x)), state),
     out_shardings=mesh_lib.sharding(spec.mesh, mesh_lib.REPLICATED),
   )
-  return mesh_lib.settled(spec.mesh, check)
+  return mesh_lib.serialize_dispatch(spec.mesh, check)
 
 
 def first_of_state(leaves: step.State) -> str | None:
@@ -94,7 +94,7 @@ def _make_flags(spec: StepSpec) -> Callable:
     out_specs=specs,
     check_vma=False,
   )
-  return mesh_lib.settled(spec.mesh, jax.jit(flags))
+  return mesh_lib.serialize_dispatch(spec.mesh, jax.jit(flags))
 
 
 def explain(spec: StepSpec, state: step.State, batches: Batches, index: int) -> str:
@@ -105,14 +105,14 @@ def explain(spec: StepSpec, state: step.State, batches: Batches, index: int) -> 
   Args:
     state: before that step.
   """
-  mine = batches.rows(index)
-  draft = batches.draft(mine, batches.size(index))
-  most = processes.gather(draft.need).max(axis=0)
-  batch = put(batches.finish(draft, batches.capacities(most)), spec.mesh)
+  examples = batches.examples(index)
+  host_batch = batches.host_batch(examples, batches.size(index))
+  required_T = processes.gather(host_batch.required).max(axis=0)
+  batch = put(batches.finish(host_batch, batches.capacities(required_T)), spec.mesh)
   flags = _make_flags(spec)(state, batch)
-  rows_n, what = _first(spec, batches, mine.ids, flags)
+  rows_n, what = _first(spec, batches, examples.ids, flags)
   epoch, k = divmod(index, batches.per_epoch)
-  block_n, row_n = batches.stored(index)
+  block_n, row_n = batches.source_of(index)
   split = f'batch {k} of epoch {epoch} of split train'
   if not len(rows_n):
     blocks = np.unique(block_n)
@@ -150,7 +150,7 @@ def _id_of(batches: Batches, ids_nS: np.ndarray, finite_nS: np.ndarray) -> str:
   r, s = np.argwhere(~finite_nS)[0]
   schema = batches.schema
   column = schema.columns[s]
-  what = f'field {schema.fields[column]}' if s < len(schema.fields) else 'an event attribute'
+  what = f'field {schema.fields[column].name}' if s < len(schema.fields) else 'an event attribute'
   return f'{what}, id {ids_nS[r, s] - batches.offset(column)}'
 
 

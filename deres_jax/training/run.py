@@ -72,5 +72,5 @@ def _batches(c, schema, spec, split, batch_size, shuffle_seed=None) -> batches_l
     jax.process_index(),
     jax.process_count(),
   )
-  batches.floor = processes.gather(batches.floor).max(axis=0)
+  batches.default_capacity = processes.gather(batches.default_capacity).max(axis=0)
   return batches

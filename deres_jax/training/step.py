@@ -48,7 +48,7 @@ class State(NamedTuple):
 _ALL, _SHARDED = mesh_lib.REPLICATED, mesh_lib.TABLE
 SPECS = State(_ALL, _ALL, _ALL, tables=_SHARDED, table_opt_state=_SHARDED, skipped=_ALL)
 # A batch is split over the mesh, except the number of its examples.
-BATCH_SPECS = Batch(*[mesh_lib.BATCH] * 5, rows=_ALL)
+BATCH_SPECS = Batch(*[mesh_lib.BATCH] * 5, num_examples=_ALL)
 
 
 def init_params(spec: StepSpec) -> Any:
@@ -192,7 +192,8 @@ def scatter_add_columns(
 def _lookup(tables: tuple[Array, ...], batch: Batch) -> tuple[tuple[Array, ...], list[Array]]:
   """Returns, for each table, the embeddings this device requests and the ids requested of it."""
   pairs = [
-    exchange.lookup(table, ids.reshape(-1)) for table, ids in zip(tables, batch.ids, strict=True)
+    exchange.lookup(table, ids.reshape(-1))
+    for table, ids in zip(tables, batch.unique_ids, strict=True)
   ]
   return tuple(embeddings for embeddings, _ in pairs), [requested for _, requested in pairs]
 
@@ -241,10 +242,10 @@ def gradients(spec: StepSpec, state: State, batch: Batch) -> Gradients:
     if aux:
       total += spec.aux_weight * sum(aux) / len(aux)
     # Divided here, so that gradients of micro-batches and devices only have to be added.
-    return total / batch.rows, logits_m
+    return total / batch.num_examples, logits_m
 
   x_bSE = gather_columns(spec, embeddings, batch.inverse)
-  rest = batch.there, batch.labels, batch.weights, keys_b
+  rest = batch.event_mask, batch.labels, batch.weights, keys_b
   out = micro_grads(loss, state.params, x_bSE, rest, spec.micro_batch)
   return Gradients(requested, embeddings, x_bSE, *out)
 
@@ -318,7 +319,7 @@ def make_train_step(spec: StepSpec) -> Callable:
   step = shard_mapped(
     spec, _train_body, (SPECS, mesh_lib.BATCH, BATCH_SPECS), (SPECS, mesh_lib.BATCH)
   )
-  return mesh_lib.settled(spec.mesh, jax.jit(step, donate_argnums=(0, 1)))
+  return mesh_lib.serialize_dispatch(spec.mesh, jax.jit(step, donate_argnums=(0, 1)))
 
 
 def forward(
@@ -326,7 +327,7 @@ def forward(
 ) -> Array:
   """Returns a device's logits [b] float32, without dropout. Runs inside shard_map."""
   embeddings, _ = _lookup(tables, batch)
-  ctx = Context(progress=_progress(spec, step), mask_BT=_mask(spec, batch.there))
+  ctx = Context(progress=_progress(spec, step), mask_BT=_mask(spec, batch.event_mask))
   x = gather_columns(spec, embeddings, batch.inverse)
   return spec.model.apply({'params': params}, x, ctx).astype(jnp.float32)
 
@@ -338,7 +339,7 @@ def make_eval_step(spec: StepSpec) -> Callable:
   """
   in_specs = mesh_lib.REPLICATED, mesh_lib.TABLE, mesh_lib.REPLICATED, BATCH_SPECS
   step = shard_mapped(spec, forward, in_specs, mesh_lib.BATCH)
-  return mesh_lib.settled(spec.mesh, jax.jit(step))
+  return mesh_lib.serialize_dispatch(spec.mesh, jax.jit(step))
 
 
 def make_sum_stream(spec: StepSpec) -> Callable:
@@ -347,4 +348,4 @@ def make_sum_stream(spec: StepSpec) -> Callable:
     lambda stream: jax.tree.map(lambda x: jnp.sum(x, axis=0), stream),
     out_shardings=mesh_lib.sharding(spec.mesh, mesh_lib.REPLICATED),
   )
-  return mesh_lib.settled(spec.mesh, total)
+  return mesh_lib.serialize_dispatch(spec.mesh, total)

@@ -104,8 +104,8 @@ def layout_of(schema: Schema) -> models.Layout:
   sequence = schema.sequence
   if sequence is None:
     return models.Layout(len(schema.fields))
-  targets = sequence.columns[: sequence.shared]
-  return models.Layout(len(schema.fields), sequence.length, len(sequence.attributes), targets)
+  events, attributes = sequence.length, len(sequence.attributes)
+  return models.Layout(len(schema.fields), events, attributes, schema.shared_columns)
 
 
 def make_model(

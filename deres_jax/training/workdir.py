@@ -75,7 +75,7 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
   Raises: UserError where another run has it.
   """
   lock = files.Lock(workdir / '.lock')
-  processes.leader(lambda: _take(workdir, lock))
+  processes.on_process_0(lambda: _take(workdir, lock))
   try:
     yield
   finally:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Real rows from raw file to result, in short. Skips where there is no sample."""
+"""Real rows from raw file to result. Skipped where there is no sample."""
 
 import json
 import os
@@ -27,21 +27,21 @@ def criteo(samples, tmp_path_factory):
 def run(experiment, workdir, data, *more):
   args = [sys.executable, '-m', 'deres_jax.main', f'--config=experiments/{experiment}.py']
   args += [f'--workdir={workdir}', f'--config.data.path={data}', '--config.mesh.devices=1', *more]
-  environ = {**os.environ, 'XLA_FLAGS': ''}  # long enough to gain by what the other tests leave out
+  environ = {**os.environ, 'XLA_FLAGS': ''}  # long enough to need the usual optimizations
   done = subprocess.run(args, capture_output=True, text=True, cwd=REPO, env=environ, check=False)
   assert done.returncode == 0, done.stderr
   return json.loads((workdir / 'result.json').read_text())
 
 
-def test_logistic_regression_reaches_its_known_level(criteo, tmp_path):
-  """scikit-learn's LogisticRegression(C=0.03) has 0.7595 on these rows; bad data would show."""
+def test_logistic_regression_reaches_the_auc_of_scikit_learn(criteo, tmp_path):
+  """scikit-learn's LogisticRegression(C=0.03) has 0.7595 on these rows."""
   result = run('criteo_lr', tmp_path / 'w', criteo)
   assert result['auc'] == pytest.approx(0.7600, abs=0.003)
   assert result['logloss'] == pytest.approx(0.487, abs=0.003)
   assert result['rows'] == 13_713
 
 
-def test_the_mission_command_trains_deres_on_real_rows(criteo, tmp_path):
+def test_deres_trains_on_real_rows(criteo, tmp_path):
   """A few steps of the real config: finite, better than chance, complete."""
   short = ['--config.train.steps=6', '--config.train.epochs=0.0', '--config.train.eval_steps=6']
   short += ['--config.train.eval_epochs=0.0', '--config.data.batch_size=512']

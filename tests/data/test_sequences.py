@@ -30,7 +30,7 @@ TINY = (
 
 
 def stored(folder, split):
-  """All rows of a split, read without the trainer's reader."""
+  """Reads all rows of a split without the trainer's reader."""
   schema = json.loads((folder / 'schema.json').read_text())
   source = tfds.builder_from_directory(folder / schema['tfds']).as_data_source(split)
   return {
@@ -45,19 +45,20 @@ def batches_of(folder, split='train', seed=None, devices=1):
   return batches_lib.Batches(Blocks(schema, split), table, 64, devices, 64, seed), table
 
 
-def test_the_schema_says_whose_ids_an_event_shares(feed):
+def test_the_schema_names_the_fields_whose_ids_events_share(feed):
   schema = load_schema(str(feed))
-  assert schema.fields == ('user_id', 'item_id', 'author', 'tag', 'hour')
-  assert schema.sequence.attributes == ('item_id', 'author', 'tag', 'kind', 'gap')
-  assert schema.sequence.columns == (1, 2, 3, 5, 6) and schema.sequence.shared == 3
-  assert len(schema.vocab_sizes) == 7 and (schema.group, schema.groups) == ('user_id', 160)
+  assert [x.name for x in schema.fields] == ['user_id', 'item_id', 'author', 'tag', 'hour']
+  attributes = [x.name for x in schema.sequence.attributes]
+  assert attributes == ['item_id', 'author', 'tag', 'kind', 'gap']
+  assert schema.shared_columns == (1, 2, 3) and len(schema.vocab_sizes) == 7
+  assert schema.group.name == 'user_id'
   assert schema.columns == (0, 1, 2, 3, 4, *(1, 2, 3, 5, 6) * 6)
   layout = layout_of(schema)
   assert (layout.fields, layout.events, layout.event_fields) == (5, 6, 5)
   assert layout.targets == (1, 2, 3) and layout.slots == len(schema.columns)
 
 
-def test_batches_hold_events_as_rows_of_the_fields_they_share(feed):
+def test_batches_hold_events_as_ids_of_the_fields_they_share(feed):
   batches, table = batches_of(feed)
   rows = stored(feed, 'train')
   n = len(rows['label'])
@@ -72,8 +73,8 @@ def test_batches_hold_events_as_rows_of_the_fields_they_share(feed):
       expected = table.column_offsets[columns[j]] + id if id else table.padding
       assert found[i, j] == expected
     there = rows['events'][64 * k : 64 * (k + 1), :, 0] != 0
-    np.testing.assert_array_equal(batch.there, there)
-    np.testing.assert_array_equal(batches.rows(k).groups, rows['group'][64 * k : 64 * (k + 1)])
+    np.testing.assert_array_equal(batch.event_mask, there)
+    np.testing.assert_array_equal(batches.examples(k).groups, rows['group'][64 * k : 64 * (k + 1)])
 
 
 def state_after(folder, devices, more, steps=3):
@@ -101,7 +102,7 @@ def test_eight_devices_train_on_sequences_like_one(feed, more):
 
 
 @pytest.mark.parametrize('backbone', ['dnn', 'din'])
-def test_steps_tell_the_model_which_events_are_there(feed, backbone):
+def test_steps_pass_the_event_mask_to_the_model(feed, backbone):
   more = f'model.backbone={backbone},optim.table_init_std=1.0'
   spec, _, loss = state_after(feed, 1, more, steps=1)
   state, batches = step.init_state(spec), batches_of(feed, seed=1)[0]
@@ -115,7 +116,7 @@ def test_steps_tell_the_model_which_events_are_there(feed, backbone):
       spec.model.apply({'params': state.params}, rows_BSE, inputs.Context(mask_BT=mask))
     )
 
-  expected = logits(batch.there)
+  expected = logits(batch.event_mask)
   assert exact.log_loss(batch.labels, expected) == pytest.approx(loss, rel=1e-5)
   assert np.abs(logits(None) - expected).max() > 1e-3
   found = step.make_eval_step(spec)(state.params, state.tables, np.int32(0), batch)
@@ -123,13 +124,13 @@ def test_steps_tell_the_model_which_events_are_there(feed, backbone):
 
 
 @pytest.mark.parametrize('backbone', ['hstu', 'din', 'dnn'])
-def test_rows_that_only_histories_name_are_trained_and_padding_is_not(feed, backbone):
+def test_embeddings_used_only_by_histories_are_trained_and_padding_is_not(feed, backbone):
   spec, state, _ = state_after(feed, 1, f'model.backbone={backbone}')
   start = step.init_state(spec)
   moved = np.any(state.tables[0] != start.tables[0], axis=-1)
   moved = in_order(spec.tables, [moved])
   offsets, rows = spec.tables.column_offsets, spec.tables.rows
-  assert not moved[rows:].any()  # what pads the table
+  assert not moved[rows:].any()  # the table's padding
   kind, gap = moved[offsets[5] : offsets[6]], moved[offsets[6] : rows]
   assert kind[2:].any() and gap[2:].any() and not kind[0] and not gap[0]
 
@@ -164,11 +165,11 @@ def spoiled(feed, tmp_path, change):
 @pytest.mark.parametrize(
   ('change', 'words'),
   [
-    (lambda s: s['sequence']['attributes'][0].update(field='nobody'), 'damaged'),
+    (lambda s: s['sequence']['attributes'][0].update(field='nobody'), "'nobody' is named, but not"),
     (lambda s: s['sequence']['attributes'].reverse(), 'after one that does not'),
-    (lambda s: s['sequence'].update(length=0), 'length is 0'),
-    (lambda s: s['items'].update(field='nobody'), 'damaged'),
-    (lambda s: s.pop('group'), 'damaged'),
+    (lambda s: s['sequence'].update(length=0), r'`\$.sequence.length`: expected `int` >= 1'),
+    (lambda s: s['items'].update(field='nobody'), "'nobody' is named, but not in fields"),
+    (lambda s: s.pop('group'), 'missing required field `group`'),
     (lambda s: s['sequence'].update(length=7), r'events int32\[1280, 6, 5\].* expects'),
     (lambda s: s['sequence']['attributes'][3].update(vocab_size=3), 'of an event is out of range'),
     (lambda s: s.update(group=None), r'group int32\[1280\], .* expects'),

@@ -19,7 +19,7 @@ from data_pipelines.prepared.tfds import open_split
 from data_pipelines.text.splits import Split
 from deres_jax.core.errors import UserError
 from deres_jax.data.schema import load_schema
-from deres_jax.serving import inputs
+from deres_jax.serving import recipes
 from deres_jax.serving.encoder import Encoder
 
 SPLITS = ('train', 'validation', 'test')
@@ -27,7 +27,7 @@ SPLITS = ('train', 'validation', 'test')
 
 def encoder_of(folder) -> Encoder:
   schema = load_schema(str(folder))
-  return Encoder(inputs.describe(schema), inputs.vocabularies(schema))
+  return Encoder(recipes.inputs_of(schema), recipes.vocabularies_of(schema))
 
 
 def stored(folder) -> dict[str, np.ndarray]:
@@ -174,7 +174,7 @@ def test_histories_become_the_ids_of_the_build(tmp_path):
   for change, words in (
     ({'feedback': 'click+click'}, 'feedback is .*expected some of its names'),
     ({'feedback': 'liked'}, 'feedback is .*expected some of its names'),
-    ({'time_ms': request['time_ms']}, 'time_ms is .*below what the row has'),
+    ({'time_ms': request['time_ms']}, "time_ms is .*below the row's"),
     ({'duration_ms': '1'}, "unknown key 'duration_ms'"),
     ({'time_ms': 5}, 'time_ms is 5 .*expected a string'),
   ):

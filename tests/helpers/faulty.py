@@ -25,19 +25,19 @@ BATCHES = (9, 20, 21)  # from 0
 SIZES = 'model.backbone=dnn,mlp.units=4,mlp.layers=1,model.embed_dim=2,data.batch_size=256'
 LENGTH = 'train.epochs=2,train.eval_epochs=0.6,train.checkpoint_steps=6,train.log_steps=4'
 
-_rows, _bce_sum = batches_lib.Batches.rows, step_lib.bce_sum
+_examples, _bce_sum = batches_lib.Batches.examples, step_lib.bce_sum
 
 
-def rows_of(bad):
-  """In place of `Batches.rows`: one row of some batches of training has the label MARK."""
+def examples_of(bad):
+  """In place of `Batches.examples`: one row of some batches of training has the label MARK."""
 
-  def rows(self, index):
-    out = _rows(self, index)
+  def examples(self, index):
+    out = _examples(self, index)
     if self.batch_size == 256 and index in bad:
       out.labels[ROW] = MARK
     return out
 
-  return rows
+  return examples
 
 
 def bce_sum(logits_B, labels_B, weights_B):
@@ -53,7 +53,7 @@ def configured(folder, on_nan, more=''):
 
 
 def main(folder, workdir, on_nan, kill_at):
-  batches_lib.Batches.rows, step_lib.bce_sum = rows_of(BATCHES), bce_sum
+  batches_lib.Batches.examples, step_lib.bce_sum = examples_of(BATCHES), bce_sum
   shown = progress.Progress.step
 
   def show(self, step, text=''):

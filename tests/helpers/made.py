@@ -6,8 +6,8 @@ import pathlib
 import jax
 import numpy as np
 
-from deres_jax.data.blocks import Blocks, Rows
-from deres_jax.data.schema import Schema, Split, load_schema
+from deres_jax.data.blocks import Blocks, Examples
+from deres_jax.data.schema import Field, Schema, Split, load_schema
 
 
 def numbers(tables, batch, devices, column_tables=None):
@@ -17,7 +17,7 @@ def numbers(tables, batch, devices, column_tables=None):
   out = np.empty((B, S), np.int64)
   inverse = batch.inverse.reshape(devices, B // devices, S)
   edges = tables.shard_bounds(devices)
-  for t, (table, ids) in enumerate(zip(tables.parts, batch.ids, strict=True)):
+  for t, (table, ids) in enumerate(zip(tables.parts, batch.unique_ids, strict=True)):
     part = table.size // devices
     K = ids.shape[1]
     # [asker, owner * K]: the place over all owners, or padding
@@ -50,21 +50,20 @@ def read_stream(stream):
 
 def schema(vocab_sizes, click_rate=0.25, rows=1000):
   """A schema of fields alone, with no folder behind it."""
-  split = Split(rows, 1, round(rows * click_rate))
+  split = Split(rows, 1, round(rows * click_rate), '')
   return Schema(
-    path=pathlib.Path('nowhere'),
+    format='deres_jax.prepared',
+    format_version=3,
     dataset='made',
     tfds='made',
     block_rows=4096,
-    fields=tuple(f'f{i}' for i in range(len(vocab_sizes))),
-    vocab_sizes=tuple(vocab_sizes),
+    fields=tuple(Field(f'f{i}', 'categorical', n, False) for i, n in enumerate(vocab_sizes)),
     sequence=None,
-    group='',
-    groups=0,
+    group=None,
     items=None,
     splits=dict.fromkeys(('train', 'validation', 'test'), split),
-    content={},
-    planted={},
+    vocabulary={},
+    path=pathlib.Path('nowhere'),
   )
 
 
@@ -85,10 +84,10 @@ def feed_row(schema, ids):
 
   def event(part):
     values = [*(str(i - 2) for i in part[:3]), KINDS[part[3] - 2], str(MINUTES[part[4] - 2])]
-    return dict(zip(schema.sequence.attributes, values, strict=True))
+    return {a.name: v for a, v in zip(schema.sequence.attributes, values, strict=True)}
 
   parts = [ids[k : k + 5] for k in range(width, len(ids), 5)]
-  row = dict(zip(schema.fields, (str(i - 2) for i in ids), strict=False))
+  row = {field.name: str(i - 2) for field, i in zip(schema.fields, ids, strict=False)}
   return row | {'events': [event(part) for part in parts if part[0]]}
 
 
@@ -112,4 +111,6 @@ class ZipfBlocks:
     n, rng = self.size(index), np.random.default_rng((self._seed, index))
     ids = [np.searchsorted(cdf[:-1], rng.random(n), side='right') for cdf in self._cdfs]
     labels = rng.random(n) < 0.25
-    return Rows(np.stack(ids, 1).astype(np.int32), labels.astype(np.uint8), np.zeros(n, np.int32))
+    return Examples(
+      np.stack(ids, 1).astype(np.int32), labels.astype(np.uint8), np.zeros(n, np.int32)
+    )

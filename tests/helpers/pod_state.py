@@ -17,9 +17,9 @@ from jax.experimental import multihost_utils
 from made import numbers
 
 from deres_jax import config
-from deres_jax.data.feed import Ahead, feed
+from deres_jax.data.feed import Prefetch, feed
 from deres_jax.pod import processes
-from deres_jax.pod.launchers import Place
+from deres_jax.pod.launchers import ProcessSpec
 from deres_jax.training import run as run_lib
 from deres_jax.training import step
 from deres_jax.training.checkpoints.store import Checkpoints
@@ -41,7 +41,7 @@ def describe(workdir: pathlib.Path, devices: int) -> dict:
   found = {
     jax.tree_util.keystr(k): _digest(v) for k, v in jax.tree_util.tree_leaves_with_path(whole)
   }
-  rows = run.train.rows(at)
+  rows = run.train.examples(at)
   ids, labels = processes.gather(rows.ids), processes.gather(rows.labels)
   batch = {'ids': ids.reshape(-1, ids.shape[-1]), 'labels': labels.reshape(-1)}
   found |= {name: _digest(x) for name, x in batch.items()}
@@ -50,23 +50,25 @@ def describe(workdir: pathlib.Path, devices: int) -> dict:
 
 
 def _fed(run, at: int) -> dict:
-  """Three batches as they come to the step, with too little room and one host asked to stop.
+  """Three batches as a step receives them: small capacities, and a stop request on one host.
 
-  The last process is asked from its second batch on.
+  The last process requests it from its second batch on.
   """
-  run.train.floor = np.full_like(run.train.floor, 2)
+  run.train.default_capacity = np.full_like(run.train.default_capacity, 2)
   calls, last = [], jax.process_index() == jax.process_count() - 1
 
-  def asked() -> bool:
+  def stop_requested() -> bool:
     calls.append(0)
     return last and len(calls) > 1
 
   numbers_of, stops = [], []
   mesh, tables = run.spec.mesh, run.spec.tables
-  for fed in feed(run.train, mesh, (at, at + 3), Ahead(1, 2), asked):
-    batch = jax.tree.map(lambda x: multihost_utils.process_allgather(x, tiled=True), fed.batch)
+  for device_batch in feed(run.train, mesh, (at, at + 3), Prefetch(1, 2), stop_requested):
+    batch = jax.tree.map(
+      lambda x: multihost_utils.process_allgather(x, tiled=True), device_batch.batch
+    )
     numbers_of.append(numbers(tables, batch, mesh.size, run.spec.column_tables))
-    stops.append(fed.stop)
+    stops.append(device_batch.stop)
   return {'fed': _digest(np.stack(numbers_of)), 'stops': stops}
 
 
@@ -83,9 +85,9 @@ def main():
   parser.add_argument('--process', type=int)
   args = parser.parse_args()
   if args.coordinator:
-    processes.start(Place(args.coordinator, args.processes, args.process), 60, 60)
+    processes.start(ProcessSpec(args.coordinator, args.processes, args.process), 60, 60)
   found = describe(args.workdir, 0)
-  if processes.is_leader():
+  if processes.is_process_0():
     print(json.dumps(found), flush=True)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stands in for deres_jax.main in tests of processes: starts as it does, then does one small thing.
+"""Stands in for deres_jax.main in tests of processes: starts like it, then runs one scenario.
 
 python standin.py SCENARIO [--coordinator=HOST:PORT --processes=N --process=I] [--start=S]
 """
@@ -18,22 +18,22 @@ from deres_jax.pod import launchers, processes, supervisor
 
 
 def meet():
-  processes.barrier('here')
-  print(f'leader {processes.is_leader()}')
+  processes.gather(np.int32(0))
+  print(f'process 0: {processes.is_process_0()}')
 
 
 def linger():
-  """Does its work and would not end: as the runtime's destructors, which run after these."""
+  """Does its work and then hangs, like a destructor of the runtime."""
   atexit.register(time.sleep, 600)
   meet()
 
 
 def tell():
-  """What travels between processes arrives whole."""
-  me = 0 if processes.is_leader() else 1
-  long = processes.leader(lambda: {'i': me, 'text': 'ä' * 70_000, 'nan': float('nan')})
+  """Checks that values and errors arrive at all processes."""
+  me = 0 if processes.is_process_0() else 1
+  long = processes.on_process_0(lambda: {'i': me, 'text': 'ä' * 70_000, 'nan': float('nan')})
   assert (long['i'], len(long['text'])) == (0, 70_000) and long['nan'] != long['nan']
-  assert processes.leader(lambda: None) is None
+  assert processes.on_process_0(lambda: None) is None
   x = np.array([[2**53 + 1, me]], np.int64)
   assert processes.gather(x).tolist() == [[[2**53 + 1, 0]], [[2**53 + 1, 1]]]
   y = processes.gather(np.float64(1 / 3 + me))
@@ -43,13 +43,13 @@ def tell():
   for kind, text in ((UserError, 'no such folder'), (Retry, 'taken away'), (KeyError, 'k')):
     expected = kind if kind is not KeyError or not me else RuntimeError
     try:
-      processes.leader(lambda kind=kind, text=text: _raise(kind(text)))
+      processes.on_process_0(lambda kind=kind, text=text: _raise(kind(text)))
     except expected as e:
       assert text in str(e)
     else:
       raise AssertionError(kind)
-  try:  # not JSON-able: a fault for all, a hang for none
-    processes.leader(lambda: {1, 2})
+  try:  # not JSON-able: a fault on all processes, no hang
+    processes.on_process_0(lambda: {1, 2})
   except (TypeError, RuntimeError) as e:
     assert 'set' in str(e)
   print('told')
@@ -60,18 +60,18 @@ def _raise(e):
 
 
 def mistake():
-  processes.leader(lambda: _raise(UserError('the folder is of another run')))
+  processes.on_process_0(lambda: _raise(UserError('the folder is of another run')))
 
 
 def fault():
-  if processes.is_leader():
+  if processes.is_process_0():
     raise ValueError('a fault of ours')
   loop()
 
 
 def loop():
-  """Collectives without end, as a training loop."""
-  processes.gather(np.int32(1))  # connected: who is lost from now on is noticed in a collective
+  """Runs collectives forever, like a training loop."""
+  processes.gather(np.int32(1))  # connected: from now on a collective notices a lost process
   print(f'pid {os.getpid()}', flush=True)
   while True:
     processes.gather(np.int32(1))
@@ -81,9 +81,9 @@ def loop():
 def preempted():
   with processes.Stop() as stop:
     print('ready', flush=True)
-    while not stop.asked:
+    while not stop.requested:
       time.sleep(0.05)
-    signal.raise_signal(signal.SIGTERM)  # a second one does no harm
+    signal.raise_signal(signal.SIGTERM)  # a second one has no effect
   raise Retry('SIGTERM: saved step 7')
 
 
@@ -121,9 +121,9 @@ def main():
   by_name = {f.__name__: f for f in scenarios} | {'abort': os.abort, 'exit3': lambda: sys.exit(3)}
 
   def work():
-    place = launchers.where('auto', a.coordinator, a.processes, a.process, {})
-    if place is not None:
-      processes.start(place, a.start, 5)
+    launch = launchers.resolve('auto', a.coordinator, a.processes, a.process, {})
+    if launch is not None:
+      processes.start(launch, a.start, 5)
     by_name[a.scenario]()
 
   supervisor.run(work)

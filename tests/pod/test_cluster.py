@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs of several processes: who is one of several, how they meet, and how each way to end ends.
+"""Runs of several processes: detection, meeting, communication, and every way to end.
 
 Real processes on 127.0.0.1; `standin.py` does the work that deres_jax.main would do.
 """
@@ -31,7 +31,7 @@ POD = (
   'import sys; from deres_jax.pod import __main__ as pod;'
   'sys.exit(pod.run(sys.argv[2:], 2, 2, 40.0))'
 )
-LIMIT = 60  # seconds after which a test is a hang; JAX alone would give up and abort later
+LIMIT = 60  # seconds after which a test counts as hanging; JAX itself would abort later
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def processes():
 
   yield start
   for process in started:
-    process.kill()  # a guarded child dies with it
+    process.kill()  # its child dies with it
     process.communicate(timeout=LIMIT)
 
 
@@ -78,7 +78,7 @@ def address():
     return f'127.0.0.1:{server.getsockname()[1]}'
 
 
-# Who is one of several.
+# Detection.
 
 SLURM = {
   'SLURM_JOB_ID': '7', 'SLURM_STEP_NODELIST': 'n[1-2]', 'SLURM_NTASKS': '2', 'SLURM_PROCID': '0',
@@ -127,12 +127,12 @@ def test_detection(monkeypatch, environ, installed, files, expected):
   monkeypatch.setattr(launchers, '_installed', lambda name: name in installed)
   monkeypatch.setattr(launchers.os.path, 'exists', lambda path: path in files)
   assert launchers.detect(environ) == expected
-  assert launchers.where('off', None, None, None, environ) is None
+  assert launchers.resolve('off', None, None, None, environ) is None
   if expected:
-    assert launchers.where('on', None, None, None, environ) == expected
+    assert launchers.resolve('on', None, None, None, environ) == expected
   else:
     with pytest.raises(UserError, match='no launcher'):
-      launchers.where('on', None, None, None, environ)
+      launchers.resolve('on', None, None, None, environ)
 
 
 @pytest.mark.parametrize(
@@ -142,12 +142,12 @@ def test_detection(monkeypatch, environ, installed, files, expected):
     ({'TPU_WORKER_HOSTNAMES': 'a,b'}, 'libtpu is not installed'),
   ],
 )
-def test_one_of_several_that_jax_cannot_join_is_said(monkeypatch, environ, text):
-  """Training on alone, a copy a process, would be worse."""
+def test_a_run_that_jax_cannot_join_is_an_error(monkeypatch, environ, text):
+  """Otherwise each process would silently train its own copy."""
   monkeypatch.setattr(launchers, '_installed', lambda name: False)
   with pytest.raises(UserError, match=text):
     launchers.detect(environ)
-  assert launchers.where('auto', 'a:1', 2, 1, environ) == launchers.Place('a:1', 2, 1)
+  assert launchers.resolve('auto', 'a:1', 2, 1, environ) == launchers.ProcessSpec('a:1', 2, 1)
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_one_of_several_that_jax_cannot_join_is_said(monkeypatch, environ, text)
 )
 def test_wrong_flags(flags, text):
   with pytest.raises(UserError, match=text):
-    launchers.where(*flags, {})
+    launchers.resolve(*flags, {})
 
 
 @pytest.mark.parametrize('field', ['start_seconds=0', 'heartbeat_seconds=4', 'stall_seconds=-1'])
@@ -175,7 +175,7 @@ def test_wrong_times(field):
     config.resolve(config.base(f'mesh.{field}'))
 
 
-# How they meet.
+# Meeting.
 
 
 @pytest.mark.parametrize(
@@ -195,8 +195,8 @@ def test_a_launcher_that_jax_cannot_read(monkeypatch, error, expected):
   monkeypatch.setenv('SLURM_NTASKS', '4')
   with pytest.raises(expected, match='slurm'):
     processes_lib.start('slurm', 30, 10)
-  with pytest.raises(Retry if expected is Retry else type(error)):  # by hand: ours to mend
-    processes_lib.start(launchers.Place('127.0.0.1:1', 2, 1), 30, 10)
+  with pytest.raises(Retry if expected is Retry else type(error)):  # by hand: a fault of ours
+    processes_lib.start(launchers.ProcessSpec('127.0.0.1:1', 2, 1), 30, 10)
 
 
 def main_command(tmp_path, *more):
@@ -206,14 +206,14 @@ def main_command(tmp_path, *more):
 
 
 @pytest.mark.parametrize('process', [0, 1])
-def test_nobody_else_comes(processes, tmp_path, address, process):
-  """Of two processes only one is started: the first has no peer, the second no coordinator."""
+def test_a_single_process_of_two_times_out(processes, tmp_path, address, process):
+  """Process 0 has no peer, process 1 no coordinator."""
   code, out, err = end(processes(main_command(tmp_path, *at(address, 2, process))))
   assert (code, out, len(err)) == (75, [], 1), err
   assert address in err[0] and '2 processes' in err[0] and 'within 3 s' in err[0]
 
 
-def test_a_third_never_comes(processes, address):
+def test_two_processes_of_three_time_out(processes, address):
   pair = [processes([*STANDIN, 'meet', '--start=3', *at(address, 3, i)]) for i in range(2)]
   for process in pair:
     code, out, err = end(process)
@@ -221,16 +221,16 @@ def test_a_third_never_comes(processes, address):
     assert (code, out) == (75, []) and err[-1].startswith('stopped: '), err
 
 
-def test_one_that_comes_late_joins(processes, address):
+def test_a_late_process_joins(processes, address):
   first = processes([*STANDIN, 'meet', *at(address, 2, 0)])
   time.sleep(3)
   second = processes([*STANDIN, 'meet', *at(address, 2, 1)])
-  assert end(second) == (0, ['leader False'], [])
-  assert end(first) == (0, ['leader True'], [])
+  assert end(second) == (0, ['process 0: False'], [])
+  assert end(first) == (0, ['process 0: True'], [])
 
 
-def test_one_that_starts_again_too_soon_ends_the_old_run(processes, address):
-  """The others have not noticed that it was gone: they do now, and all can meet again."""
+def test_a_process_that_restarts_too_soon_ends_the_old_run(processes, address):
+  """The others notice only now that it was gone, and all can meet again."""
   pair = [processes([*STANDIN, 'asleep', *at(address, 2, i)]) for i in range(2)]
   pids = [int(line(process, r'pid (\d+)')[1]) for process in pair]
   os.kill(pids[1], signal.SIGKILL)
@@ -243,13 +243,13 @@ def test_one_that_starts_again_too_soon_ends_the_old_run(processes, address):
   assert codes in ([0, 0], [75, 75])
 
 
-def test_who_has_done_its_work_ends(processes, address):
+def test_a_process_ends_when_its_work_is_done(processes, address):
   pair = [processes([*STANDIN, 'linger', *at(address, 2, i)]) for i in range(2)]
   ends = [end(process) for process in pair]
-  assert [(code, out) for code, out, _ in ends] == [(0, [f'leader {i == 0}']) for i in range(2)]
+  assert [(code, out) for code, out, _ in ends] == [(0, [f'process 0: {i == 0}']) for i in range(2)]
 
 
-def test_port_that_is_taken(processes):
+def test_a_port_in_use_is_an_error(processes):
   with socket.create_server(('127.0.0.1', 0)) as server:
     address = f'127.0.0.1:{server.getsockname()[1]}'
     code, out, err = end(processes([*STANDIN, 'meet', *at(address, 2, 0)]))
@@ -257,51 +257,50 @@ def test_port_that_is_taken(processes):
   assert address in err[0] and 'choose another port' in err[0]
 
 
-def test_mistakes_are_found_before_anyone_is_waited_for(processes, tmp_path):
+def test_mistakes_are_reported_before_waiting_for_other_processes(processes, tmp_path):
   process = processes(main_command(tmp_path, '--processes=2'))
   code, out, err = end(process)
   assert (code, out, len(err)) == (2, [], 1) and '--coordinator and --process' in err[0]
 
 
-def test_processes_with_unequal_devices(processes, address):
+def test_unequal_numbers_of_devices_are_an_error(processes, address):
   pair = [
     processes([*STANDIN, 'meet', *at(address, 2, i)], JAX_NUM_CPU_DEVICES=str(i + 1))
     for i in range(2)
   ]
   for process in pair:
     code, _, err = end(process)
-    # Whoever sees it first says so; the other one may only see that it is gone.
+    # The first to notice reports it; the other may only see a lost process.
     said = {2: ['[1, 2] devices'], 75: ['gone', 'another one may have ended first']}[code]
     assert any(x in line for x in said for line in err), err
   assert 2 in [process.returncode for process in pair]
 
 
-# What they tell each other.
+# Communication.
 
 
 def run_pod(processes, scenario):
   return processes([sys.executable, '-c', POD, '--', *STANDIN, scenario])
 
 
-def test_values_and_errors_reach_all(processes):
+def test_all_processes_receive_values_and_errors(processes):
   code, out, err = end(run_pod(processes, 'tell'))
   assert (code, sorted(out)) == (0, ['[0] told', '[1] told']), err
 
 
-def test_a_mistake_seen_by_the_leader_ends_all_with_2(processes):
+def test_a_mistake_on_process_0_ends_all_with_2(processes):
   code, out, err = end(run_pod(processes, 'mistake'))
   assert (code, out) == (2, [])
   assert [f'[{i}] error: the folder is of another run' for i in range(2)] == sorted(err)
 
 
-def test_alone_it_is_the_plain_thing():
-  assert processes_lib.is_leader() and processes_lib.leader(lambda: (1, 2)) == (1, 2)
+def test_a_single_process_does_the_local_thing():
+  assert processes_lib.is_process_0() and processes_lib.on_process_0(lambda: (1, 2)) == (1, 2)
   x = np.array([2**53 + 1])
   assert processes_lib.gather(x).tolist() == [[2**53 + 1]]
-  processes_lib.barrier('x')
 
 
-# How it ends.
+# The end.
 
 
 @pytest.mark.parametrize('victim', [0, 1])
@@ -313,7 +312,7 @@ def test_a_process_killed_in_a_collective_ends_the_others_with_75(processes, add
   assert (code, len(err)) == (137, 1) and err[0].startswith('killed: from outside (SIGKILL)')
   code, _, err = end(pair[1 - victim])
   assert code == 75 and err[-1].startswith('stopped: '), err
-  # Which comes first is open: an error in the collective, or the runtime's abort.
+  # Either the error in the collective or the runtime's abort may come first.
   assert 'gone' in err[-1] and 'goes on from the last checkpoint' in err[-1]
 
 
@@ -330,15 +329,15 @@ def test_a_process_killed_in_a_collective_ends_the_others_with_75(processes, add
     (ValueError('gloo: connection closed'), False),
   ],
 )
-def test_what_counts_as_a_lost_process(error, expected):
-  """Too little, and a restart is not tried; too much, and a fault of ours is repeated for ever."""
-  assert bool(processes_lib.lost(error)) == expected
+def test_detection_of_a_lost_process(error, expected):
+  """A missed loss prevents the restart; a false one would repeat a fault forever."""
+  assert bool(processes_lib.lost_process(error)) == expected
   outer = RuntimeError('while saving')
   outer.__cause__ = error
-  assert bool(processes_lib.lost(outer)) == expected
+  assert bool(processes_lib.lost_process(outer)) == expected
 
 
-def test_a_process_that_hangs_counts_as_dead(processes, address):
+def test_a_hanging_process_counts_as_dead(processes, address):
   pair = [processes([*STANDIN, 'loop', *at(address, 2, i)]) for i in range(2)]
   pids = [int(line(process, r'pid (\d+)')[1]) for process in pair]
   os.kill(pids[1], signal.SIGSTOP)
@@ -358,7 +357,7 @@ def gone(pid):
   return False
 
 
-def test_a_fault_in_one_keeps_its_trace_and_its_code(processes):
+def test_a_fault_in_one_process_keeps_its_trace_and_its_code(processes):
   code, _, err = end(run_pod(processes, 'fault'))
   assert code == 1
   assert '[0] ValueError: a fault of ours' in err and '[0] Traceback' in '\n'.join(err)
@@ -374,7 +373,7 @@ def test_a_fault_in_one_keeps_its_trace_and_its_code(processes):
     ('exit3', 3, None),
   ],
 )
-def test_ends_of_one(processes, scenario, code, text):
+def test_how_a_single_process_ends(processes, scenario, code, text):
   got, _, err = end(processes([*STANDIN, scenario]))
   err = [x for x in err if x and 'Fatal Python error' not in x]
   assert got == code and (err[-1:] or [''])[0].startswith(text or ''), err
@@ -388,7 +387,7 @@ def test_ends_of_one(processes, scenario, code, text):
     ('asleep', 'pid', signal.SIGINT, 130, 'interrupted: '),
   ],
 )
-def test_signals_reach_the_work(processes, scenario, ready, number, code, text):
+def test_signals_reach_the_child(processes, scenario, ready, number, code, text):
   process = processes([*STANDIN, scenario])
   line(process, ready)
   process.send_signal(number)
@@ -405,7 +404,7 @@ def test_a_signal_to_a_pod_reaches_all(processes):
   assert code == 75 and any('on request' in x for x in err), err
 
 
-def test_the_work_dies_with_its_parent(processes):
+def test_the_child_dies_with_its_parent(processes):
   process = processes([*STANDIN, 'asleep'])
   pid = int(line(process, r'pid (\d+)')[1])
   process.kill()
@@ -445,7 +444,7 @@ def test_pod_starts_main(processes):
   assert (code, out) == (2, []) and {x[:10] for x in err} == {'[0] error:', '[1] error:'}
 
 
-# What the page says.
+# The page.
 
 
 @pytest.mark.parametrize('target', ['pod-tpu', 'pod-gke', 'pod-slurm'])
@@ -458,7 +457,7 @@ def test_printed_commands_are_shell(target):
   subprocess.run(['bash', '-n'], input=text, text=True, check=True)
 
 
-def test_times_on_the_page_are_the_defaults():
+def test_the_page_states_the_default_times():
   page = (REPO / 'docs' / 'pods.md').read_text()
   times = dict(re.findall(r'\| `mesh\.(\w+_seconds)` \| (\d+) \|', page))
   assert times == {

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The same run on any number of devices and processes, stopped and gone on with anywhere.
+"""The same run on any number of devices and processes, stopped and resumed anywhere.
 
 Pods are real processes that meet on 127.0.0.1.
 """
@@ -76,13 +76,13 @@ def experiment(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def alone(planted, once):
-  """Workdir of the run on one device."""
+  """Returns the workdir of the run on one device."""
   return once('alone', lambda folder: loop.train(settings(planted, 1), folder))
 
 
 @pytest.fixture(scope='module')
 def runs(alone, experiment, planted, once):
-  """Workdirs of the same run: by number of devices of one process, and of 2 processes x 4."""
+  """Returns a folder of workdirs of the same run: 2 and 8 devices, and 2 processes x 4."""
 
   def make(folder):
     several = pod(experiment, folder / '2x4', planted, 2, 4)
@@ -93,7 +93,7 @@ def runs(alone, experiment, planted, once):
     finally:
       several.kill()
     assert code == 0, out
-    assert out.count('test auc') == 1, out  # one process speaks
+    assert out.count('test auc') == 1, out  # only one process prints
 
   return once('runs', make)
 
@@ -123,7 +123,7 @@ def test_every_mesh_and_every_pod_trains_the_same(alone, runs, other):
   np.testing.assert_allclose(a, b, atol=2e-5)
 
 
-def test_a_pod_writes_what_one_process_writes(runs):
+def test_a_pod_writes_the_files_of_a_single_process(runs):
   names = [sorted(p.name for p in (runs / w).iterdir()) for w in ('8', '2x4')]
   assert names[0] == names[1]
   result = json.loads((runs / '2x4' / 'result.json').read_text())
@@ -166,11 +166,11 @@ def test_a_checkpoint_of_two_processes_restores_on_one(runs):
   assert found == wanted
 
 
-# Stopped.
+# Stopping.
 
 
 def stop_when(monkeypatch, place, name, call):
-  """SIGTERM to this process in the `call`-th call of what `place.name` makes or is."""
+  """Sends SIGTERM to this process in the `call`-th call of `place.name` or of what it makes."""
   made, calls = getattr(place, name), []
 
   def now():
@@ -196,7 +196,7 @@ def stop_when(monkeypatch, place, name, call):
   ('place', 'name', 'call', 'said', 'at'),
   [
     slow(step, 'make_train_step', 5, 'at step 6 of 16', 6),
-    (step, 'make_train_step', 7, 'at step 8 of 16', 8),  # where validation is due
+    (step, 'make_train_step', 7, 'at step 8 of 16', 8),  # a step with validation
     (evaluate, 'run', 1, 'at step 8 of 16', 8),
     slow(evaluate, 'run', 2, 'at step 16 of 16', 16),
     (evaluate, 'run', 3, 'before the figures of a split', 16),
@@ -205,7 +205,7 @@ def stop_when(monkeypatch, place, name, call):
 def test_sigterm_saves_and_the_same_command_goes_on(
   alone, planted, tmp_path, monkeypatch, place, name, call, said, at
 ):
-  """Bit-equal to the run that nobody stopped, metrics.jsonl too."""
+  """Result and metrics.jsonl are bit-equal to those of an uninterrupted run."""
   c, old = settings(planted, 1), signal.getsignal(signal.SIGTERM)
   with monkeypatch.context() as patch:
     stop_when(patch, place, name, call)
@@ -225,10 +225,10 @@ def test_sigterm_saves_and_the_same_command_goes_on(
   )
 
 
-def test_sigterm_in_the_validation_that_is_made_up_for_saves_nothing_and_loses_nothing(
+def test_sigterm_in_a_postponed_validation_saves_nothing_and_loses_nothing(
   alone, planted, tmp_path, monkeypatch
 ):
-  """Stopped twice in the same validation: as the run went, and as it went on."""
+  """Stops twice in the same validation: in the first run, and after resuming."""
   c = settings(planted, 1)
   for said in ('at step 8 of 16', 'before the figures of a split'):
     with monkeypatch.context() as patch:
@@ -249,7 +249,7 @@ def wait_for_lines(workdir, process, count):
 
 
 def workers(process):
-  """Process ids of the processes that work, by number: children of their guards."""
+  """Returns the ids of the worker processes, by process number."""
   found = {}
   for folder in pathlib.Path('/proc').glob('[0-9]*'):
     try:
@@ -264,7 +264,7 @@ def workers(process):
 
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='finds the processes in /proc')
-def test_a_pod_that_is_stopped_then_loses_a_process_ends_like_one_that_did_not(
+def test_a_pod_that_stops_and_loses_a_process_ends_like_an_undisturbed_one(
   experiment, planted, tmp_path
 ):
   """SIGTERM to one process, kill -9 of one, and the last steps on one process."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run as one file: raw rows have the probabilities that evaluation gave them."""
+"""Exported files: predictions from raw rows match evaluation."""
 
 import csv
 import gzip
@@ -25,7 +25,7 @@ from data_pipelines.datasets.criteo import SPLIT_PROTOCOLS as CRITEO_SPLITS
 from deres_jax import config, export, serving
 from deres_jax.core.errors import UserError
 from deres_jax.data.schema import load_schema
-from deres_jax.serving import artifact
+from deres_jax.serving import artifact, recipes
 from deres_jax.training import loop
 from deres_jax.training.checkpoints import restore
 
@@ -39,7 +39,7 @@ TINY = (
 
 
 def train_in(folder, workdir, more=''):
-  """Three steps; returns the workdir."""
+  """Trains three steps; returns the workdir."""
   loop.train(config.resolve(config.base(f'{TINY},data.path={folder},{more}')), workdir)
   return workdir
 
@@ -50,7 +50,7 @@ def written(workdir, out, platforms=export.PLATFORMS):
 
 
 def evaluated(workdir):
-  """Probabilities of the test split, in the order of its rows."""
+  """Returns the probabilities of the test split from the run's logits."""
   return 1 / (1 + np.exp(-np.load(workdir / 'test_logits.npy').astype(np.float64)))
 
 
@@ -62,7 +62,7 @@ def assert_predicts(model, rows, workdir):
 
 
 def planted_rows(folder):
-  names = load_schema(str(folder)).fields
+  names = [field.name for field in load_schema(str(folder)).fields]
   return [dict(zip(names, (str(i - 2) for i in ids), strict=True)) for ids in ids_of(folder)]
 
 
@@ -78,8 +78,8 @@ def file(run, tmp_path_factory):
   return out
 
 
-def test_the_file_predicts_as_evaluation_did(planted, run, file):
-  """1,500 rows: one full part and one that is padded; then few rows, one and none."""
+def test_predictions_match_evaluation(planted, run, file):
+  """1,500 rows, in a full part and a padded one; then few rows, one, and none."""
   model, rows = serving.load(file), planted_rows(planted)
   assert_predicts(model, rows, run)
   whole = model.predict(rows)
@@ -91,21 +91,23 @@ def test_the_file_predicts_as_evaluation_did(planted, run, file):
   assert example.shape == (1,) and 0 < example[0] < 1
 
 
-def test_the_file_says_what_it_is(planted, run, file):
+def test_the_description_identifies_the_run(planted, run, file):
   d = serving.load(file).description
   result = json.loads((run / 'result.json').read_text())
   assert d['platforms'] == ['cpu', 'cuda', 'tpu']
   assert (d['config_hash'], d['step']) == (result['config_hash'], result['step_chosen'])
   assert d['data_content'] == load_schema(str(planted)).content
   assert (d['backbone'], d['connector']) == ('onetrans', 'deres')
-  assert [f['name'] for f in d['inputs']['fields']] == list(load_schema(str(planted)).fields)
+  assert [f['name'] for f in d['inputs']['fields']] == [
+    field.name for field in load_schema(str(planted)).fields
+  ]
   assert d['versions']['jax'] == jax.__version__
   with zipfile.ZipFile(file) as archive:
     assert set(archive.namelist()) == {*d['sha256'], artifact.DESCRIPTION}
     table = np.load(archive.open('weights/table_0.npy'), allow_pickle=False)
   best = restore.load(run)
   assert table.shape == (best.spec.tables.rows, 4)
-  # Row offset + id of each column, whatever the order in memory.
+  # Row offset + id of each column, for any order in memory.
   in_memory = np.asarray(best.tables[0])
   numbers = np.arange(len(table), dtype=np.int32)
   np.testing.assert_array_equal(table, in_memory[best.spec.tables.storage_index(numbers)])
@@ -120,7 +122,7 @@ def test_the_same_run_gives_the_same_bytes(run, file, tmp_path):
 
 
 def test_serving_needs_little_more_than_jax(planted, file):
-  """Neither flax nor orbax, nor what reads data and flags."""
+  """It imports neither flax nor orbax, nor libraries for data and flags."""
   code = (
     'import sys\n'
     "for name in ('flax', 'orbax', 'optax', 'absl', 'grain', 'tensorflow_datasets',"
@@ -148,7 +150,7 @@ def test_serving_needs_little_more_than_jax(planted, file):
   ],
   ids=['din', 'onetrans'],
 )
-def test_histories_predict_as_evaluation_did(feed, tmp_path, more):
+def test_predictions_from_histories_match_evaluation(feed, tmp_path, more):
   workdir, schema = train_in(feed, tmp_path / 'w', more), load_schema(str(feed))
   rows = [feed_row(schema, ids) for ids in ids_of(feed)]
   assert {0, 6} <= {len(row['events']) for row in rows}
@@ -157,7 +159,7 @@ def test_histories_predict_as_evaluation_did(feed, tmp_path, more):
   assert 0 < model.predict(model.description['example'])[0] < 1
 
 
-def test_real_criteo_rows_predict_as_evaluation_did(samples, tmp_path):
+def test_predictions_of_real_criteo_rows_match_evaluation(samples, tmp_path):
   """Tables of two widths with linear weights; missing values and unknown categories."""
   with gzip.open(samples / 'criteo_sample.tsv.gz', 'rt') as file:
     lines = [line.rstrip('\n').split('\t') for line, _ in zip(file, range(4000), strict=False)]
@@ -174,7 +176,7 @@ def test_real_criteo_rows_predict_as_evaluation_did(samples, tmp_path):
   assert {'table_0', 'table_1'} <= set(model.description['weights'])
 
 
-def test_real_avazu_rows_predict_as_evaluation_did(samples, tmp_path):
+def test_predictions_of_real_avazu_rows_match_evaluation(samples, tmp_path):
   sample = samples / 'avazu_sample.csv.gz'
   if not sample.is_file():
     pytest.skip(f'no {sample.name} in {samples}')
@@ -189,7 +191,7 @@ def test_real_avazu_rows_predict_as_evaluation_did(samples, tmp_path):
 
 
 def altered(file, out, change):
-  """The file with some members changed: name -> its new bytes."""
+  """Writes a copy of the file whose members are `change(name, bytes)`."""
   with zipfile.ZipFile(file) as old, zipfile.ZipFile(out, 'w') as new:
     for name in old.namelist():
       new.writestr(name, change(name, old.read(name)))
@@ -210,30 +212,30 @@ def flipped(member):
 @pytest.mark.parametrize(
   ('change', 'words'),
   [
-    (described(format_version=2), "is of format .'deres_jax.export', 2., expected .* 1."),
-    (described(format='other'), "is of format .'other', 1."),
+    (described(format_version=2), "has format .'deres_jax.export', 2., expected .* 1."),
+    (described(format='other'), "has format .'other', 1."),
     (
       described(calling_convention_version=1),
       'calling convention 1 of jax.export',
     ),
     (
       described(platforms=['tpu']),
-      'is for tpu, and jax runs on cpu here: .*--platforms=cpu',
+      'is for tpu, but jax runs on cpu here: .*--platforms=cpu',
     ),
     (described(sha256={}), 'damaged, or no file of deres_jax.export'),
     (lambda name, data: '[]' if name == artifact.DESCRIPTION else data, 'damaged, or no file'),
-    (flipped('weights/table_0.npy'), 'weights/table_0.npy has another checksum'),
-    (flipped('vocabulary/f01.txt'), 'vocabulary/f01.txt has another checksum'),
-    (flipped(artifact.FUNCTION), 'function.bin has another checksum'),
+    (flipped('weights/table_0.npy'), 'the checksum of weights/table_0.npy differs'),
+    (flipped('vocabulary/f01.txt'), 'the checksum of vocabulary/f01.txt differs'),
+    (flipped(artifact.FUNCTION), 'the checksum of function.bin differs'),
   ],
 )
-def test_a_damaged_or_foreign_archive_gets_a_line(file, tmp_path, change, words):
+def test_a_damaged_or_foreign_archive_gives_a_one_line_error(file, tmp_path, change, words):
   with pytest.raises(UserError, match=words) as caught:
     serving.load(altered(file, tmp_path / 'f.zip', change))
   assert '\n' not in str(caught.value)
 
 
-def test_a_file_that_is_cut_or_another_gets_a_line(file, planted, tmp_path):
+def test_a_truncated_or_foreign_file_gives_a_one_line_error(file, planted, tmp_path):
   data = file.read_bytes()
   for k, content in enumerate(
     [b'', b'no archive', data[: len(data) // 2], data[:100] + b'x' * 9 + data[109:]]
@@ -261,7 +263,7 @@ def test_the_command_writes_the_file_or_ends_with_2(run, file, tmp_path):
 @pytest.mark.parametrize(
   ('flags', 'words'),
   [
-    ({'out': '.'}, '--out=.: is a folder, expected a file'),
+    ({'out': '.'}, '--out=.: is a folder: give a file'),
     ({'out': 'gone/f'}, '--out=gone/f: there is no folder gone'),
     ({'platforms': ['cpu', 'gpu']}, '--platforms=cpu,gpu: expected some of cpu, cuda, tpu'),
     ({'platforms': []}, '--platforms=: expected some of'),
@@ -269,20 +271,20 @@ def test_the_command_writes_the_file_or_ends_with_2(run, file, tmp_path):
     ({'data': 'nowhere'}, 'the prepared folder nowhere of the run is not here'),
   ],
 )
-def test_mistakes_get_a_line(run, tmp_path, monkeypatch, flags, words):
+def test_mistakes_give_a_one_line_error(run, tmp_path, monkeypatch, flags, words):
   monkeypatch.chdir(tmp_path)
   values = {'workdir': str(run), 'out': 'f', 'platforms': ['cpu'], 'data': None} | flags
   with pytest.raises(UserError, match=re.escape(words)) as caught:
     export.export_run(
       pathlib.Path(values['workdir']),
-      pathlib.Path(values['out']),
+      values['out'],
       values['platforms'],
       values['data'],
     )
   assert '\n' not in str(caught.value) and not (tmp_path / 'f').exists()
 
 
-def test_a_run_or_data_that_cannot_be_exported_gets_a_line(planted, feed, run, tmp_path):
+def test_what_cannot_be_exported_gives_a_one_line_error(planted, feed, run, tmp_path):
   data = shutil.copytree(planted, tmp_path / 'data')
   with pytest.raises(UserError, match=r'holds other data than .* was trained on'):
     restore.load(run, str(feed))
@@ -294,15 +296,35 @@ def test_a_run_or_data_that_cannot_be_exported_gets_a_line(planted, feed, run, t
   moved = restore.load(run, str(data))
   with pytest.raises(UserError, match=r'f02.txt: is missing or altered'):
     export.write(moved, tmp_path / 'f', ['cpu'])
-  schema = json.loads((data / 'schema.json').read_text())
-  del schema['recipes']
-  (data / 'schema.json').write_text(json.dumps(schema))
-  with pytest.raises(UserError, match=r'does not say how raw values become ids.*build it again'):
-    export.write(moved, tmp_path / 'f', ['cpu'])
   assert not list(tmp_path.glob('f*'))
 
 
-def test_the_service_of_the_page_answers(planted, file, tmp_path):
+@pytest.mark.parametrize(
+  ('change', 'words'),
+  [
+    (lambda s: s.pop('recipes'), 'does not say how raw values become ids.*build it again'),
+    (lambda s: s['recipes'].pop('item_id'), "damaged recipes .'item_id'"),
+    (lambda s: s['recipes']['item_id'].update(kind='magic'), "kind is 'magic', expected one of"),
+    (
+      lambda s: s['recipes']['item_id'].update(column=7),
+      r'`str`, got `int` - at `\$\[...\].column`',
+    ),
+    (lambda s: s['recipes']['gap']['tokens'].pop(), '15 edges and 15 tokens'),
+    (lambda s: s['vocabulary'].pop('tag.txt'), 'tag.txt: is missing or altered'),
+  ],
+)
+def test_damaged_recipes_give_a_one_line_error(feed, tmp_path, change, words):
+  data = shutil.copytree(feed, tmp_path / 'data')
+  content = json.loads((data / 'schema.json').read_text())
+  change(content)
+  (data / 'schema.json').write_text(json.dumps(content))
+  schema = load_schema(str(data))
+  with pytest.raises(UserError, match=words) as caught:
+    recipes.example(recipes.inputs_of(schema), recipes.vocabularies_of(schema))
+  assert '\n' not in str(caught.value)
+
+
+def test_the_service_on_the_page_answers(planted, file, tmp_path):
   page = (REPO / 'docs' / 'serving.md').read_text()
   (code,) = (c for c in re.findall(r'```python\n(.*?)```', page, re.DOTALL) if 'http.server' in c)
   (tmp_path / 'serve.py').write_text(code)

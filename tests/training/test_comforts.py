@@ -111,7 +111,7 @@ def test_wandb_that_is_not_installed_is_a_mistake(planted, tmp_path, monkeypatch
 
 
 def test_process_0_alone_writes_and_sends(planted, tmp_path, wandb, monkeypatch):
-  monkeypatch.setattr(processes, 'is_leader', lambda: False)
+  monkeypatch.setattr(processes, 'is_process_0', lambda: False)
   run = run_lib.build_run(tiny(planted, ',profile=3:2,wandb=ctr'))
   with processes.Stop() as stop:
     _, tools = loop._open(run, stop, tmp_path)

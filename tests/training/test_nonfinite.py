@@ -18,7 +18,7 @@ from made import read_stream
 from deres_jax import config
 from deres_jax.core.errors import UserError
 from deres_jax.data import batches as batches_lib
-from deres_jax.data import order
+from deres_jax.data import shuffle_plan
 from deres_jax.data.blocks import Blocks
 from deres_jax.data.schema import load_schema
 from deres_jax.pod import mesh as mesh_lib
@@ -98,13 +98,13 @@ def poison(state, batches, table_place=None, parameter=None):
 def test_what_is_not_finite_is_named_with_its_rows(planted, devices, monkeypatch):
   spec, batches = make(planted, devices)
   state = step.init_state(spec)
-  number = int(batches.rows(3).ids[faulty.ROW, 2])
+  number = int(batches.examples(3).ids[faulty.ROW, 2])
   place = spec.tables.storage_index(np.array([number], np.int32))[0]
-  block_n, row_n = batches.stored(3)
+  block_n, row_n = batches.source_of(3)
   stored = f'{block_n[faulty.ROW]}:{row_n[faulty.ROW]}'
 
   said = nonfinite.explain(spec, poison(state, batches, place), batches, 3)
-  name = batches.schema.fields[2]
+  name = batches.schema.fields[2].name
   assert f'table row of field {name}, id {number - batches.offset(2)};' in said
   assert 'batch 3 of epoch 0 of split train' in said and ':' in said
 
@@ -112,7 +112,7 @@ def test_what_is_not_finite_is_named_with_its_rows(planted, devices, monkeypatch
   assert 'parameter kernel;' in said
 
   monkeypatch.setattr(step, 'bce_sum', faulty.bce_sum)
-  monkeypatch.setattr(batches_lib.Batches, 'rows', faulty.rows_of({3}))
+  monkeypatch.setattr(batches_lib.Batches, 'examples', faulty.examples_of({3}))
   said = nonfinite.explain(spec, state, batches, 3)
   assert said.startswith('gradient of parameter ') and said.endswith(f'block:row {stored}')
   said = nonfinite.explain(spec, state, batches, 4)
@@ -141,19 +141,21 @@ def test_rows_of_a_batch_are_found_where_they_are_stored(planted, window_blocks)
   halves = [
     batches_lib.Batches(blocks, spec.tables, 256, 2, window_blocks, 3, p, 2) for p in (0, 1)
   ]
-  stored = [blocks.read(b).ids for b in range(order.Order(4096, 6000, 256, 1, 3).blocks)]
+  stored = [
+    blocks.read(b).ids for b in range(shuffle_plan.ShufflePlan(4096, 6000, 256, 1, 3).blocks)
+  ]
   for index in (0, PER_EPOCH - 1, PER_EPOCH + 7):
-    block_n, row_n = batches.stored(index)
+    block_n, row_n = batches.source_of(index)
     want = np.stack([stored[b][r] for b, r in zip(block_n, row_n, strict=True)])
-    np.testing.assert_array_equal(batches.rows(index).ids - spec.tables.column_offsets, want)
-    read = [half.stored(index) for half in halves]
+    np.testing.assert_array_equal(batches.examples(index).ids - spec.tables.column_offsets, want)
+    read = [half.source_of(index) for half in halves]
     np.testing.assert_array_equal(np.concatenate([r[1] for r in read]), row_n)
 
 
 @pytest.fixture
 def broken(monkeypatch):
   monkeypatch.setattr(step, 'bce_sum', faulty.bce_sum)
-  monkeypatch.setattr(batches_lib.Batches, 'rows', faulty.rows_of(faulty.BATCHES))
+  monkeypatch.setattr(batches_lib.Batches, 'examples', faulty.examples_of(faulty.BATCHES))
 
 
 def newest(workdir, folder, on_nan):
@@ -256,7 +258,7 @@ def test_a_logit_that_is_nan_in_evaluation_is_a_line(planted):
   with pytest.raises(UserError, match=r'of 1500 logits are NaN in evaluation, the first in row'):
     evaluate.run(
       lambda p, t, b: eval_step(p, t, np.int32(0), b) * jnp.nan,
-      state.params, state.tables, batches, spec.mesh, loop.Ahead(1, 2), bool, lambda: None,
+      state.params, state.tables, batches, spec.mesh, loop.Prefetch(1, 2), bool, lambda: None,
     )  # fmt: skip
 
 

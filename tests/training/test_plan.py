@@ -204,7 +204,7 @@ def test_bytes_of_two_tables_and_their_slots(planted, optimizer):
 
 def test_figures_are_those_of_the_rows(planted):
   spec, batch, p = planned(planted, '')
-  (ids,) = batch.ids
+  (ids,) = batch.unique_ids
   rows = numbers(spec.tables, batch, 8).reshape(8, -1)
   different = [len(np.unique(mine)) for mine in rows]
   assert p.distinct == (np.mean(different),)

@@ -91,7 +91,7 @@ def check_train(spec, batch, collectives_found):
   assert {c.group_size for c in collectives_found} == {D}
   assert not any(c.in_loop for c in collectives_found)
   # Ids to the owners, rows back, gradients home; one vector of all dense gradients.
-  capacities = [ids.shape[1] for ids in batch.ids]
+  capacities = [ids.shape[1] for ids in batch.unique_ids]
   expected = [
     D * K * 4 * n
     for table, K in zip(tables, capacities, strict=True)
@@ -110,7 +110,7 @@ def test_a_training_step_sends_little_more_than_it_must(more):
   spec, batch = spec_of(more), batch_of(more)
   seen = found(compile_train(spec, batch))
   check_train(spec, batch, seen)
-  assert len(batch.ids) == (2 if more == NARROW else 1)
+  assert len(batch.unique_ids) == (2 if more == NARROW else 1)
   wire, (tables, dense) = collectives.wire_bytes_by_kind(seen), least(spec, batch)
   assert wire['all-reduce'] == pytest.approx(dense)
   assert tables <= wire['all-to-all'] <= LIMIT * tables
@@ -125,10 +125,10 @@ def test_an_evaluation_step_sends_ids_and_rows_alone(more):
   )
   args = state.params, state.tables, at, step.abstract_batch(spec, batch)
   seen = found(step.make_eval_step(spec).lower(*args).compile())
-  assert [c.kind for c in seen] == ['all-to-all'] * (2 * len(batch.ids))
+  assert [c.kind for c in seen] == ['all-to-all'] * (2 * len(batch.unique_ids))
   expected = [
     D * ids.shape[1] * 4 * n
-    for table, ids in zip(spec.tables.parts, batch.ids, strict=True)
+    for table, ids in zip(spec.tables.parts, batch.unique_ids, strict=True)
     for n in (1, table.dim)
   ]
   assert sorted(c.operand_bytes for c in seen) == sorted(expected)

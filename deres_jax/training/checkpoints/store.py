@@ -98,7 +98,7 @@ class Checkpoints:
     self._writes = writes
     self._pool = concurrent.futures.ThreadPoolExecutor(1, 'checkpoint')
     self._saving: concurrent.futures.Future | None = None
-    found = processes.leader(self._open)
+    found = processes.on_process_0(self._open)
     self._saved = {step: _Facts(auc, Clock(**clock)) for step, auc, clock in found['saved']}
     self._damaged = dict(found['damaged'])  # step -> why: their manifests cannot be read
 
@@ -131,7 +131,7 @@ class Checkpoints:
       touched then.
     """
     wanted = manifest.structure(_to_disk(abstract, stream))
-    step, lines, aside = processes.leader(lambda: self._find(wanted))
+    step, lines, aside = processes.on_process_0(lambda: self._find(wanted))
     for damaged in aside:
       self._saved.pop(damaged, None)
     self._damaged = {}
@@ -216,7 +216,7 @@ class Checkpoints:
     """In the background: makes a checkpoint of what Orbax writes, then deletes what it replaces."""
     with files.faults(self._folder):
       response.result()  # all processes have written
-      if not processes.is_leader():
+      if not processes.is_process_0():
         return
       saving = self._folder / f'{content["step"]}.saving'
       manifest.write(saving, content)
@@ -231,7 +231,7 @@ class Checkpoints:
   def evaluated(self, step: int, clock: Clock, auc: float | None):
     """The latest checkpoint was saved before its validation, which has been made up for."""
     self.wait()
-    processes.leader(lambda: self._amend(step, clock, auc))
+    processes.on_process_0(lambda: self._amend(step, clock, auc))
     self._saved[step] = _Facts(auc, clock)
 
   def _amend(self, step: int, clock: Clock, auc: float | None):
@@ -244,7 +244,7 @@ class Checkpoints:
     """Returns when the save in progress is a checkpoint. Raises UserError for a full disk."""
     saving, self._saving = self._saving, None
     if saving is not None:
-      processes.leader(saving.result)  # it renames
+      processes.on_process_0(saving.result)  # it renames
       saving.result()
 
   def restore(self, step: int, abstract: Any, stream: Any) -> tuple[Any, Any, Clock]:
@@ -272,7 +272,7 @@ class Checkpoints:
     """
     self.wait()
     needed = {'params': abstract.params, 'rows': abstract.tables}
-    processes.leader(lambda: self._check(step, manifest.structure(needed)))
+    processes.on_process_0(lambda: self._check(step, manifest.structure(needed)))
     context = ocp.Context()
     context.pytree.loading.partial_load = True
     with context:

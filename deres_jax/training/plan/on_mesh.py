@@ -93,9 +93,10 @@ def make(
   counted = counts.count_train(spec, state.params, len(batch.labels) // D)
   widths = tuple(table.dim for table in tables)
   distinct = tuple(
-    float(np.sum(ids < table.size // D)) / D for ids, table in zip(batch.ids, tables, strict=True)
+    float(np.sum(ids < table.size // D)) / D
+    for ids, table in zip(batch.unique_ids, tables, strict=True)
   )
-  capacities = tuple(ids.shape[1] for ids in batch.ids)
+  capacities = tuple(ids.shape[1] for ids in batch.unique_ids)
   full = tuple(D * K for K in capacities)
   dense = base.params_dense + 1  # beside the gradients one float: whether they are finite
   known = base.bytes_dense_state + base.bytes_table + base.bytes_table_slots
@@ -115,7 +116,7 @@ def make(
     machine=machine,
     compiler=compiler,
     rows=len(batch.labels),
-    real=int(batch.rows),
+    real=int(batch.num_examples),
     widths=widths,
     distinct=distinct,
     capacities=capacities,

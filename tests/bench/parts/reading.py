@@ -23,10 +23,10 @@ from scale_made import Times
 from deres_jax import config
 from deres_jax.data import batches as batches_lib
 from deres_jax.data.blocks import Blocks
-from deres_jax.data.feed import Ahead, feed
-from deres_jax.data.order import Order
+from deres_jax.data.feed import Prefetch, feed
 from deres_jax.data.reader import Reader
 from deres_jax.data.schema import load_schema
+from deres_jax.data.shuffle_plan import ShufflePlan
 from deres_jax.embeddings import layout
 from deres_jax.pod import mesh as mesh_lib
 from deres_jax.training import run as run_lib
@@ -52,9 +52,9 @@ def _rate(read: Callable[[int], Iterator[int]]) -> list[float]:
 def _ours(schema, batches: bool) -> Callable[[int], Iterator[int]]:
   tables = layout.Tables(schema.vocab_sizes, 16)
   blocks = Blocks(schema, 'train')
-  order = Order(schema.block_rows, blocks.rows, BATCH, WINDOW_BLOCKS, 0)
+  plan = ShufflePlan(schema.block_rows, blocks.rows, BATCH, WINDOW_BLOCKS, 0)
   per_epoch = -(-blocks.rows // BATCH)
-  reader = Reader(blocks, tables, order, 0, 1)
+  reader = Reader(blocks, tables, plan, 0, 1)
   whole = batches_lib.Batches(blocks, tables, BATCH, 1, WINDOW_BLOCKS, 0)
 
   def run(epoch):
@@ -133,7 +133,7 @@ def training(prepared: Path, overrides: str, steps: int, rounds: int) -> tuple[T
   def from_disk(n):
     nonlocal at
     for _ in range(n):
-      ahead = Ahead(c.data.threads, c.data.prefetch)
+      ahead = Prefetch(c.data.threads, c.data.prefetch)
       go(fed.batch for fed in feed(run.train, mesh, (at, at + steps), ahead, lambda: False))
       at += steps
 

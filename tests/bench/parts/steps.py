@@ -49,7 +49,7 @@ class Floor:
 
     def loss(params, x, labels_m, weights_m):
       logits_m = spec.model.apply({'params': params}, x, Context())
-      return step.bce_sum(logits_m, labels_m, weights_m) / batch.rows, logits_m
+      return step.bce_sum(logits_m, labels_m, weights_m) / batch.num_examples, logits_m
 
     def train(params, opt, x):
       with library.using(spec.kernels):
@@ -210,7 +210,7 @@ def check_same(spec, state, host, peer, ids_BF, label_B):
     logits_B = spec.model.apply({'params': params}, named_KE[host.inverse], Context())
     return step.bce_sum(logits_B, host.labels, host.weights) / len(host.labels), logits_B
 
-  ids_K = host.ids[0].reshape(-1)
+  ids_K = host.unique_ids[0].reshape(-1)
   named_KE = state.tables[0].at[ids_K].get(mode='fill', fill_value=0)
   grad = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
   with library.using(spec.kernels):

@@ -34,9 +34,9 @@ class Update:
     spec, batches = scale_made.parts(overrides, table_rows, steps.BATCH, 1, 100_000)
     batch = batches['zipf'][0]
     state = step.init_state(spec)
-    self.named = batch.ids[0].size
+    self.named = batch.unique_ids[0].size
     self._table = state.tables[0], state.table_opt_state[0]
-    ids, inverse = jnp.asarray(batch.ids[0].reshape(-1)), jnp.asarray(batch.inverse)
+    ids, inverse = jnp.asarray(batch.unique_ids[0].reshape(-1)), jnp.asarray(batch.inverse)
     shape = (*batch.inverse.shape, spec.tables.dim)
     self._g = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
 
@@ -79,7 +79,7 @@ def _peer(kind: str, table_rows: int):
   table = torch.nn.Parameter(torch.zeros(table_rows, 64))
   _, batches = scale_made.parts(TABLE, table_rows, steps.BATCH, 1, 100_000)
   host = batches['zipf'][0]
-  ids = torch.tensor(host.ids[0].reshape(-1)[host.inverse].reshape(1, -1)).long()
+  ids = torch.tensor(host.unique_ids[0].reshape(-1)[host.inverse].reshape(1, -1)).long()
   values = torch.randn(ids.shape[1], 64)
   optimizer = getattr(torch.optim, PEERS[kind])([table])
 
@@ -125,11 +125,11 @@ def _update(kind: str, overrides: str, aim: str, size: str, rows: int, rounds: i
 def _naming(rounds: int) -> dict:
   """What the reader's thread pays to name the different rows of a batch."""
   _, batches = scale_made.parts(TABLE, SIZES['1M'], steps.BATCH, 1, 100_000)
-  given = batches['zipf'].rows(0)
+  given = batches['zipf'].examples(0)
 
   def run(n: int):
     for _ in range(n):
-      batches['zipf'].draft(given)
+      batches['zipf'].host_batch(given)
 
   times = scale_made.round_robin({'ours': run}, rounds, rounds)
   return times.beside("naming the batch's different rows, on the host", 'ours')

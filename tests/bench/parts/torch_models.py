@@ -180,5 +180,5 @@ def of(
   """The peer of a state of ours, and a batch's ids and labels for it."""
   table_RE = np.asarray(state.tables[0])
   peer = Peer(backbone, HEADS, jax.device_get(state.params), table_RE, dense)
-  ids_BF = torch.tensor(host.ids[0].reshape(-1)[host.inverse])
+  ids_BF = torch.tensor(host.unique_ids[0].reshape(-1)[host.inverse])
   return peer, ids_BF, torch.tensor(host.labels)

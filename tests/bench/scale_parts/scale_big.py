@@ -74,8 +74,8 @@ def _read(state: step.State, places) -> np.ndarray:
 def big_table(rows: int) -> Iterator[list[dict]]:
   spec, batches = scale_made.parts(OVERRIDES, rows, BATCH, DEVICES, rows)
   zipf = batches['zipf']
-  draft = zipf.draft(zipf.rows(0))
-  batch = batches_lib.put(zipf.finish(draft, zipf.capacities(draft.need)), spec.mesh)
+  host_batch = zipf.host_batch(zipf.examples(0))
+  batch = batches_lib.put(zipf.finish(host_batch, zipf.capacities(host_batch.required)), spec.mesh)
   abstract = step.abstract_state(spec)
   size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(abstract))
   train, read = step.make_train_step(spec), made.read_stream
@@ -85,7 +85,7 @@ def big_table(rows: int) -> Iterator[list[dict]]:
     state = step.init_state(spec)
     jax.block_until_ready(state)
     born = time.perf_counter() - began
-    places = _sample(state, np.concatenate(draft.places), np.random.default_rng(0))
+    places = _sample(state, np.concatenate(host_batch.unique_ids), np.random.default_rng(0))
     untouched = _read(state, places)
     seconds, losses = [], []
     for _ in range(STEPS):

@@ -17,11 +17,12 @@ from pathlib import Path
 
 import jax
 import made
+import msgspec
 import numpy as np
 
 from deres_jax import config
 from deres_jax.data import batches as batches_lib
-from deres_jax.data.blocks import Rows
+from deres_jax.data.blocks import Examples
 from deres_jax.pod import mesh as mesh_lib
 from deres_jax.training import step
 from deres_jax.training.step_spec import StepSpec, make_step_spec
@@ -67,17 +68,19 @@ class MadeBlocks:
       moved = first + np.floor(_unit(ids) * (np.floor((ids + 1) * stretch) - first))
       columns.append(np.minimum(moved, large - 1).astype(np.int32))
     self.rows = rows
-    self._rows = Rows(
+    self._rows = Examples(
       np.stack(columns, 1),
       (generator.random(rows) < 0.25).astype(np.uint8),
       np.zeros(rows, np.int32),
     )
-    self.schema = dataclasses.replace(made.schema(sizes(vocabulary), rows=rows), block_rows=rows)
+    self.schema = msgspec.structs.replace(
+      made.schema(sizes(vocabulary), rows=rows), block_rows=rows
+    )
 
   def size(self, index: int) -> int:
     return self.rows
 
-  def read(self, index: int) -> Rows:
+  def read(self, index: int) -> Examples:
     return self._rows
 
 

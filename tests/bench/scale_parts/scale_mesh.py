@@ -24,11 +24,11 @@ OVERRIDES = 'model.backbone=dnn,mlp.layers=1,mlp.units=128'
 def _programs(spec: step.StepSpec, batches: batches_lib.Batches):
   """(compiled programs of lookup and update, their arguments) of both exchanges, same batch."""
   mesh, optimizer = spec.mesh, spec.sparse_optimizer
-  draft = batches.draft(batches.rows(0))
-  ids = batches.finish(draft, batches.capacities(draft.need)).ids[0]
-  asked = int(batches_lib.roomy(np.array([max(map(len, draft.places))]), 1)[0])
+  host_batch = batches.host_batch(batches.examples(0))
+  ids = batches.finish(host_batch, batches.capacities(host_batch.required)).unique_ids[0]
+  asked = int(batches_lib.initial_capacity(np.array([max(map(len, host_batch.unique_ids))]), 1)[0])
   places = np.full((DEVICES, asked), spec.tables.padding, np.int32)
-  for row, mine in zip(places, draft.places, strict=True):
+  for row, mine in zip(places, host_batch.unique_ids, strict=True):
     row[: len(mine)] = mine
 
   def exchange(rows, slots, ids):

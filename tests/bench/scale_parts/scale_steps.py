@@ -42,7 +42,7 @@ def by_vocabulary() -> Iterator[list[dict]]:
         what = f'step, {size} beside 100k rows: {group}, {kind}'
         lines.append(times.line(what, f'{size} {kind}', f'100k {kind}', aim))
       temporary = {size: t.temporary(kind) for size, t in trained.items()}
-      named = {'rows_named': trained['10M'].batches[kind].ids[0].size}
+      named = {'rows_named': trained['10M'].batches[kind].unique_ids[0].size}
       what = f'temporary bytes, 10M beside 100k rows: {group}, {kind}'
       lines.append(
         _bytes(what, temporary['10M'], temporary['100k'], '= 1')
@@ -77,10 +77,10 @@ class Dense:
 
     def loss(params, rows_mSE, labels_m, weights_m):
       logits_m = spec.model.apply({'params': params}, rows_mSE, Context())
-      return step.bce_sum(logits_m, labels_m, weights_m) / batch.rows, logits_m
+      return step.bce_sum(logits_m, labels_m, weights_m) / batch.num_examples, logits_m
 
     def train(params, table, opt, batch):
-      ids = batch.ids[0].reshape(-1)
+      ids = batch.unique_ids[0].reshape(-1)
       rows = table.at[ids].get(mode='fill', fill_value=0)
       _, _, g_params, g_bSE = step.micro_grads(
         loss, params, rows[batch.inverse], (batch.labels, batch.weights), spec.micro_batch

@@ -1,32 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The order of rows: every row once an epoch, on any number of hosts, from any step on."""
+"""The shuffle plan: every row once an epoch, on any number of hosts, from any step on."""
 
 import concurrent.futures
 import itertools
-import pathlib
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deres_jax.data import distinct, order
-from deres_jax.data.blocks import Rows
+from deres_jax.data import shuffle_plan, unique_ids
+from deres_jax.data.blocks import Examples
 from deres_jax.data.reader import Reader
-from deres_jax.data.schema import Schema, Split
+from deres_jax.data.schema import Field, Group, Schema, Split
 from deres_jax.embeddings import layout
 
 
 class MadeBlocks:
-  """Blocks of one field whose ids are the rows' numbers; remembers which blocks were read."""
+  """Blocks of one field whose ids are row numbers; records which blocks were read."""
 
   def __init__(self, rows, block_rows):
     self.rows, self.read_blocks = rows, []
-    split = Split(rows, -(-rows // block_rows), 0)
+    split = Split(rows, -(-rows // block_rows), 0, '')
     self.schema = Schema(
-      path=pathlib.Path(), dataset='made', tfds='', block_rows=block_rows, fields=('row',),
-      vocab_sizes=(rows + 1,), sequence=None, group='user', groups=rows, items=None,
-      splits={'train': split}, content={}, planted={},
+      format='deres_jax.prepared', format_version=3, dataset='made', tfds='made',
+      block_rows=block_rows, fields=(Field('row', 'categorical', rows + 1, False),), sequence=None,
+      group=Group('user'), items=None, splits=dict.fromkeys(('train', 'validation', 'test'), split),
+      vocabulary={},
     )  # fmt: skip
 
   def size(self, index):
@@ -35,18 +35,18 @@ class MadeBlocks:
   def read(self, index):
     self.read_blocks.append(index)
     numbers = index * self.schema.block_rows + np.arange(self.size(index), dtype=np.int32)
-    return Rows(numbers[:, None], (numbers % 2).astype(np.uint8), numbers + 7)
+    return Examples(numbers[:, None], (numbers % 2).astype(np.uint8), numbers + 7)
 
 
 def reader(rows, block_rows, batch_size, window_blocks, seed, part=0, parts=1):
   blocks = MadeBlocks(rows, block_rows)
   table = layout.Tables(blocks.schema.vocab_sizes, 4)
-  how = order.Order(block_rows, rows, batch_size, window_blocks, seed)
-  return Reader(blocks, table, how, part, parts), blocks
+  plan = shuffle_plan.ShufflePlan(block_rows, rows, batch_size, window_blocks, seed)
+  return Reader(blocks, table, plan, part, parts), blocks
 
 
 def numbers(got):
-  """Row numbers, once the columns have been seen to belong to the same rows."""
+  """Returns the row numbers, after checking that all columns belong to the same rows."""
   rows = got.ids[:, 0]
   np.testing.assert_array_equal(got.labels, rows % 2)
   np.testing.assert_array_equal(got.groups, rows + 7)
@@ -62,13 +62,13 @@ def epoch_of(reader, batch_size, rows, epoch):
 
 
 def reference(rows, block_rows, batch_size, window_blocks, seed, epoch):
-  """The order of an epoch as the module's text says it, position by position."""
+  """Computes the order of an epoch as the module describes it, position by position."""
   blocks = [list(range(i, min(i + block_rows, rows))) for i in range(0, rows, block_rows)]
   if seed is None:
     return list(range(rows))
-  permuted = [blocks[i] for i in order.permutation(len(blocks), seed, 0, epoch)]
+  permuted = [blocks[i] for i in shuffle_plan.permutation(len(blocks), seed, 0, epoch)]
   windows = [permuted[i : i + window_blocks] for i in range(0, len(blocks), window_blocks)]
-  lanes = order.LANES if len(windows) > 1 else 1
+  lanes = shuffle_plan.LANES if len(windows) > 1 else 1
   ends = [(l + 1) * batch_size // lanes for l in range(lanes)]
   out, start = {}, 0
   for w, window in enumerate(windows):
@@ -102,7 +102,7 @@ SIZES = [
 
 @pytest.mark.parametrize('sizes', SIZES)
 @pytest.mark.parametrize('seed', [None, 5])
-def test_the_order_is_the_one_that_is_described(sizes, seed):
+def test_the_order_matches_its_description(sizes, seed):
   for epoch in (0, 3):
     got = epoch_of(reader(*sizes, seed)[0], sizes[2], sizes[0], epoch)
     assert joined(got) == reference(*sizes, seed, epoch)
@@ -114,7 +114,7 @@ def test_the_order_is_the_one_that_is_described(sizes, seed):
   st.integers(1, 600), st.integers(1, 40), st.integers(1, 200), st.integers(1, 9),
   st.integers(0, 9), st.integers(0, 3), st.sampled_from([1, 2, 3, 4, 8, 16]),
 )  # fmt: skip
-def test_every_row_once_an_epoch_whatever_the_hosts(
+def test_every_row_comes_once_an_epoch_on_any_number_of_hosts(
   rows, block_rows, batch_size, window_blocks, seed, epoch, parts
 ):
   sizes = (rows, block_rows, batch_size, window_blocks, seed)
@@ -128,7 +128,7 @@ def test_every_row_once_an_epoch_whatever_the_hosts(
 
 
 @pytest.mark.parametrize('sizes', SIZES)
-def test_any_batch_can_be_the_first_to_be_read(sizes):
+def test_reading_can_begin_at_any_batch(sizes):
   one = reader(*sizes, 5)[0]
   whole = [batch for epoch in range(3) for batch in epoch_of(one, sizes[2], sizes[0], epoch)]
   per_epoch = len(whole) // 3
@@ -138,8 +138,8 @@ def test_any_batch_can_be_the_first_to_be_read(sizes):
     assert numbers(one.read(*divmod(k, per_epoch))) == whole[k]
 
 
-def test_threads_that_read_here_and_there_get_the_same_rows():
-  """Windows come and go while others are used: no array may be filled again too early."""
+def test_concurrent_threads_read_the_same_rows():
+  """Windows come and go while others are used: no buffer may be reused too early."""
   rows, block_rows, batch_size, window_blocks = 4000, 50, 100, 4
   whole = [reader(rows, block_rows, batch_size, window_blocks, 5)[0].read(0, k) for k in range(40)]
   one = reader(rows, block_rows, batch_size, window_blocks, 5)[0]
@@ -150,17 +150,17 @@ def test_threads_that_read_here_and_there_get_the_same_rows():
     for k, got in zip(keys, pool.map(lambda k: one.read(0, k), keys), strict=True):
       np.testing.assert_array_equal(got.ids, whole[k].ids)
       np.testing.assert_array_equal(got.groups, whole[k].groups)
-  assert sum(n > batch_size for n in made) <= 16  # windows: a few are filled again and again
+  assert sum(n > batch_size for n in made) <= 16  # windows: a few buffers are reused
 
 
-def test_a_host_reads_the_blocks_of_its_own_rows_only():
-  """64 blocks a window, 8 hosts: 8 blocks of each window, and at most 2 that are shared."""
+def test_a_host_reads_only_the_blocks_of_its_rows():
+  """With 64 blocks a window and 8 hosts: 8 blocks of each window, and at most 2 shared ones."""
   rows, block_rows, batch_size, windows = 64 * 4 * 32, 32, 128, 4
   for part in range(8):
     one, blocks = reader(rows, block_rows, batch_size, 64, 3, part, 8)
     for k in range(rows // batch_size):
       one.read(0, k)
-    one._pool.shutdown(wait=True)  # the window after the last is of the next epoch
+    one._window_loader.shutdown(wait=True)  # the window after the last is of the next epoch
     this_epoch = blocks.read_blocks[: -len(blocks.read_blocks) // (windows + 1) or None]
     assert windows * 8 <= len(this_epoch) <= windows * 10
     assert len(set(this_epoch)) == len(this_epoch)
@@ -174,10 +174,10 @@ def test_rows_of_a_block_are_spread_over_the_batches_of_their_window():
     assert len(batches) >= 12 and max(batches) - min(batches) <= 16  # 16 batches a window
 
 
-def test_a_fault_in_reading_ahead_reaches_the_one_who_needs_the_window():
+def test_an_error_in_reading_ahead_is_raised_where_the_window_is_needed():
   one, blocks = reader(1000, 50, 100, 4, 5)
   whole = blocks.read
-  bad = int(one._order.members(0, 1)[0])
+  bad = int(one._plan.blocks_in_window(0, 1)[0])
 
   def read(index):
     if index == bad:
@@ -191,12 +191,12 @@ def test_a_fault_in_reading_ahead_reaches_the_one_who_needs_the_window():
 
 
 @pytest.mark.parametrize('marked', [True, False])
-def test_distinct_ids_are_those_of_numpy(monkeypatch, marked):
-  if not marked:  # few marks, so that many rows share one
-    monkeypatch.setattr('deres_jax.data.distinct._MARKED_ROWS', 10)
-    monkeypatch.setattr('deres_jax.data.distinct._HASH_BITS', 8)
+def test_unique_ids_match_numpy(monkeypatch, marked):
+  if not marked:  # few marks, so that many ids share one
+    monkeypatch.setattr('deres_jax.data.unique_ids._MARKED_ROWS', 10)
+    monkeypatch.setattr('deres_jax.data.unique_ids._HASH_BITS', 8)
   tables = layout.Tables((5000, 300), 4)
-  found = distinct.Distinct(tables)
+  unique = unique_ids.UniqueIds(tables)
   rng = np.random.default_rng(1)
   for n, high in ((1, 3), (40, 3), (9000, 5300), (20_000, tables.padding + 1)):
     ids = np.minimum(rng.zipf(1.3, n), high - 1).astype(np.int32)
@@ -204,14 +204,14 @@ def test_distinct_ids_are_those_of_numpy(monkeypatch, marked):
     expected, at = np.unique(tables.storage_index(ids), return_inverse=True)
     if expected[-1] == tables.padding:
       expected, at = expected[:-1], np.where(at == len(expected) - 1, -1, at)
-    places, inverse = found.find(ids)
+    places, inverse = unique.unique(ids)
     np.testing.assert_array_equal(places, expected)
     np.testing.assert_array_equal(inverse, at)
     assert places.dtype == inverse.dtype == np.int32
 
 
 def test_permutations_are_pinned():
-  """A change here changes every run's data order: it needs a line in CHANGELOG."""
-  assert order.permutation(8, 1, 2, 3).tolist() == [1, 2, 4, 6, 5, 0, 7, 3]
+  """A change here changes the data order of every run, and needs a line in CHANGELOG."""
+  assert shuffle_plan.permutation(8, 1, 2, 3).tolist() == [1, 2, 4, 6, 5, 0, 7, 3]
   draws = np.random.Philox(np.random.SeedSequence((3, 1))).random_raw(5000)
-  np.testing.assert_array_equal(order.permutation(5000, 3, 1), np.argsort(draws))
+  np.testing.assert_array_equal(shuffle_plan.permutation(5000, 3, 1), np.argsort(draws))
