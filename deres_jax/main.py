@@ -14,7 +14,7 @@ import json
 import os
 import pathlib
 
-from deres_jax.core import allocator, cli
+from deres_jax.core import allocator, cli, files
 
 if __name__ == '__main__':
   allocator.preload()  # before the imports that take long
@@ -84,6 +84,7 @@ def main(argv: list[str]):
       '(Cloud Storage FUSE): docs/pods.md'
     )
   if launch is None:
+    files.output_folder(WORKDIR.value, '--workdir')
     _work(c)
   else:
     supervisor.run(lambda: _work_together(c, launch))

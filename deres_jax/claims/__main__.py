@@ -7,50 +7,21 @@ FILE.json holds the same figures. The rules of the verdicts stand in `deres_jax.
 the pairing in `deres_jax.claims.contrasts`, the roles in `deres_jax.claims.study`. Sweeps in
 --exploratory are reported alike, without verdicts."""
 
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from absl import app, flags
 
-from deres_jax.claims import contrasts, exponents, flops, page
+from deres_jax.claims import contrasts, exponents, flops, page, paper
 from deres_jax.claims import study as study_lib
 from deres_jax.claims.study import Study
 from deres_jax.compare import logits
 from deres_jax.core import cli, files
 from deres_jax.core.errors import UserError
 from deres_jax.metrics import paired, verdicts
-from deres_jax.scaling import caveats, curves
+from deres_jax.scaling import curves
 
-_ABSTRACT, _DIGESTS = 'abstract', 'digests of the full text'
-# What arXiv 2606.07980 says; AUC differences as AUC (its +0.32 % is 0.0032).
-PAPER: dict[str, dict[str, Any]] = {
-  'gain': {'text': 'up to +32 (RelaImpr 2.27 %)', 'value': 0.0032, 'source': _ABSTRACT},
-  'flops': {'text': 'under 5 %', 'value': 0.05, 'source': _ABSTRACT},
-  'gamma': {
-    'text': f'{caveats.CLAIM_GAMMAS[0]} against {caveats.CLAIM_GAMMAS[1]}, '
-    f'ratio {caveats.CLAIM_RATIO:.2f}',
-    'value': caveats.CLAIM_RATIO,
-    'source': _ABSTRACT,
-  },
-  'depth': {'text': '8 layers match 16', 'value': None, 'source': _ABSTRACT},
-  'dual_p': {'text': 'better than either', 'value': None, 'source': _ABSTRACT},
-  'dual_s': {'text': 'better than either', 'value': None, 'source': _ABSTRACT},
-  'identity': {'text': 'identity better', 'value': None, 'source': _ABSTRACT},
-  'silu': {'text': 'SiLU better, +8', 'value': 0.0008, 'source': _DIGESTS},
-}
-PAPER_DEPTH = 16
-TITLES = {
-  'gain': 'AUC: DeRes-P over OneTrans',
-  'flops': 'Extra FLOPs of DeRes-P',
-  'gamma': 'Exponents of AUC against compute',
-  'depth': 'Half the layers match',
-  'dual_p': 'Dual against single paths, SiLU',
-  'dual_s': 'Dual against single paths, Softmax',
-  'identity': 'Identity against learnable residual',
-  'silu': 'SiLU against Softmax',
-}
 # Differences of AUC: (claim, its parts, further rows), each (mine, base). The verdict is on the
 # parts; all of them, where there are several.
 _MINE, _BASE = 'deres_p', 'plain'
@@ -88,8 +59,8 @@ def claims(
   found = {key: _differences(study, key, *rows, labels_N) for key, *rows in DIFFERENCES}
   found |= {'flops': _flops(study, data, widths), 'gamma': _gamma(study), 'depth': _depth(study)}
   out = [
-    {'key': key, 'title': TITLES[key], 'paper': PAPER[key], 'p': None, **found[key]}
-    for key in PAPER
+    {'key': key, 'title': paper.TITLES[key], 'paper': paper.CLAIMS[key], 'p': None, **found[key]}
+    for key in paper.CLAIMS
   ]
   adjusted = paired.holm([claim['p'] for claim in out])
   return [{**claim, 'p_holm': p} for claim, p in zip(out, adjusted, strict=True)]
@@ -137,7 +108,7 @@ def _compared(
 
 def _differences(study: Study, key: str, parts, further, labels_N) -> dict[str, Any]:
   """A claim on a difference of AUCs: `parts` decide, `further` rows stand beside."""
-  claimed = PAPER[key]['value']
+  claimed = paper.CLAIMS[key]['value']
   rows = [
     _compared(study.roles[a], study.roles[b], claimed, labels_N)
     for a, b in [*parts, *further]
@@ -175,7 +146,7 @@ def _flops(study: Study, data: str | None, widths: Sequence[int]) -> dict[str, A
   for size, mine, base in contrasts.same_size(study.roles[_MINE], study.roles[_BASE]):
     ours, theirs = (next(iter(cell.runs.values())).result for cell in (mine, base))
     speed = [
-      mine.runs[key].result['rows_per_second'] / base.runs[key].result['rows_per_second']
+      mine.runs[key].result.rows_per_second / base.runs[key].result.rows_per_second
       for key in mine.runs
       if key in base.runs
     ]
@@ -183,14 +154,14 @@ def _flops(study: Study, data: str | None, widths: Sequence[int]) -> dict[str, A
       'size': size,
       'flops': base.compute,
       'extra_flops': mine.compute / base.compute - 1,
-      'connector_extra': ours['flops_connector_extra'],
-      'params': theirs['params_dense'],
-      'extra_params': ours['params_dense'] / theirs['params_dense'] - 1,
+      'connector_extra': ours.flops_connector_extra,
+      'params': theirs.params_dense,
+      'extra_params': ours.params_dense / theirs.params_dense - 1,
       'rows_per_second_ratio': float(np.exp(np.mean(np.log(speed)))) if speed else None,
     })  # fmt: skip
   if not sizes:
     return {'verdict': verdicts.UNDECIDED, 'remark': 'no size that both have'}
-  limit = PAPER['flops']['value']
+  limit = paper.CLAIMS['flops']['value']
   verdict, remark, more = verdicts.judge_bound([x['extra_flops'] for x in sizes], limit), '', []
   if widths:
     cells = study.roles[_MINE].cells
@@ -218,16 +189,16 @@ def _gamma(study: Study) -> dict[str, Any]:
     }
   mine, base = study.roles[_MINE], study.roles[_BASE]
   others = [curve for curve in study.curves if curve not in (mine, base)]
-  deep = any(cell.depth == PAPER_DEPTH for cell in base.cells)
-  match = f'depth={PAPER_DEPTH}' if deep else 'largest'
-  return exponents.judge(mine, base, others, caveats.CLAIM_GAMMAS, match)
+  deep = any(cell.depth == paper.DEPTH for cell in base.cells)
+  match = f'depth={paper.DEPTH}' if deep else 'largest'
+  return exponents.judge(mine, base, others, paper.GAMMAS, match)
 
 
 def _depth(study: Study) -> dict[str, Any]:
   """DeRes-P at half the depth less OneTrans at all of it, and what the depth gains OneTrans."""
   if absent := _absent(study, _MINE, _BASE):
     return absent
-  full, cells = contrasts.halves(study.roles[_MINE], study.roles[_BASE], PAPER_DEPTH)
+  full, cells = contrasts.halves(study.roles[_MINE], study.roles[_BASE], paper.DEPTH)
   if not cells:
     return {
       'verdict': verdicts.NOT_RUN,
@@ -269,15 +240,13 @@ def main(argv: list[str]):
   f = flags.FLAGS
   if not f.sweep or not f.out:
     raise UserError('give both --sweep=DIR1,DIR2 and --out=FILE.md')
-  out = pathlib.Path(f.out)
-  if out.suffix != '.md' or not out.parent.is_dir():
-    raise UserError(f'--out={f.out}: expected a file that ends in .md, in a folder that is there')
+  out = files.output_file(f.out, '.md')
   study = study_lib.load(f.sweep, f.curves, f.partial)
   labels_N = None
   if f.data:
     if study.splits > 1:
       raise UserError(f'--data={f.data}: the sweeps are on {study.splits} splits, leave it out')
-    labels_N = logits.labels(f.data, study.finished[0].result['data_content'])
+    labels_N = logits.labels(f.data, study.finished[0].result.data_content)
   if f.widths and not f.data:
     raise UserError(f'--widths={",".join(f.widths)}: needs --data, the prepared folder of the runs')
   if not all(x.isdecimal() for x in f.widths):
@@ -296,7 +265,7 @@ def main(argv: list[str]):
   }
   files.write_json(out.with_suffix('.json'), content)
   text = page.page(content)
-  out.write_text(text)
+  files.write(out, text)
   print(f'{text}\n{out}')
 
 

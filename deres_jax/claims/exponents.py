@@ -4,6 +4,7 @@
 import itertools
 from typing import Any
 
+from deres_jax.claims import paper
 from deres_jax.metrics import verdicts
 from deres_jax.scaling import analysis
 from deres_jax.scaling.curves import Curve
@@ -66,7 +67,7 @@ def judge(
       for name in ('saturating', 'saturating_free', 'log_linear')
     },
     'to_match': two['laws']['saturating']['match'],
-    'warnings': two['warnings'],
+    'warnings': [*two['warnings'], *paper.wide_intervals(two['laws']['saturating'])],
     'to_tell': None if told else _to_tell(two, base, (gammas[1], gammas[0])),
   }
 

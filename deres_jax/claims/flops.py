@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """FLOPs of a run's model at other widths and depths: counted, nothing is trained."""
 
-import json
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,15 +18,20 @@ from deres_jax.training.step_spec import make_step_spec
 def counted(
   run: runs.Run, data: str, depths: Sequence[int], widths: Sequence[int]
 ) -> list[dict[str, Any]]:
-  """Forward FLOPs a row of the plain network and the connector's share over them, at each size.
+  """Counts forward FLOPs a row of the plain network, and the connector's share over them.
 
   Args:
-    run: whose config is taken, with another depth and width.
-    data: prepared folder of the run: its fields decide how many tokens there are.
-  Raises: UserError for a width that the config does not allow.
+    run: the run whose config is taken, at each depth and width.
+    data: its prepared folder, whose fields set the number of tokens.
+
+  Raises:
+    UserError: the config does not allow a width, or config.json is damaged.
   """
-  file = pathlib.Path(run.folder) / 'runs' / run.id / 'config.json'
-  fields, schema = json.loads(file.read_text())['config'], load_schema(data)
+  schema = load_schema(data)
+  try:
+    fields = config_lib.as_dict(config_lib.resolve(run.config().config))
+  except UserError as e:
+    raise UserError(f'{run.config_file}: {e}') from e
   mesh = mesh_lib.mesh_of(jax.devices()[:1])
   out = []
   for width in widths:

@@ -6,7 +6,6 @@ A part (role) is told by the config that a run stored, never by its name.
 
 import dataclasses
 import json
-import pathlib
 import statistics
 from collections.abc import Sequence
 from typing import Any
@@ -41,6 +40,9 @@ _SINGLE = {
 }
 # What makes a dual path the paper's; other switches (block length, scale) may be a sweep's own.
 _DUAL = {'deres.path': 'dual', 'deres.gate': 'vector', 'deres.gate_form': 'convex'}
+_ROLE_FIELDS = (
+  'model.backbone', 'model.connector', *_DUAL, 'deres.identity_kind', 'deres.score_fn',
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,16 +126,19 @@ def _cast(study: Study, curve: Curve):
 
 
 def _identity(run: runs_lib.Run) -> dict[str, Any]:
-  file = pathlib.Path(run.folder) / 'runs' / run.id / 'config.json'
-  if not file.is_file():
-    raise UserError(f'{file}: no such file: it says what the run was of, keep it with the results')
-  return json.loads(file.read_text())['identity']
+  stored = run.config()
+  if stored is None:
+    raise UserError(f'{run.config_file}: no such file: it names the connector: put it back')
+  lacking = [field for field in _ROLE_FIELDS if field not in stored.identity]
+  if lacking:
+    raise UserError(f'{run.config_file}: `$.identity`: lacks {", ".join(lacking)}: put it back')
+  return stored.identity
 
 
 def _by_data(folders: list[str]) -> list[list[str]]:
   """Folders on the same rows stand together."""
   groups: dict[str, list[str]] = {}
-  done = {run.folder: run.result['data_content'] for run in runs_lib.load(folders) if run.result}
+  done = {run.folder: run.result.data_content for run in runs_lib.load(folders) if run.result}
   first = next(iter(done.values()))
   for folder in folders:  # one without a finished run is left to `runs.load` to refuse
     content = json.dumps(done.get(folder, first), sort_keys=True)
@@ -175,17 +180,17 @@ def described(study: Study) -> dict[str, Any]:
   predictor (linear_auc); `closed` is the share of the way from this to that. None if not planted.
   """
   results = [run.result for run in study.finished]
-  planted = results[0]['planted'] if study.splits == 1 else None
-  test = {k: planted['splits']['test'][k] for k in ('bayes_auc', 'linear_auc')} if planted else None
+  bayes = results[0].bayes if study.splits == 1 else None
+  test = {'bayes_auc': bayes.bayes_auc, 'linear_auc': bayes.linear_auc} if bayes else None
   return {
-    'dataset': results[0]['dataset'],
+    'dataset': results[0].dataset,
     'sweeps': study.folders,
     'splits': study.splits,
-    'rows_test': sorted({r['rows'] for r in results}),
+    'rows_test': sorted({r.rows for r in results}),
     'seeds': sorted({run.seed for run in study.finished}),
     'runs': len(study.finished),
-    'devices': sorted({f'{r["device"]["count"]} x {r["device"]["kind"]}' for r in results}),
-    'versions': sorted({', '.join(f'{k} {v}' for k, v in r['versions'].items()) for r in results}),
+    'devices': sorted({r.devices_text for r in results}),
+    'versions': sorted({r.versions_text for r in results}),
     'planted': test,
     'settings': _settings(study),
     'curves': [_curve(study, curve, test) for curve in study.curves],

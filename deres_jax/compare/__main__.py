@@ -7,7 +7,6 @@ Points of one name are settings of one model. Of these the one with the best mea
 chosen; the test split takes no part in it. FILE.json holds the same figures, and every run's.
 """
 
-import pathlib
 from typing import Any
 
 from absl import app, flags
@@ -110,13 +109,11 @@ def main(argv: list[str]):
   f = flags.FLAGS
   if not f.sweeps or not f.out:
     raise UserError('give both --sweeps=DIR1,DIR2 and --out=FILE.md')
-  out = pathlib.Path(f.out)
-  if out.suffix != '.md' or not out.parent.is_dir():
-    raise UserError(f'--out={f.out}: expected a file that ends in .md, in a folder that is there')
+  out = files.output_file(f.out, '.md')
   content = runs.compare(runs.load(f.sweeps), f.title, f.command, f.reference, f.partial)
   files.write_json(out.with_suffix('.json'), content)
   text = page(content)
-  out.write_text(text)
+  files.write(out, text)
   print(f'{text}\n{out}')
 
 

@@ -72,13 +72,20 @@ def read_bytes(path: pathlib.Path, advice: str) -> bytes:
 def decode_json(data: bytes | str, kind: type[T], where: Any, advice: str) -> T:
   """Decodes JSON as `read_json` does; `where` names it in errors, such as 'FILE line 3'."""
   try:
-    return msgspec.json.decode(data, type=kind)
+    try:
+      return msgspec.json.decode(data, type=kind)
+    except msgspec.ValidationError:
+      raise
+    except msgspec.DecodeError:
+      # Python writes NaN for a figure that is not defined: it counts as null.
+      value = json.loads(data, parse_constant=lambda _: None)
+      return msgspec.json.decode(msgspec.json.encode(value), type=kind)
   except msgspec.ValidationError as e:
     problem, _, place = str(e).partition(' - at ')
     problem = problem[0].lower() + problem[1:]
     raise UserError(f'{where}: {place or "`$`"}: {problem}: {advice}') from e
   # Text that is no JSON, bytes that are no text, brackets without end.
-  except (msgspec.DecodeError, UnicodeError, RecursionError) as e:
+  except (ValueError, RecursionError) as e:
     raise UserError(f'{where}: not valid JSON ({shown(e)}): {advice}') from e
 
 

@@ -2,81 +2,71 @@
 """Lines that stay and, on a terminal, a table below them that is drawn anew in place."""
 
 import os
-import shutil
 import time
-import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TextIO
 
+from rich.console import Console, Group
+from rich.live import Live
+from rich.text import Text
+
+from deres_jax.core.errors import printable
+
 _PERIOD = 1.0  # seconds between drawings, at least
-_BOLD, _PLAIN = '\x1b[1m', '\x1b[0m'
+
+
+def is_live(stream: TextIO) -> bool:
+  """Returns whether a stream is a terminal on which lines can be drawn anew."""
+  return stream.isatty() and os.environ.get('TERM', '') not in ('', 'dumb')
 
 
 class Screen:
-  """Where a sweep says what happens.
+  """Shows the lines and the table of a sweep. Elsewhere than on a terminal there is no table."""
 
-  Not on a terminal (or on a dumb one) `line` prints at once and `show` nothing. On a terminal both
-  wait for the next drawing, once a second at most: one write clears the table, adds the new lines
-  and draws the table below them.
-  """
+  def __init__(self, stream: TextIO):
+    self._stream, self._drawn = stream, -_PERIOD
+    self._live = None
+    if is_live(stream):
+      # It knows NO_COLOR, COLUMNS and LINES.
+      self._live = Live(console=Console(file=stream), auto_refresh=False, transient=True)
 
-  def __init__(self, stream: TextIO, environ: Mapping[str, str] = os.environ):
-    self._stream = stream
-    self.live = stream.isatty() and environ.get('TERM', '') not in ('', 'dumb')
-    self._bold = not environ.get('NO_COLOR')
-    self._pending: list[str] = []
-    self._height = 0  # lines of the table that is there
-    self._drawn = -_PERIOD
+  @property
+  def live(self) -> bool:
+    """Whether a table is shown."""
+    return self._live is not None
 
   def line(self, text: str):
-    """A line that stays."""
-    if self.live:
-      self._pending.append(text)
+    """Prints a line that stays."""
+    if self._live:
+      self._live.console.print(text, highlight=False, markup=False, soft_wrap=True)
     else:
       print(text, file=self._stream, flush=True)
 
   def due(self) -> bool:
-    """Whether a table would be drawn now."""
+    """Returns whether it is time to draw the table again."""
     return self.live and time.monotonic() - self._drawn >= _PERIOD
 
   def show(self, table: Sequence[str]):
     """Draws a table, the first line of it in bold, cut to the terminal."""
     self._drawn = time.monotonic()
-    # Both are COLUMNS and LINES where the user sets them.
-    columns, rows = shutil.get_terminal_size()
-    if len(table) > rows - 1:
-      hidden = len(table) - max(rows - 2, 0)
-      table = [*table[: max(rows - 2, 0)], f'... and {hidden} more']
-    table = [cut(text, columns - 1) for text in table]
-    if table and self._bold:
-      table[0] = f'{_BOLD}{table[0]}{_PLAIN}'
-    up = f'\x1b[{self._height}A' if self._height else ''
-    lines = [*self._pending, *table]
-    self._stream.write(f'{up}\r\x1b[J' + ''.join(f'{text}\n' for text in lines))
-    self._stream.flush()
-    self._pending, self._height = [], len(table)
+    rows = self._live.console.height - 2
+    if len(table) > rows + 1:
+      table = [*table[:rows], f'... and {len(table) - rows} more']
+    lines = [
+      Text(printable(text), 'bold' if number == 0 else '', no_wrap=True, overflow='crop')
+      for number, text in enumerate(table)
+    ]
+    self._live.start()
+    self._live.update(Group(*lines), refresh=True)
 
   def close(self):
     """Takes the table away; the lines stay."""
-    if self.live:
-      self.show([])
-
-
-def cut(text: str, columns: int) -> str:
-  """The start of a text that fits into so many columns, with nothing that moves the cursor."""
-  out, width = '', 0
-  for char in text:
-    char = char if char.isprintable() else '?'
-    wide = unicodedata.east_asian_width(char) in 'WF'
-    width += 0 if unicodedata.combining(char) else 1 + wide
-    if width > columns:
-      break
-    out += char
-  return out
+    if self._live:
+      self._live.stop()
 
 
 def duration(seconds: float) -> str:
-  """'45 s', '12 min', '3 h 20 min', '2 d 4 h'"""
+  """Returns '45 s', '12 min', '3 h 20 min' or '2 d 4 h'."""
   minutes = round(seconds / 60)
   if seconds < 100:
     return f'{seconds:.0f} s'

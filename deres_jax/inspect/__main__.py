@@ -88,11 +88,11 @@ def main(argv: list[str]):
   f = flags.FLAGS
   if not f.workdir or not f.out:
     raise UserError('give both --workdir=RUN and --out=DIR')
+  out = files.output_folder(f.out)
   c = inspect(load(pathlib.Path(f.workdir)), f.workdir, f.split, f.rows)
-  out = pathlib.Path(f.out)
   out.mkdir(parents=True, exist_ok=True)
   files.write_json(out / 'inspect.json', c)
-  (out / 'inspect.html').write_text(page.page(c))
+  files.write(out / 'inspect.html', page.page(c))
   print(f'{page.summary(c)}\n{out / "inspect.html"}')
 
 

@@ -9,59 +9,71 @@ escaped.
 
 import dataclasses
 import html
-import json
 import pathlib
-from typing import Any
 
 from absl import app, flags
 
-from deres_jax.core import cli
+from deres_jax.core import cli, files, run_files
 from deres_jax.core.errors import UserError, printable
 from deres_jax.report import svg
 
 
 @dataclasses.dataclass(frozen=True)
 class Finished:
-  """result.json and metrics.jsonl of a run."""
+  """A finished run: result.json and metrics.jsonl.
+
+  Attributes:
+    text: result.json as it is written.
+  """
 
   workdir: pathlib.Path
-  result: dict[str, Any]
-  lines: list[dict[str, Any]]
+  result: run_files.Result
+  lines: list[run_files.MetricsLine]
+  text: str
 
   @property
   def name(self) -> str:
     """How the page calls the run."""
-    if self.result['backbone'] == 'lr':
+    if self.result.backbone == 'lr':
       return 'logistic regression'
-    return f'{self.result["backbone"]} + {self.result["connector"]}, {self.result["depth"]} layers'
+    return f'{self.result.backbone} + {self.result.connector}, {self.result.depth} layers'
 
   @property
   def bayes_auc(self) -> float | None:
     """AUC on the test split of the teacher that drew its labels, if the data are planted."""
-    planted = self.result['planted']
-    return planted['splits']['test']['bayes_auc'] if planted else None
+    return self.result.bayes.bayes_auc if self.result.bayes else None
+
+
+_ADVICE = 'put the file back, or delete result.json and train the run to its end again'
 
 
 def load(workdir: str) -> Finished:
-  """Reads a finished run; raises UserError where there is none."""
+  """Reads a finished run.
+
+  Raises:
+    UserError: it is not finished, or a file is damaged.
+  """
   folder = pathlib.Path(workdir)
-  if not (folder / 'result.json').is_file():
+  result = run_files.read_result(folder, _ADVICE)
+  if result is None:
     raise UserError(f'{workdir} holds no result.json: train it to its end first')
-  lines = [json.loads(x) for x in (folder / 'metrics.jsonl').read_text().splitlines()]
-  return Finished(folder, json.loads((folder / 'result.json').read_text()), lines)
+  if result.auc is None or result.auc_se is None:
+    raise UserError(f'{workdir}: the run has no test AUC, so there is nothing to compare')
+  lines = run_files.read_metrics(folder, _ADVICE)
+  return Finished(folder, result, lines, (folder / 'result.json').read_text())
 
 
 def gap_closed(run: Finished, baseline: Finished) -> float | None:
   """(AUC - AUC_baseline) / (AUC_Bayes - AUC_baseline) on the test split."""
   if run.bayes_auc is None:
     return None
-  low = baseline.result['auc']
-  return (run.result['auc'] - low) / (run.bayes_auc - low)
+  low = baseline.result.auc
+  return (run.result.auc - low) / (run.bayes_auc - low)
 
 
 def summary(run: Finished, baseline: Finished) -> str:
   """The comparison in a few lines for a terminal."""
-  rows = [(printable(x.name), x.result['auc'], x.result['auc_se']) for x in (baseline, run)]
+  rows = [(printable(x.name), x.result.auc, x.result.auc_se) for x in (baseline, run)]
   lines = [f'{name:<34} test auc {auc:.4f}  (se {se:.4f})' for name, auc, se in rows]
   closed = gap_closed(run, baseline)
   if closed is not None:
@@ -93,16 +105,16 @@ _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 700, 320, 52, 16, 12, 40
 def _chart(run: Finished, baseline: Finished) -> str:
   """AUC by step: training (progressive), validation, and the two ends as level lines."""
   series = {
-    split: [(x['step'], x['auc']) for x in run.lines if x['split'] == split and x['auc']]
+    split: [(x.step, x.auc) for x in run.lines if x.split == split and x.auc]
     for split in ('train', 'validation')
   }
-  levels = [(baseline.name, baseline.result['auc'], 'orange')]
+  levels = [(baseline.name, baseline.result.auc, 'orange')]
   if run.bayes_auc is not None:
     levels.append(('best possible', run.bayes_auc, 'green'))
   values = [auc for points in series.values() for _, auc in points] + [v for _, v, _ in levels]
   low, high = min(values), max(values)
   pad = 0.08 * (high - low) or 0.01
-  last, right, floor = run.result['steps'], _WIDTH - _RIGHT, _HEIGHT - _BOTTOM
+  last, right, floor = run.result.steps, _WIDTH - _RIGHT, _HEIGHT - _BOTTOM
   x = svg.Scale(0, last, _LEFT, right)
   y = svg.Scale(low - pad, high + pad, floor, _TOP)
   parts = []
@@ -123,33 +135,37 @@ def _chart(run: Finished, baseline: Finished) -> str:
   return svg.picture(parts, 'AUC by step', _WIDTH, _HEIGHT)
 
 
+def _calibration(result: run_files.Result) -> str:
+  return '' if result.calibration is None else f'{result.calibration:.3f}'
+
+
 def page(run: Finished, baseline: Finished) -> str:
   """The whole page."""
   rows = [(x.name, x.result) for x in (baseline, run)]
   cells = ''.join(
-    f'<tr><td>{html.escape(name)}</td><td>{r["auc"]:.4f} ± {r["auc_se"]:.4f}</td>'
-    f'<td>{r["logloss"]:.4f}</td><td>{r["calibration"]:.3f}</td>'
-    f'<td>{r["params_dense"]:,}</td><td>{r["flops_forward_per_row"]:,.0f}</td></tr>'
+    f'<tr><td>{html.escape(name)}</td><td>{r.auc:.4f} ± {r.auc_se:.4f}</td>'
+    f'<td>{r.logloss:.4f}</td><td>{_calibration(r)}</td>'
+    f'<td>{r.params_dense:,}</td><td>{r.flops_forward_per_row:,.0f}</td></tr>'
     for name, r in rows
   )
   closed = gap_closed(run, baseline)
   said = ''
   if closed is not None:
-    best = run.result['planted']['splits']['test']
+    best = run.result.bayes
     cells += (
-      f'<tr><td>best possible (Bayes)</td><td>{best["bayes_auc"]:.4f}</td>'
-      f'<td>{best["bayes_logloss"]:.4f}</td><td></td><td></td><td></td></tr>'
+      f'<tr><td>best possible (Bayes)</td><td>{best.bayes_auc:.4f}</td>'
+      f'<td>{best.bayes_logloss:.4f}</td><td></td><td></td><td></td></tr>'
     )
     said = (
       f'<p>The labels were drawn by a known teacher, so the best possible AUC is known. The model '
       f'closed <b>{closed:.0%}</b> of the gap between {html.escape(baseline.name)} and it.</p>'
     )
-  result = html.escape(json.dumps(run.result, indent=1))
+  result = html.escape(run.text)
   return (
     '<!doctype html><html lang="en"><meta charset="utf-8">'
     '<meta name="viewport" content="width=device-width,initial-scale=1">'
     f'<title>{html.escape(run.name)}</title><style>{_STYLE}</style>'
-    f'<h1>{html.escape(run.name)} on {html.escape(run.result["dataset"])}</h1>{said}'
+    f'<h1>{html.escape(run.name)} on {html.escape(run.result.dataset)}</h1>{said}'
     '<p>AUC by step: <span style="color:#0969da">validation</span> and '
     '<span style="color:#57606a">training rows before they are learnt from</span>.</p>'
     f'{_chart(run, baseline)}'
@@ -171,9 +187,9 @@ def main(argv: list[str]):
   f = flags.FLAGS
   if not f.workdir or not f.baseline:
     raise UserError('give both --workdir=RUN and --baseline=RUN')
+  out = files.output_file(f.out or str(pathlib.Path(f.workdir) / 'report.html'))
   run, baseline = load(f.workdir), load(f.baseline)
-  out = pathlib.Path(f.out) if f.out else run.workdir / 'report.html'
-  out.write_text(page(run, baseline))
+  files.write(out, page(run, baseline))
   print(f'{summary(run, baseline)}\n{out}')
 
 

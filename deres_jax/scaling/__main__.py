@@ -64,14 +64,14 @@ def fit(
   result = finished[0].result
   delong = None
   if data:
-    labels_N = logits.labels(data, result['data_content'])
+    labels_N = logits.labels(data, result.data_content)
     reference = analysis.reference_of(curves, options.reference)
     delong = analysis.delong(curves, reference, labels_N)
   content = {
     'kind': 'deres_jax scaling laws',
     'sweeps': folders,
-    'dataset': result['dataset'],
-    'data_content': result['data_content'],
+    'dataset': result.dataset,
+    'data_content': result.data_content,
     'compute': compute,
     'compute_unit': 'FLOPs of a forward pass, a row' if compute == 'forward' else 'FLOPs of a run',
     'options': dataclasses.asdict(options),
@@ -252,9 +252,7 @@ def main(argv: list[str]):
   f = flags.FLAGS
   if not f.out:
     raise UserError('no --out: give a folder for the results, --out=DIR')
-  out = pathlib.Path(f.out)
-  if out.exists() and not out.is_dir():
-    raise UserError(f'--out={f.out}: is a file, expected a folder')
+  out = files.output_folder(f.out)
   if f.power:
     _power(out)
     return
@@ -268,7 +266,7 @@ def main(argv: list[str]):
   out.mkdir(parents=True, exist_ok=True)
   files.write_json(out / 'fit.json', content)
   curves_lib.write_csv(out / 'runs.csv', curves, finished)
-  (out / 'report.html').write_text(page)
+  files.write(out / 'report.html', page)
   print(f'{text(content)}\n{out / "report.html"}')
 
 

@@ -102,7 +102,7 @@ def _noise(p: family.Problem, shared: Fit) -> dict[str, Any]:
 
 def _point(curve: Curve, cell: Cell) -> dict[str, Any]:
   runs = list(cell.runs.values())
-  aucs = [run.result['auc'] for run in runs]
+  aucs = [run.result.auc for run in runs]
   return {
     'curve': curve.name,
     'connector': curve.connector,
@@ -112,12 +112,11 @@ def _point(curve: Curve, cell: Cell) -> dict[str, Any]:
     'dim': cell.dim,
     'setting': cell.setting,
     'compute': cell.compute,
-    'params': runs[0].result['params_dense'],
+    'params': runs[0].result.params_dense,
     'auc': float(np.mean(aucs)),
     'auc_sd': float(np.std(aucs, ddof=1)) if len(aucs) > 1 else None,
     'runs': [
-      {'id': run.id, 'sweep': run.folder, 'seed': run.seed, 'auc': run.result['auc']}
-      for run in runs
+      {'id': run.id, 'sweep': run.folder, 'seed': run.seed, 'auc': run.result.auc} for run in runs
     ],
   }
 

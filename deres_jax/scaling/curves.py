@@ -15,6 +15,7 @@ from typing import Any
 
 from deres_jax.compare import runs as runs_lib
 from deres_jax.config import overrides
+from deres_jax.core import files
 from deres_jax.core.errors import UserError, choose
 from deres_jax.scaling.laws import family
 
@@ -41,7 +42,7 @@ class Cell:
 
   @property
   def aucs(self) -> dict[int, float]:
-    return {seed: run.result['auc'] for seed, run in self.runs.items()}
+    return {seed: run.result.auc for seed, run in self.runs.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +69,7 @@ def load(folders: list[str], compute: str, partial: bool) -> tuple[list[Curve], 
       f'{len(missing)} of {len(runs)} runs are not finished, {missing[0].id} ({missing[0].name}) '
       f'in {missing[0].folder} among them: finish the sweep, or say --partial'
     )
-  other = [r for r in finished if r.result['data_content'] != finished[0].result['data_content']]
+  other = [r for r in finished if r.result.data_content != finished[0].result.data_content]
   if other:
     raise UserError(
       f'{finished[0].folder} and {other[0].folder} are on different data: laws are fitted to runs '
@@ -98,7 +99,7 @@ def _curve_key(run: runs_lib.Run) -> tuple[str, str, str]:
     and not k.startswith('optim.')
     and k not in ('model.backbone', 'model.connector')
   }
-  return run.result['backbone'], run.result['connector'], overrides.written(others)
+  return run.result.backbone, run.result.connector, overrides.written(others)
 
 
 def _names(by_curve: dict[tuple, list[runs_lib.Run]]) -> dict[tuple, str]:
@@ -133,8 +134,8 @@ def _cells(name: str, some: list[runs_lib.Run], figure: str) -> tuple[Cell, ...]
     best = runs_lib.chosen(tried)
     by_seed = _by_seed(name, size, best)
     result = next(iter(by_seed.values())).result
-    compute = statistics.fmean(run.result[figure] for run in by_seed.values())
-    cells.append(Cell(size, result['depth'], result['dim'], compute, best.shown, by_seed))
+    compute = statistics.fmean(getattr(run.result, figure) for run in by_seed.values())
+    cells.append(Cell(size, result.depth, result.dim, compute, best.text, by_seed))
   return tuple(sorted(cells, key=lambda cell: cell.compute))
 
 
@@ -156,7 +157,7 @@ def _size(run: runs_lib.Run) -> str:
     for k, v in sorted(run.overrides.items())
     if _is_size(k) and k not in ('model.depth', 'model.dim')
   }
-  head = f'depth {run.result["depth"]}, dim {run.result["dim"]}'
+  head = f'depth {run.result.depth}, dim {run.result.dim}'
   return f'{head}, {overrides.written(more)}' if more else head
 
 
@@ -173,24 +174,19 @@ def points(curves: list[Curve]) -> family.Points:
 def write_csv(path: pathlib.Path, curves: list[Curve], finished: list[runs_lib.Run]):
   """A row for every finished run; `used` says if it is on a curve (its rates were chosen)."""
   name_of = {id(r): c.name for c in curves for cell in c.cells for r in cell.runs.values()}
-  with path.open('w', newline='') as file:
+  with files.replacing(path) as partial, partial.open('w', newline='') as file:
     out = csv.writer(file)
     out.writerow(COLUMNS)
     for run in finished:
-      r = run.result
-      figures = [r[k] for k in ('connector', 'backbone', 'depth', 'dim')]
-      costs = [r[k] for k in ('flops_forward_per_row', 'train_flops', 'params_dense')]
-      quality = [r[k] for k in ('auc', 'auc_se', 'logloss', 'auc_validation')]
       curve = name_of.get(id(run), '')
-      config = pathlib.Path(run.folder) / 'runs' / run.id / 'config.json'
-      used = int(bool(curve))
-      out.writerow([run.id, curve, *figures, run.seed, *costs, *quality, used, run.name, config])
+      own = {'id': run.id, 'curve': curve, 'flops': run.result.flops_forward_per_row}
+      own |= {'params': run.result.params_dense, 'used': int(bool(curve)), 'name': run.name}
+      own |= {'seed': run.seed, 'config': run.config_file}
+      out.writerow([own[c] if c in own else getattr(run.result, c) for c in COLUMNS])
 
 
 def inputs(folders: list[str], finished: list[runs_lib.Run]) -> list[dict[str, Any]]:
   """SHA-256 of every file that was read, by path."""
-  files = [pathlib.Path(folder) / 'sweep.json' for folder in folders]
-  files += [pathlib.Path(run.folder) / 'runs' / run.id / 'result.json' for run in finished]
-  return [
-    {'file': str(file), 'sha256': hashlib.sha256(file.read_bytes()).hexdigest()} for file in files
-  ]
+  paths = [pathlib.Path(folder) / 'sweep.json' for folder in folders]
+  paths += [run.workdir / 'result.json' for run in finished]
+  return [{'file': str(p), 'sha256': hashlib.sha256(p.read_bytes()).hexdigest()} for p in paths]

@@ -20,8 +20,8 @@ _MOST_NAMES = 5  # in a sentence
 
 def bayes_auc(finished: list[runs_lib.Run]) -> float | None:
   """AUC of the teacher that drew the labels of the test split, if the data are planted."""
-  planted = finished[0].result.get('planted')
-  return planted['splits']['test']['bayes_auc'] if planted else None
+  bayes = finished[0].result.bayes
+  return bayes.bayes_auc if bayes else None
 
 
 # The first screen.

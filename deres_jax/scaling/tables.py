@@ -232,7 +232,7 @@ def delong(c: dict[str, Any], all_looks: dict[str, Look]) -> str:
 
 def link(run: runs.Run, out: pathlib.Path) -> Html:
   """The run's id; linked, relative to the folder of the page, to its config.json if it is there."""
-  file = rerun.config_file(run)
+  file = run.config_file
   id = html.escape(run.id)
   if not file.is_file():
     return Html(f'<code>{id}</code>')
@@ -255,15 +255,15 @@ def table(
   rows, known = [], set()
   for run in ordered:
     r, (_, point) = run.result, place.get((run.folder, run.id), last)
-    known.add(rerun.config_file(run).is_file())
+    known.add(run.config_file.is_file())
     command = f'<details><summary>command</summary><pre>{html.escape(rerun.command(run))}</pre>'
     rows.append([
       named(point['curve'], looks) if point else f'{run.name} (on no curve)',
-      point['size'] if point else f'depth {r["depth"]}, dim {r["dim"]}',
+      point['size'] if point else f'depth {r.depth}, dim {r.dim}',
       f'{run.seed}',
-      svg.compact(r[figure]),
-      f'{r["params_dense"]:,}',
-      f'{r["auc"]:.5f}',
+      svg.compact(getattr(r, figure)),
+      f'{r.params_dense:,}',
+      f'{r.auc:.5f}',
       link(run, out),
       Html(f'{command}</details>'),
     ])  # fmt: skip

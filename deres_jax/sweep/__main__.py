@@ -53,7 +53,7 @@ from ml_collections import ConfigDict, config_flags
 from deres_jax.config import overrides
 from deres_jax.config.diff import flat
 from deres_jax.config.overrides import Overrides, as_flag
-from deres_jax.core import cli, terminal
+from deres_jax.core import cli, files, terminal
 from deres_jax.core.errors import UserError
 from deres_jax.sweep import costs, folder, machine, runner
 from deres_jax.sweep.points import Point, resolve, shard
@@ -175,6 +175,7 @@ def main(argv: list[str]):
   if flags.FLAGS.list:
     print(folder.listing(out, mine))
     return
+  files.output_folder(flags.FLAGS.out)
   folder.check_data(out, mine)
   folder.record(out, points)
   screen = terminal.Screen(sys.stdout)

@@ -17,32 +17,22 @@ from deres_jax import config as config_lib
 from deres_jax.config import fields as fields_lib
 from deres_jax.config.overrides import Overrides, written
 from deres_jax.core.errors import UserError
+from deres_jax.core.run_files import Cost
 from deres_jax.sweep import folder
 from deres_jax.sweep.points import Point, with_solved
 
 
-@dataclasses.dataclass(frozen=True)
-class Cost:
-  """What a run will take."""
-
-  train_flops: float  # as result.json counts them
-  steps: int
-  memory: int  # peak bytes of its process in main memory, estimated
-
-
 def predict(out: pathlib.Path, points: list[Point]) -> dict[str, Cost]:
-  """Costs by id, from costs.json where they are known; adds them there.
+  """Predicts costs by id and adds them to costs.json, from which known ones are taken.
 
   A point whose model cannot be built has none: its own run will say why.
   """
-  names = {f.name for f in dataclasses.fields(Cost)}
-  known = {k: Cost(**v) for k, v in folder.costs(out).items() if v.keys() == names}
+  known = folder.costs(out)
   unknown = [p for p in points if p.id not in known]
   if unknown:
-    answers = _ask({'configs': _configs(unknown), 'budget': None})
-    found = zip(unknown, answers, strict=True)
-    known |= {p.id: Cost(**a['cost']) for p, a in found if not a['error']}
-    folder.record_costs(out, {k: dataclasses.asdict(v) for k, v in known.items()})
+    answers = zip(unknown, _ask({'configs': _configs(unknown), 'budget': None}), strict=True)
+    known |= {p.id: Cost(**a['cost']) for p, a in answers if not a['error']}
+    folder.record_costs(out, known)
   return {p.id: known[p.id] for p in points if p.id in known}
 
 

@@ -15,19 +15,21 @@ import sys
 from typing import Any
 
 import jax
+import msgspec
 from absl import app
 
 from deres_jax import config as config_lib
 from deres_jax.config import fields as fields_lib
 from deres_jax.core import cli
 from deres_jax.core.errors import UserError
+from deres_jax.core.run_files import Cost
 from deres_jax.costs import flops, memory
 from deres_jax.data import batches as batches_lib
 from deres_jax.data.schema import Schema, load_schema
 from deres_jax.models.inputs import Context
 from deres_jax.pod import mesh as mesh_lib
 from deres_jax.sweep import budget as budget_lib
-from deres_jax.sweep.costs import Cost, without_rates
+from deres_jax.sweep.costs import without_rates
 from deres_jax.training import run, step
 from deres_jax.training.plan import counts
 from deres_jax.training.step_spec import abstract_embeddings, make_step_spec, micro_batch
@@ -145,7 +147,7 @@ def answer(request: dict[str, Any]) -> list[dict[str, Any]]:
     try:
       c = config_lib.resolve(fields)
       if request['budget'] is None:
-        found['cost'] = dataclasses.asdict(forecaster.cost(c))
+        found['cost'] = msgspec.to_builtins(forecaster.cost(c))
       else:
         found['solved'] = forecaster.solve(c, request['budget'], request['solve'])
     except UserError as e:

@@ -11,6 +11,7 @@ from deres_jax.config import diff
 from deres_jax.config import fields as fields_lib
 from deres_jax.config.overrides import Overrides, written
 from deres_jax.core.errors import UserError
+from deres_jax.core.run_files import SweepPoint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,10 +24,9 @@ class Point:
   overrides: Overrides  # what the sweep and the command line set: no operational fields
   config: fields_lib.Config
 
-  def listed(self) -> dict[str, Any]:
-    """Its entry in sweep.json."""
-    seed = self.config.seed
-    return {'id': self.id, 'name': self.name, 'seed': seed, 'overrides': self.overrides}
+  def listed(self) -> SweepPoint:
+    """Returns the entry in sweep.json."""
+    return SweepPoint(self.id, self.name, self.config.seed, self.overrides)
 
 
 def resolve(

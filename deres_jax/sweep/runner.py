@@ -13,9 +13,10 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 from deres_jax.core import cli, files, terminal
+from deres_jax.core.errors import printable
+from deres_jax.core.run_files import Cost
 from deres_jax.sweep import costs, machine
 from deres_jax.sweep import folder as folder_lib
-from deres_jax.sweep.costs import Cost
 from deres_jax.sweep.points import Point
 
 _POLL = 0.1  # seconds between looks at the processes
@@ -52,7 +53,7 @@ class _Job:
       f.seek(max(self.log_from, f.seek(0, os.SEEK_END) - 2**16))
       lines = f.read().decode(errors='replace').split('\n')
     last = next((x.strip() for x in reversed(lines) if x.strip()), 'it said nothing')
-    return terminal.cut(last, 1000)
+    return printable(last)[:1000]
 
 
 class Runner:
@@ -146,13 +147,13 @@ class Runner:
       point, attempt = item
       if not self._fits(point):
         continue
-      lock = folder_lib.take(self._out, point)
+      lock = folder_lib.lock(self._out, point)
       if not lock:
         continue
       with contextlib.closing(lock):
         self._todo.remove(item)
         if folder_lib.result(self._out, point):
-          folder_lib.forgive(self._out, point)
+          folder_lib.forget_failure(self._out, point)
           self._say(point, 'done by another process')
           continue
         self._running[slot] = self._start(point, attempt, lock, self._cores[slot])
@@ -203,10 +204,10 @@ class Runner:
     code, point = job.process.returncode, job.point
     found = folder_lib.result(self._out, point)
     if code == 0 and found:
-      folder_lib.forgive(self._out, point)
+      folder_lib.forget_failure(self._out, point)
       self._spent.append((self._work(job), job.seconds()))
-      said = f'done in {job.seconds():.0f} s, test auc {found["auc"]:.4f}'
-      self._say(point, said + self._left_text())
+      auc = 'none' if found.auc is None else f'{found.auc:.4f}'
+      self._say(point, f'done in {job.seconds():.0f} s, test auc {auc}{self._left_text()}')
       return
     how = f'exit {code}' if code >= 0 else f'killed by signal {-code}'
     if code in (cli.INTERRUPTED, -signal.SIGINT):
@@ -242,7 +243,7 @@ class Runner:
   def _earlier(self) -> list[tuple[float, float]]:
     """Weights and seconds of the runs that earlier commands finished."""
     found = ((p, folder_lib.result(self._out, p)) for p in self._points)
-    return [(self._weight[p.id], r['wall_seconds']) for p, r in found if r and 'wall_seconds' in r]
+    return [(self._weight[p.id], r.wall_seconds) for p, r in found if r]
 
   def _steps(self, point: Point) -> int:
     """Length of a run; 0: not known."""

@@ -84,12 +84,16 @@ def line(content: dict[str, Any], file: pathlib.Path) -> str:
   """
   device = content['device']
   return (
-    f'test auc {content["auc"]:.5f} (se {content["auc_se"]:.5f})  '
+    f'test auc {_figure(content["auc"])} (se {_figure(content["auc_se"])})  '
     f'logloss {content["logloss"]:.5f}  {content["rows_per_second"]:,.0f} rows/s  '
     f'{content["steps"]:,} steps in {terminal.duration(content["wall_seconds"])} '
     f'on {device["count"]} x {device["kind"]}  malloc of {content.get("allocator", "unknown")}  '
     f'{file}'
   )
+
+
+def _figure(value: float | None) -> str:
+  return 'none' if value is None else f'{value:.5f}'
 
 
 _AUDITED = (

@@ -9,7 +9,7 @@ from typing import Any
 
 from deres_jax import config as config_lib
 from deres_jax.config import fields
-from deres_jax.core import files
+from deres_jax.core import files, run_files
 from deres_jax.core.errors import UserError
 from deres_jax.data.schema import Schema
 from deres_jax.pod import processes
@@ -31,38 +31,31 @@ def bind_workdir(c: fields.Config, schema: Schema, workdir: pathlib.Path) -> dic
     'config': config_lib.as_dict(c),
     'identity': config_lib.identity(c),
   }
-  if file.exists():
-    then = 'take another --workdir, or bring the file back'
-    old = files.read_json(file, dict, then)
-    if not isinstance(old.get('identity'), dict) or 'data_content' not in old:
-      raise UserError(f'{file}: does not say which run it belongs to: {then}')
+  old = run_files.read_config(workdir, 'take another --workdir, or put the file back')
+  if old is not None:
     now = mine['identity']
     changed = [
-      f'{k}: {old["identity"].get(k)!r} -> {now.get(k)!r}'
-      for k in sorted({*old['identity'], *now})
-      if old['identity'].get(k) != now.get(k)
+      f'{k}: {old.identity.get(k)!r} -> {now.get(k)!r}'
+      for k in sorted({*old.identity, *now})
+      if old.identity.get(k) != now.get(k)
       # Under stop nothing was ever skipped: the run is what it would be had it begun as it goes on.
-      and not (k == 'train.on_nan' and k not in old['identity'])
+      and not (k == 'train.on_nan' and k not in old.identity)
     ]
     if changed:
       raise UserError(
         f'workdir {workdir} belongs to a run of another config ({"; ".join(changed)}): '
         'take another --workdir or the old config'
       )
-    if old['data_content'] != schema.content:
+    if old.data_content != schema.content:
       raise UserError(
         f'workdir {workdir} was started on other data than {schema.path}: '
         'take another --workdir or the old data'
       )
   files.write_json(file, mine)
-  finished = workdir / 'result.json'
-  if not finished.exists():
+  advice = 'delete it: the same command finishes the run from its last checkpoint'
+  if run_files.read_result(workdir, advice) is None:  # checks its fields
     return None
-  then = 'delete it: the same command finishes the run from its last checkpoint'
-  found = files.read_json(finished, dict, then)
-  if not {'config_hash', 'auc', 'auc_se', 'logloss', 'rows_per_second'} <= found.keys():
-    raise UserError(f'{finished}: is not the result of a run: {then}')
-  return found
+  return files.read_json(workdir / 'result.json', dict, advice)
 
 
 WAIT_SECONDS = 3  # for a predecessor that was killed a moment ago and still frees its memory

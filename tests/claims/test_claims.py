@@ -6,6 +6,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from swept import ALPHA, folder, forward
 
 from deres_jax import config
 from deres_jax.claims import __main__ as claims
-from deres_jax.claims import contrasts, exponents, page, sections, study
+from deres_jax.claims import contrasts, exponents, page, paper, sections, study
 from deres_jax.compare import logits as logits_lib
 from deres_jax.core.errors import UserError
 from deres_jax.data.schema import load_schema
@@ -230,7 +231,7 @@ def test_half_the_layers_in_all_its_cases(tmp_path):
 
 
 def described_depth(path):
-  usual = {'key': 'depth', 'paper': claims.PAPER['depth']}
+  usual = {'key': 'depth', 'paper': paper.CLAIMS['depth']}
   return {**usual, **claims._depth(study.load([path]))}
 
 
@@ -314,6 +315,27 @@ def test_rule_of_exponents(name):
   assert verdicts.judge_exponents(False, shared, free, p, 1.66).word == 'cannot be told here'
 
 
+def test_an_interval_wider_than_the_claim_is_named():
+  def interval(low, high):
+    ends = {'low': low, 'high': high, 'low_open': low is None, 'high_open': high is None}
+    return {'estimate': 1.0, **ends}
+
+  def law(gamma, ratio):
+    return {
+      'curves': [{'curve': 'A', 'gamma': gamma}],
+      'against_reference': [{'curve': 'B', 'ratio': ratio}],
+    }
+
+  assert paper.wide_intervals(law(interval(0.1, 0.14), interval(1.0, 1.6))) == []
+  gamma, ratio = paper.wide_intervals(law(interval(0.1, 0.2), interval(0.5, None)))
+  assert gamma == (
+    'Intervals of gamma that are wider than the difference that the paper claims '
+    '(0.118 against 0.071): A 0.1 to 0.2.'
+  )
+  assert 'wider than the step from 1 to the 1.66' in ratio
+  assert ratio.endswith(': B 0.5 to infinity (not bounded there).')
+
+
 # Pooling.
 
 
@@ -325,7 +347,7 @@ def cells(aucs_SU):
     runs = {}
     for u, auc in aucs.items():
       runs[u] = run()
-      runs[u].result = {'auc': auc}
+      runs[u].result = types.SimpleNamespace(auc=auc)
     out.append(Cell(f'depth {s}', s, 64, 1.0, '', runs))
   return out
 
@@ -462,7 +484,7 @@ def test_the_command_writes_a_page_and_its_figures(tmp_path):
   text, content = out.read_text(), json.loads(out.with_suffix('.json').read_text())
   assert ended.stdout == f'{text}\n{out}\n' and text == page.page(content)
   top, _, rest = text.partition('## How to read it')
-  assert top.count('\n| ') == 2 + len(claims.PAPER) and 'Claims \\| x' in top
+  assert top.count('\n| ') == 2 + len(paper.CLAIMS) and 'Claims \\| x' in top
   main, _, explored = rest.partition('## Exploratory: other')
   gain = content['study']['claims'][0]
   assert gain['verdict'] == 'shown' and markdown.interval(gain['rows'][0]) in top

@@ -10,6 +10,7 @@ import sys
 
 import numpy as np
 import pytest
+import swept
 
 from deres_jax.compare import __main__ as compare
 from deres_jax.compare import runs
@@ -21,19 +22,13 @@ IDS = (f'{i:012x}' for i in itertools.count())
 
 def point(name, seed=0, validation=0.7, test=0.7, fields=None, finished=True, id=None, **more):
   """A point for `folder` that sets `fields`; `more` changes its result.json."""
-  result = {
+  result = swept.RESULT | {
     'auc': test,
     'auc_se': 0.001,
     'auc_validation': validation,
     'logloss': 1 - test,
     'params_dense': 1234,
-    'flops_forward_per_row': 2.5e6,
-    'rows_per_second': 1000.0,
-    'rows': 1500,
-    'dataset': 'toy',
     'data_content': None,
-    'device': {'kind': 'cpu', 'count': 1},
-    'versions': {'jax': '1.2'},
     **more,
   }
   overrides = {**(fields or {}), 'seed': seed}
@@ -189,7 +184,7 @@ CLASHES = {
   'the same run': (
     [point('A', id='a', data_content={'test': 's'})],
     [point('A', id='a', data_content={'test': 's'})],
-    ['run a (A)', 'must not count twice'],
+    ['run a (A)', 'would count twice'],
   ),
   'one setting twice': (
     [point('A', id='a', fields=lr(0.1)), point('A', id='b', fields=lr(0.1))],

@@ -21,16 +21,17 @@ class Figures(msgspec.Struct):
 
 
 BAD = {
-  'empty': (b'', 'not valid JSON (Input data was truncated): run it again'),
+  'empty': (b'', 'not valid JSON (Expecting value: line 1 column 1 (char 0)): run it again'),
   'cut': (b'{"auc": 0.', 'not valid JSON'),
   'binary': (b'\xff\xfe\x00', 'not valid JSON'),
-  'NaN': (b'{"auc": NaN}', 'not valid JSON'),
+  'NaN': (b'{"auc": NaN}', '`$.auc`: expected `float`, got `null`: run it again'),
   'half a character': (b'{"auc": 1, "x": "\\ud800"}', 'not valid JSON'),
   'two values': (b'{"auc": 1} {}', 'not valid JSON'),
   'no end': (b'{"x": ' + b'[' * 9999, 'not valid JSON'),
   'a list': (b'[]', '`$`: expected `object`, got `array`: run it again'),
   'null': (b'{"auc": null}', '`$.auc`: expected `float`, got `null`: run it again'),
   'text': (b'{"auc": 1, "rows": "7"}', '`$.rows`: expected `int | null`, got `str`'),
+  'NaN in another field': (b'{"auc": null, "rows": NaN}', '`$.auc`: expected'),
   'infinite': (b'{"auc": 1e999}', '`$.auc`: number out of range'),
   'lacks a field': (b'{}', '`$`: object missing required field `auc`: run it again'),
 }

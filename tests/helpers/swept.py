@@ -11,6 +11,37 @@ DEPTHS, DIMS, ALPHA = (2, 4, 8, 12, 16), (64, 128), 0.8
 TRUTH = {'OneTrans': ('prenorm', 0.071, 0.046), 'DeRes': ('deres', 0.118, 0.043)}
 
 
+# result.json of a finished run.
+RESULT = {
+  'config_hash': '0',
+  'seed': 0,
+  'backbone': 'onetrans',
+  'connector': 'deres',
+  'depth': 2,
+  'dim': 64,
+  'auc': 0.7,
+  'auc_se': 0.003,
+  'auc_validation': 0.7,
+  'logloss': 0.45,
+  'calibration': 1.0,
+  'rows': 1500,
+  'params_dense': 1000,
+  'params_embedding': 5000,
+  'flops_forward_per_row': 2.5e6,
+  'flops_connector_extra': 0.03,
+  'train_flops': 1e12,
+  'rows_per_second': 1000.0,
+  'steps': 20,
+  'wall_seconds': 9.0,
+  'dataset': 'toy',
+  'data_content': {'test': 'abc'},
+  'planted': {},
+  'device': {'kind': 'cpu', 'count': 1},
+  'versions': {'jax': '1.2'},
+  'test_logits': '/elsewhere/test_logits.npy',
+}
+
+
 def forward(depth, dim, connector):
   """FLOPs a row; a connector costs a little more."""
   return 24.0 * depth * dim**2 * 40 * (1.0 if connector == 'prenorm' else 1.03)
@@ -24,6 +55,7 @@ def result(run, auc, rng):
   flops = forward(frozen.model.depth, frozen.model.dim, frozen.model.connector)
   base = forward(frozen.model.depth, frozen.model.dim, 'prenorm')
   return frozen, {
+    **RESULT,
     'config_hash': config.config_hash(frozen),
     'seed': frozen.seed,
     'backbone': frozen.model.backbone,
@@ -31,22 +63,11 @@ def result(run, auc, rng):
     'depth': frozen.model.depth,
     'dim': frozen.model.dim,
     'auc': auc,
-    'auc_se': 0.003,
     'auc_validation': auc + 1e-4 * rng.standard_normal(),
-    'logloss': 0.45,
-    'rows': 1500,
     'params_dense': 1000 * frozen.model.depth,
-    'params_embedding': 5000,
     'flops_forward_per_row': flops,
     'flops_connector_extra': flops / base - 1,
     'train_flops': 3e6 * flops,
-    'rows_per_second': 1000.0,
-    'dataset': 'toy',
-    'data_content': {'test': 'abc'},
-    'planted': {},
-    'device': {'kind': 'cpu', 'count': 1},
-    'versions': {'jax': '1.2'},
-    'test_logits': '/elsewhere/test_logits.npy',
   }
 
 
@@ -75,8 +96,9 @@ def folder(path, some, unfinished=0, **more):
     listed.append({'id': id, 'name': name, 'seed': fields['seed'], 'overrides': overrides})
     workdir = path / 'runs' / id
     workdir.mkdir(parents=True)
-    whole = {'config': config.as_dict(frozen), 'identity': config.identity(frozen)}
-    (workdir / 'config.json').write_text(json.dumps(whole))
+    stored = {'config': config.as_dict(frozen), 'identity': config.identity(frozen)}
+    stored |= {'data_content': (content | more)['data_content']}
+    (workdir / 'config.json').write_text(json.dumps(stored))
     if i < len(some) - unfinished:
       (workdir / 'result.json').write_text(json.dumps(content | more))
   (path / 'sweep.json').write_text(json.dumps(listed))

@@ -10,6 +10,7 @@ import json
 import pathlib
 import shutil
 
+import msgspec
 import numpy as np
 import pytest
 import swept
@@ -17,7 +18,7 @@ import swept
 from data_pipelines.describe import __main__ as describe
 from data_pipelines.doctor import __main__ as doctor
 from deres_jax.compare import logits, runs
-from deres_jax.core import cli
+from deres_jax.core import cli, run_files
 from deres_jax.core.errors import UserError
 from deres_jax.data.blocks import Blocks
 from deres_jax.data.schema import load_schema
@@ -201,13 +202,11 @@ def harmless(page):
 
 @pytest.mark.parametrize('name', HOSTILE)
 def test_a_report_escapes_every_text_of_a_result(name):
-  result = {
-    'backbone': name, 'connector': name, 'depth': 2, 'dataset': name, 'steps': 20, 'auc': 0.7,
-    'auc_se': 0.002, 'logloss': 0.5, 'calibration': 1.0, 'params_dense': 7, 'planted': {},
-    'flops_forward_per_row': 9.0, 'versions': {name: name}, 'audit': {'command': name},
-  }  # fmt: skip
-  lines = [{'step': s, 'split': 'validation', 'auc': 0.6 + s / 100} for s in (1, 2)]
-  run = report.Finished(pathlib.Path(name), result, lines)
+  content = swept.RESULT | {'backbone': name, 'connector': name, 'dataset': name}
+  content |= {'versions': {name: name}, 'audit': {'command': name}}
+  result = msgspec.convert(content, run_files.Result)
+  lines = [run_files.MetricsLine(s, 'validation', 0.6 + s / 100) for s in (1, 2)]
+  run = report.Finished(pathlib.Path(name), result, lines, json.dumps(content))
   harmless(report.page(run, run))
 
 
@@ -233,17 +232,17 @@ def write_page(folder, out, names):
 def test_names_of_runs_that_steer_a_terminal_are_refused(tmp_path, name):
   some = [({'name': name, 'seed': 0}, 0.7)]
   folder = swept.folder(tmp_path / 'sweep', some)
-  with pytest.raises(UserError, match='entry 0 is damaged'):
+  with pytest.raises(UserError, match=r'`\$\[0\]`: expected a name without control'):
     runs.load([folder])
-  with pytest.raises(UserError, match='entry 0 is damaged'):
-    folder_lib.listed(tmp_path / 'sweep' / 'sweep.json')
+  with pytest.raises(UserError, match=r'`\$\[0\]`: expected a name without control'):
+    folder_lib.listed(tmp_path / 'sweep')
 
 
 def test_lines_of_mistakes_and_reports_carry_no_control_characters(capsys):
   cli.code_of(UserError('no such file: \x1b[31m\x9b \u202e x'))
   assert capsys.readouterr().err == 'error: no such file: \\x1b[31m\\x9b \\u202e x\n'
-  result = {'backbone': 'a\x1b[2J', 'connector': 'b', 'depth': 1, 'auc': 0.7, 'auc_se': 0.1}
-  run = report.Finished(pathlib.Path('x'), {**result, 'planted': {}}, [])
+  result = msgspec.convert(swept.RESULT | {'backbone': 'a\x1b[2J'}, run_files.Result)
+  run = report.Finished(pathlib.Path('x'), result, [], '')
   assert '\x1b' not in report.summary(run, run)
 
 
@@ -259,5 +258,5 @@ def test_ids_of_runs_that_are_no_names_of_folders_are_refused(tmp_path, ident):
   listed = tmp_path / 'sweep' / 'sweep.json'
   points = json.loads(listed.read_text())
   listed.write_text(json.dumps([points[0] | {'id': ident}]))
-  with pytest.raises(UserError, match='entry 0 is damaged'):
+  with pytest.raises(UserError, match=r'`\$\[0\]\.id`: expected `str` matching'):
     runs.load([folder])

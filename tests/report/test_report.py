@@ -6,6 +6,7 @@ import pathlib
 import re
 
 import pytest
+import swept
 
 from deres_jax.core.errors import UserError
 from deres_jax.report import __main__ as report
@@ -13,11 +14,8 @@ from deres_jax.report import __main__ as report
 
 def write(folder: pathlib.Path, backbone, auc, planted, dataset='toy'):
   folder.mkdir()
-  result = {
-    'backbone': backbone, 'connector': 'deres', 'depth': 2, 'dataset': dataset, 'steps': 20,
-    'auc': auc, 'auc_se': 0.002, 'logloss': 0.5, 'calibration': 1.0, 'params_dense': 7,
-    'flops_forward_per_row': 9.0, 'planted': planted,
-  }  # fmt: skip
+  result = swept.RESULT | {'backbone': backbone, 'dataset': dataset, 'auc': auc}
+  result |= {'auc_se': 0.002, 'planted': planted}
   (folder / 'result.json').write_text(json.dumps(result))
   lines = [
     {'step': s, 'split': split, 'auc': auc - 1 / (s + 10)}
@@ -28,7 +26,7 @@ def write(folder: pathlib.Path, backbone, auc, planted, dataset='toy'):
   return report.load(str(folder))
 
 
-PLANTED = {'splits': {'test': {'bayes_auc': 0.9, 'bayes_logloss': 0.4}}}
+PLANTED = {'splits': {'test': {'bayes_auc': 0.9, 'bayes_logloss': 0.4, 'linear_auc': 0.7}}}
 
 
 def test_the_gap_is_between_the_baseline_and_the_best_possible(tmp_path):

@@ -18,7 +18,7 @@ from deres_jax.core.errors import UserError
 from deres_jax.metrics import exact
 from deres_jax.report import wording
 from deres_jax.scaling import __main__ as scaling
-from deres_jax.scaling import analysis, caveats
+from deres_jax.scaling import analysis
 from deres_jax.scaling import curves as curves_lib
 
 REPO = pathlib.Path(__file__).resolve().parents[2]
@@ -228,8 +228,6 @@ def test_every_warning_is_given_where_it_is_due(tmp_path):
   short = fit_of([folder(tmp_path / 'b', points(2e-5))])['warnings']
   assert len(short) == 1 and 'decades, less than 2' in short[0]
   noisy = ' '.join(fit_of([folder(tmp_path / 'c', points(2e-3, seeds=2))])['warnings'])
-  assert 'wider than the difference that the paper claims (0.118 against 0.071)' in noisy
-  assert 'wider than the step from 1 to the 1.66' in noisy
   assert 'A straight line in ln C fits as well' in noisy
   one = ' '.join(fit_of([folder(tmp_path / 'd', points(3e-4, seeds=1))])['warnings'])
   assert 'Every point is one run' in one
@@ -256,7 +254,6 @@ def test_a_line_is_at_the_boundary_and_said_so(tmp_path):
 def test_an_open_interval_is_shown_as_open():
   x = {'estimate': 0.1, 'low': 0.0, 'high': None, 'low_open': True, 'high_open': True}
   assert wording.interval(x) == '0.1 (0, inf)'
-  assert 'not bounded' in caveats._wide_text(x)
   assert wording.interval({**x, 'low_open': False, 'high': 0.2, 'high_open': False}) == (
     '0.1 [0, 0.2]'
   )

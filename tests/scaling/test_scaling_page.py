@@ -18,6 +18,7 @@ from pages import Node
 
 from deres_jax import config
 from deres_jax.compare import rerun
+from deres_jax.core import run_files
 from deres_jax.core.errors import UserError
 from deres_jax.report import svg, wording
 from deres_jax.scaling import __main__ as scaling
@@ -158,15 +159,16 @@ def test_curves_differ_in_colour_and_shape(good, tree):
 
 def test_a_limit_is_drawn_only_where_it_does_not_squash(good):
   content, finished, out = good
-  best = max(run.result['auc'] for run in finished) + 0.001
+  best = max(run.result.auc for run in finished) + 0.001
   known = copy.deepcopy(finished)
-  known[0].result['planted'] = {'splits': {'test': {'bayes_auc': best}}}
+  bayes = run_files.PlantedFigures(best, 0.4, 0.7)
+  known[0].result.planted = run_files.Planted({'test': bayes})
   near = Node(page_lib.page(content, known, out))
   assert f'best possible AUC is {best:.5f}' in near.text
   for picture in pictures(near, 'by-compute'):
     [level] = picture.all('line', 'level')
     assert axes(picture)[1](float(level.attrs['y1'])) == pytest.approx(best, abs=1e-5)
-  known[0].result['planted']['splits']['test']['bayes_auc'] = 0.95
+  bayes.bayes_auc = 0.95
   far = Node(page_lib.page(content, known, out))
   assert 'best possible AUC is 0.95000' in far.text
   assert not far.all('line', 'level')
@@ -287,9 +289,9 @@ def test_every_run_is_listed_with_a_link_to_its_config(good, tree):
     [link] = row.all('a')
     file = out / urllib.parse.unquote(link.attrs['href'])
     assert not pathlib.Path(link.attrs['href']).is_absolute() and file.resolve().is_file()
-    assert file.resolve() == rerun.config_file(run).resolve()
-    assert f'{run.result["auc"]:.5f}' in row.text and f'{run.result["params_dense"]:,}' in row.text
-    assert svg.compact(run.result['flops_forward_per_row']) in row.text
+    assert file.resolve() == run.config_file.resolve()
+    assert f'{run.result.auc:.5f}' in row.text and f'{run.result.params_dense:,}' in row.text
+    assert svg.compact(run.result.flops_forward_per_row) in row.text
     [shown] = row.all('pre')
     assert shlex.split(shown.text) == rerun.arguments(run)
   seeds = [row.all('td')[1].text for row in rows]
@@ -314,7 +316,7 @@ def test_a_command_repeats_its_run(good, tmp_path):
   assert "--config.data.path=/data/x4 train'" in rerun.command(run).replace("'--", '--')
   text = re.search(r"'(.*)'", rerun.MAKE_FILE)[1]
   read = read_by_flags(argv[2:], tmp_path / 'base.py', text)
-  whole = json.loads(rerun.config_file(run).read_text())['config']
+  whole = json.loads(run.config_file.read_text())['config']
   assert read.to_dict() == whole
   assert config.config_hash(config.resolve(read)) == run.id
 
@@ -332,7 +334,7 @@ def test_without_its_config_a_run_has_the_sweep_s_fields(tmp_path):
 
 def test_a_damaged_config_is_named(tmp_path):
   content, finished, out = laid(tmp_path, made.points(dims=(64,), seeds=1))
-  rerun.config_file(finished[3]).write_text('{')
+  finished[3].config_file.write_text('{')
   with pytest.raises(UserError, match=f'{finished[3].id}/config.json: damaged'):
     page_lib.page(content, finished, out)
 

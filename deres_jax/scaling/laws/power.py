@@ -22,9 +22,9 @@ _ALPHA = 0.8  # of the simulated curves; nothing depends on it
 
 @dataclasses.dataclass(frozen=True)
 class Truth:
-  """What is simulated."""
+  """Two curves to simulate runs of."""
 
-  gammas: tuple[float, float] = (0.071, 0.118)  # of the paper: OneTrans, DeRes
+  gammas: tuple[float, float] = (0.071, 0.118)  # of the reference, of the other curve
   noise_sd: float = 3e-4  # of a run's AUC over seeds
   gap: float = 0.046  # alpha less the AUC at the smallest budget
 

@@ -12,7 +12,7 @@ import jax
 
 from deres_jax import config as config_lib
 from deres_jax.config import fields
-from deres_jax.core import files
+from deres_jax.core import run_files
 from deres_jax.core.errors import Retry, UserError
 from deres_jax.data.schema import Schema, load_schema
 from deres_jax.pod import mesh as mesh_lib
@@ -40,19 +40,19 @@ class Trained:
 
 
 def config_of(workdir: pathlib.Path) -> tuple[fields.Config, dict[str, Any]]:
-  """The config of a run, in plain JAX forms, which every platform computes; and of its data.
+  """Reads the config of a run, in plain JAX forms, which every platform computes; and of its data.
 
   Raises: UserError.
   """
-  file = workdir / 'config.json'
-  if not file.is_file():
+  stored = run_files.read_config(workdir, 'give the folder of a run')
+  if stored is None:
     raise UserError(f'--workdir={workdir}: holds no config.json, so no run: give the folder of one')
-  stored = files.read_json(file, dict, 'give the folder of a run')
-  if not {'config', 'data_content'} <= stored.keys():
-    raise UserError(f'{file}: does not say which run it belongs to: give the folder of one')
-  c = config_lib.resolve(stored['config'])
+  try:
+    c = config_lib.resolve(stored.config)
+  except UserError as e:
+    raise UserError(f'{workdir / "config.json"}: {e}') from e
   c = dataclasses.replace(c, train=dataclasses.replace(c.train, kernels='off'))
-  return c, stored['data_content']
+  return c, stored.data_content
 
 
 def load(workdir: pathlib.Path, data: str | None = None) -> Trained:
