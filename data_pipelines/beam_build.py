@@ -4,11 +4,11 @@
   pip install -e '.[beam]'
   python -m data_pipelines.beam_build --dataset=criteo --raw=train.txt --out=DIR --runner=NAME ...
 
-Every phase of a build is a list of tasks, pure functions from files to files; here each list is
-one Beam pipeline, so the bytes are those of a local build. Flags that `build` does not know are
-Beam's pipeline options. --raw and --out must be on storage that all of Beam's workers see under
-the same path (a shared or mounted file system), and this package must be installed there: on
-Dataflow, Flink and Spark by --setup_file, --sdk_container_image or --environment_type of theirs.
+Every phase of a build is a list of tasks, pure functions from files to files; here each list is one
+Beam pipeline, so the bytes are those of a local build. Flags that `build` does not know are Beam's
+pipeline options. --raw and --out must be on storage that all of Beam's workers see under the same
+path (a shared or mounted file system), and this package must be installed there: on Dataflow, Flink
+and Spark by their --setup_file, --sdk_container_image or --environment_type.
 """
 
 import pickle
@@ -23,29 +23,28 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from data_pipelines import build
 from data_pipelines.core.cli import guarded
-from data_pipelines.core.errors import UserError
 from data_pipelines.core.files import is_zipped
 from data_pipelines.prepared.dataset import Dataset
+from deres_jax.core import files
+from deres_jax.core.errors import UserError
 
 
 def _run(numbered: tuple[int, Any], function: Callable[[Any], Any], folder: Path) -> None:
-  """One task; its result, or the fault that the user can mend, goes to a file of its own."""
+  """Runs one task; writes its result, or an error that a user may be able to mend, to a file."""
   number, task = numbered
   try:
     result = function(task)
-  except (UserError, OSError) as error:
+  except (UserError, OSError, RuntimeError) as error:
     result = error
-  path = folder / f'{number:06d}'
-  temporary = path.with_name(f'{path.name}.tmp')
-  temporary.write_bytes(pickle.dumps(result))
-  temporary.replace(path)
+  with files.replacing(folder / f'{number:06d}', durable=False) as partial:
+    partial.write_bytes(pickle.dumps(result))
 
 
 class BeamWorkers:
-  """Has the `map` of workers.Workers; a call is a pipeline, run to its end."""
+  """Runs tasks like workers.Workers; each call of `map` is one pipeline."""
 
   def __init__(self, options: list[str], folder: Path):
-    """Args: Beam's flags, and a folder for results that all workers see (removed in the end)."""
+    """Args: Beam's flags, and a folder for results that all workers see and that is removed."""
     self._options, self._folder = options, folder
 
   def __enter__(self) -> 'BeamWorkers':
@@ -55,7 +54,7 @@ class BeamWorkers:
     shutil.rmtree(self._folder, ignore_errors=True)
 
   def map(self, function: Callable[[Any], Any], tasks: Iterable[Any]) -> Iterator[Any]:
-    """function(task) for each task, in order. Raises the first fault of a task."""
+    """Yields function(task) for each task, in order; raises the first error of a task."""
     numbered = list(enumerate(tasks))
     shutil.rmtree(self._folder, ignore_errors=True)
     self._folder.mkdir(parents=True)
@@ -74,13 +73,9 @@ class BeamWorkers:
 
 
 def run(dataset: Dataset, args, options: list[str]) -> int:
-  """Builds the data set; returns the exit code.
-
-  Raises:
-    UserError: a mistake that the user can mend.
-  """
+  """Builds the data set; returns the exit code. Raises UserError for a user's mistake."""
   out = args.out.absolute()
-  if args.raw is not None:
+  if dataset.raw_files is not None:
     for path in dataset.raw_files(args.raw.absolute(), dataset.options(args)):
       if is_zipped(path):
         raise UserError(f'--raw={path}: Beam reads parts of a file, not of a gzip; unzip it first')
@@ -88,7 +83,7 @@ def run(dataset: Dataset, args, options: list[str]) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-  """The command; returns the exit code."""
+  """Runs the command; returns the exit code."""
   dataset, args, options = build.parse_flags(sys.argv[1:] if argv is None else argv, others=True)
   return guarded(lambda: run(dataset, args, options))
 

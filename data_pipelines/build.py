@@ -15,10 +15,15 @@ import zlib
 from pathlib import Path
 
 from data_pipelines import datasets
-from data_pipelines.core.cli import OneLineParser, guarded, say
-from data_pipelines.core.errors import UserError
+from data_pipelines.core.cli import (
+  OneLineParser,
+  add_workers_flag,
+  check_workers,
+  guarded,
+  say,
+)
 from data_pipelines.core.files import file_sha256
-from data_pipelines.core.workers import Workers, default_workers
+from data_pipelines.core.workers import Workers
 from data_pipelines.prepared import shards
 from data_pipelines.prepared.dataset import BuildContext, Dataset
 from data_pipelines.prepared.rejects import Rejects
@@ -29,19 +34,20 @@ from data_pipelines.prepared.schema import (
   SCHEMA_FILE,
   SPLITS,
   VOCABULARY_FOLDER,
+  Schema,
   read_schema,
-  structure_problems,
 )
 from data_pipelines.prepared.shards import BlockSource
 from data_pipelines.prepared.staging import WORK, prepare_parent, staging_folder
 from data_pipelines.prepared.writer import write_prepared
 from data_pipelines.text import ingest
+from deres_jax.core.errors import UserError
 
-ENOUGH_SPACE = 0.8  # refuse below this share of the estimate, which may be a little too high
+ENOUGH_SPACE = 0.8  # of the estimate, which may be a little too high
 
 
 def parse_flags(argv: list[str], others: bool = False):
-  """The chosen data set, its parsed flags and, if `others` may be given, the unknown ones.
+  """Returns the data set, its parsed flags and the unknown flags, which only `others` allows.
 
   Exits with code 2 on a mistake.
   """
@@ -49,8 +55,8 @@ def parse_flags(argv: list[str], others: bool = False):
   first = OneLineParser(prog=prog, add_help=False)
   first.add_argument('--dataset')
   name = first.parse_known_args(argv)[0].dataset
-  shown = [name] if name in datasets.DATASETS else datasets.DATASETS
-  about = '; '.join(f'{x}: {datasets.DATASETS[x].about}' for x in shown)
+  names = [name] if name in datasets.DATASETS else datasets.DATASETS
+  about = '; '.join(f'{name}: {datasets.DATASETS[name].about}' for name in names)
   more = '' if name in datasets.DATASETS else ' --dataset=NAME --help lists its own flags.'
   parser = OneLineParser(
     prog=prog,
@@ -63,9 +69,7 @@ def parse_flags(argv: list[str], others: bool = False):
   parser.add_argument('--raw', type=Path, metavar='PATH', help='raw data file or folder')
   parser.add_argument('--out', type=Path, required=True, metavar='DIR', help='folder to write')
   parser.add_argument('--overwrite', action='store_true', help='replace a prepared --out')
-  parser.add_argument(
-    '--workers', type=int, default=default_workers(), metavar='N', help='processes [all cores]'
-  )
+  add_workers_flag(parser, 'processes [all cores]', metavar='N')
   parser.add_argument(
     '--compress',
     action='store_true',
@@ -79,17 +83,16 @@ def parse_flags(argv: list[str], others: bool = False):
   if unknown and not others:
     parser.error(f'unrecognized arguments: {" ".join(unknown)}')
   dataset = datasets.DATASETS[args.dataset]
-  if dataset.needs_raw and args.raw is None:
+  if dataset.raw_files is not None and args.raw is None:
     parser.error(f'--dataset={name} needs --raw=PATH, {dataset.about}')
-  if not dataset.needs_raw and args.raw is not None:
+  if dataset.raw_files is None and args.raw is not None:
     parser.error(f'--dataset={name} reads no raw file; leave out --raw={args.raw}')
-  if args.workers < 1:
-    parser.error(f'--workers={args.workers}: expected at least 1')
+  check_workers(parser, args.workers)
   return dataset, args, unknown
 
 
 def already_built(out: Path, dataset: Dataset, options: dict, raw_files: list[Path]) -> bool:
-  """True if `out` holds this very data set, False if it is free to be written.
+  """Returns whether `out` holds this data set already; if not, `out` is free to be written.
 
   Raises:
     UserError: `out` holds something else.
@@ -101,55 +104,55 @@ def already_built(out: Path, dataset: Dataset, options: dict, raw_files: list[Pa
       f'--out={out}: exists and is no prepared data set (no {SCHEMA_FILE}); '
       'give a new or empty folder'
     )
-  schema = read_schema(out)
-  if problems := structure_problems(schema):
+  advice = 'give another --out, or --overwrite to replace it'
+  try:
+    schema = read_schema(out)
+  except UserError as error:
     raise UserError(
-      f'--out={out}: holds a prepared data set whose {SCHEMA_FILE} is damaged ({problems[0]}); '
-      'give another --out, or --overwrite to replace it'
-    )
-  there = {'dataset': schema['dataset'], **schema['build']}
-  given = {'dataset': dataset.name, **options}
-  changed = [
-    f'{key}: {there.get(key)} there, {given.get(key)} given'
-    for key in given | there
-    if there.get(key) != given.get(key)
+      f'--out={out}: holds a damaged prepared data set ({error}); {advice}'
+    ) from error
+  old = {'dataset': schema.dataset, **schema.build}
+  new = {'dataset': dataset.name, **options}
+  changes = [
+    f'{key}: {old.get(key)} there, {new.get(key)} given'
+    for key in new | old
+    if old.get(key) != new.get(key)
   ]
-  there = [file['sha256'] for file in schema['raw']['files']]
-  if not changed and [file_sha256(path) for path in raw_files] != there:
+  checksums = [file.sha256 for file in schema.raw.files]
+  if not changes and [file_sha256(path) for path in raw_files] != checksums:
     one = len(raw_files) == 1
-    changed.append('the raw file is another one' if one else 'the raw files are others')
-  if changed:
+    changes.append('the raw file is another one' if one else 'the raw files are others')
+  if changes:
     raise UserError(
-      f'--out={out}: already holds another prepared data set ({"; ".join(changed)}); '
-      'give another --out, or --overwrite to replace it'
+      f'--out={out}: already holds another prepared data set ({"; ".join(changes)}); {advice}'
     )
   return True
 
 
-def report(schema: dict, out: Path, rejects: Rejects, seconds: float) -> None:
+def report(schema: Schema, out: Path, rejects: Rejects, seconds: float) -> None:
   """Prints the closing lines of a build."""
-  raw = schema['raw']
-  say(f'rows read      {raw["rows_read"]:>15,}')
-  say(f'rows written   {raw["rows_written"]:>15,}')
-  say(f'rows rejected  {raw["rows_rejected"]:>15,}')
+  raw = schema.raw
+  say(f'rows read      {raw.rows_read:>15,}')
+  say(f'rows written   {raw.rows_written:>15,}')
+  say(f'rows rejected  {raw.rows_rejected:>15,}')
   for file_name, bad in rejects.first:
     say(f'  {file_name}, line {bad.line}: {bad.reason}')
   if rejects.count:
     say(f'  all rejected rows: {out / REJECTS_FILE}')
   for split in SPLITS:
-    entry = schema['splits'][split]
-    say(f'{split:<14} {entry["rows"]:>15,} rows, click rate {entry["click_rate"]:.5f}')
-  total = sum(field['vocab_size'] for field in schema['fields'])
-  say(f'vocabulary     {total:>15,} ids in {len(schema["fields"])} fields')
-  for split, known in schema.get('planted', {}).get('splits', {}).items():
-    figures = ', '.join(f'{k} {"none" if v is None else f"{v:.5f}"}' for k, v in known.items())
+    counts = schema.splits[split]
+    say(f'{split:<14} {counts.rows:>15,} rows, click rate {counts.click_rate:.5f}')
+  total = sum(field.vocab_size for field in schema.fields)
+  say(f'vocabulary     {total:>15,} ids in {len(schema.fields)} fields')
+  for split, metrics in schema.planted['splits'].items() if schema.planted else ():
+    figures = ', '.join(f'{k} {"none" if v is None else f"{v:.5f}"}' for k, v in metrics.items())
     say(f'planted, {split}: {figures}')
-  rate = raw['rows_read'] / max(seconds, 1e-9)
+  rate = raw.rows_read / max(seconds, 1e-9)
   say(f'{out} is ready ({seconds:.1f} s, {rate:,.0f} rows/s)')
 
 
 def plan(dataset: Dataset, options: dict, raw_files: list[Path], compress: bool) -> dict:
-  """All that determines the bytes of a build; a stopped one goes on only under an equal plan."""
+  """Returns all that determines the bytes of a build; a stopped one goes on under an equal plan."""
   states = [(path, path.stat()) for path in raw_files]
   return {
     'dataset': dataset.name,
@@ -161,16 +164,15 @@ def plan(dataset: Dataset, options: dict, raw_files: list[Path], compress: bool)
 
 
 def build(dataset: Dataset, args, workers: Workers) -> int:
-  """Builds the data set from parsed flags, on `workers`; returns the exit code.
+  """Builds the data set from parsed flags; returns the exit code.
 
   Raises:
-    UserError: a mistake that the user can mend.
+    UserError: a user's mistake.
   """
   began = time.monotonic()
   out = args.out.absolute()
   options = dataset.options(args)
-  raw = args.raw.absolute() if dataset.needs_raw else None
-  raw_files = dataset.raw_files(raw, options) if raw is not None else []
+  raw_files = dataset.raw_files(args.raw.absolute(), options) if dataset.raw_files else []
   prepare_parent(out)
   replace = args.overwrite and (out / SCHEMA_FILE).exists()
   if not replace and already_built(out, dataset, options, raw_files):
@@ -182,7 +184,7 @@ def build(dataset: Dataset, args, workers: Workers) -> int:
   ):
     (folder / VOCABULARY_FOLDER).mkdir()
     context = BuildContext(folder, folder / WORK, workers, Rejects(folder), say)
-    encoded = dataset.encode(options, raw, context)
+    encoded = dataset.encode(options, raw_files, context)
     check_space(folder, encoded.source, args.compress)
     schema = write_prepared(context, dataset, options, encoded, args.compress)
   report(schema, out, context.rejects, time.monotonic() - began)
@@ -190,14 +192,10 @@ def build(dataset: Dataset, args, workers: Workers) -> int:
 
 
 def check_space(folder: Path, source: BlockSource, compress: bool) -> None:
-  """Compares the free space with what the rows will take, judged by the first training block.
-
-  Raises:
-    UserError: far too little; an hour of writing would end with a full disk.
-  """
+  """Raises UserError if the disk has far too little space, judged by the first training block."""
   block = next(source.blocks('train', *shards.shards_of(source.rows['train'])[0]))
   data = b''.join(array.tobytes() for array in block.values())
-  # Deflate comes within a tenth of what ArrayRecord's own compression yields (measured).
+  # Deflate comes within a tenth of ArrayRecord's own compression (measured).
   size = len(zlib.compress(data)) if compress else len(data)
   needed = size / len(block['label']) * sum(source.rows.values())
   free = shutil.disk_usage(folder).free
@@ -209,7 +207,7 @@ def check_space(folder: Path, source: BlockSource, compress: bool) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-  """The command; returns the exit code."""
+  """Runs the command; returns the exit code."""
   dataset, args, _ = parse_flags(sys.argv[1:] if argv is None else argv)
   return guarded(lambda: build(dataset, args, Workers(args.workers)))
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Errors, command lines, files, workers and progress of the data pipelines.
+"""Command lines, raw files, worker processes and progress of the data pipelines.
 
-Imports no other room.
+Imports deres_jax.core and no other room. Knows no format of data.
 """

@@ -1,28 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the commands share: one-line errors, exit codes, progress lines."""
+"""Flags, progress lines and exit codes of the commands."""
 
 import argparse
-import errno
 import sys
 from collections.abc import Callable
 
-from data_pipelines.core.errors import UserError
-
-USER_MISTAKE = 2
-INTERRUPTED = 130
-
-# Faults of the place, not of the program: told in one line.
-_PLACE_ERRORS = (
-  errno.ENOSPC,
-  errno.EDQUOT,
-  errno.EACCES,
-  errno.EPERM,
-  errno.EROFS,
-  errno.ENOTDIR,
-  errno.EEXIST,
-  errno.ENOTEMPTY,
-  errno.ENAMETOOLONG,
-)
+from data_pipelines.core.workers import default_workers
+from deres_jax.core import files
+from deres_jax.core.cli import INTERRUPTED, MISTAKE
+from deres_jax.core.errors import UserError, printable
 
 _COLUMNS = 80  # of --help
 
@@ -30,34 +16,42 @@ _COLUMNS = 80  # of --help
 class OneLineParser(argparse.ArgumentParser):
   """An argument parser whose error is one line, without the usage."""
 
-  def __init__(self, **kwargs):
-    super().__init__(allow_abbrev=False, formatter_class=_short, **kwargs)
+  def __init__(
+    self,
+    prog: str,
+    description: str | None = None,
+    usage: str | None = None,
+    add_help: bool = True,
+  ):
+    super().__init__(prog, usage, description, add_help=add_help, allow_abbrev=False)
+    self.formatter_class = lambda prog: argparse.HelpFormatter(prog, 2, 22, _COLUMNS)
 
   def error(self, message: str):
     """Prints the message and exits with code 2."""
-    self.exit(USER_MISTAKE, f'error: {message}; see --help\n')
+    self.exit(MISTAKE, f'error: {message}; see --help\n')
 
 
-def _short(prog: str) -> argparse.HelpFormatter:
-  """Lays out --help: what a flag does beside its name."""
-  return argparse.HelpFormatter(prog, max_help_position=22, width=_COLUMNS)
+def add_workers_flag(parser: OneLineParser, text: str, metavar: str = 'WORKERS') -> None:
+  """Adds --workers, of type int, whose default is all cores."""
+  parser.add_argument('--workers', type=int, default=default_workers(), metavar=metavar, help=text)
 
 
-def printable(text: str) -> str:
-  """Text with names from files in it, as a terminal may show it: but for newlines and tabs, what
-  would steer it is escaped."""
-  return ''.join(
-    c if c.isprintable() or c in '\n\t' else c.encode('unicode_escape').decode() for c in text
-  )
+def check_workers(parser: OneLineParser, workers: int) -> None:
+  """Ends the command if there would be no worker."""
+  if workers < 1:
+    parser.error(f'--workers={workers}: expected at least 1')
 
 
-def say(line: str) -> None:
-  """Prints a progress line at once."""
-  print(printable(line), flush=True)
+def say(text: str) -> None:
+  """Prints lines at once; what would steer a terminal is escaped."""
+  print('\n'.join(map(printable, text.split('\n'))), flush=True)
 
 
 def guarded(command: Callable[[], int]) -> int:
-  """Runs a command; a user's mistake becomes one line on standard error and exit code 2."""
+  """Runs a command; returns its exit code.
+
+  A user's mistake gives a one-line error and exit code 2.
+  """
   try:
     return command()
   except UserError as error:
@@ -67,10 +61,10 @@ def guarded(command: Callable[[], int]) -> int:
     return INTERRUPTED
   except MemoryError as error:
     line = f'not enough memory ({error}); a damaged folder may ask for it: see its doctor'
-  except OSError as error:
-    if error.errno not in _PLACE_ERRORS:
+  except (OSError, RuntimeError) as error:  # ArrayRecord quotes the system in a RuntimeError
+    problem = files.mendable(error)
+    if problem is None:
       raise
-    place = error.filename or 'output'
-    line = f'{place}: {error.strerror}; give another place, or make room and run it again'
+    line = f'{problem}, then run it again'
   print(f'error: {printable(line)}', file=sys.stderr)
-  return USER_MISTAKE
+  return MISTAKE

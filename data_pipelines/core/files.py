@@ -1,16 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Raw files: compression, checksums, checks before reading."""
+"""Raw files (checks, checksums, compression) and the results of tasks that a stopped build kept."""
 
 import hashlib
 from pathlib import Path
+from typing import Any, TypeVar
 
-from data_pipelines.core.errors import UserError
+import msgspec
 
+from deres_jax.core import files
+from deres_jax.core.errors import UserError
+
+T = TypeVar('T')
 GZIP_MAGIC = b'\x1f\x8b'
 
 
 def file_sha256(path: Path) -> str:
-  """Hexadecimal sha256 of a file's bytes."""
+  """Returns the hexadecimal SHA-256 of a file's bytes."""
   with open(path, 'rb') as file:
     return hashlib.file_digest(file, 'sha256').hexdigest()
 
@@ -26,6 +31,16 @@ def check_raw(path: Path) -> None:
 
 
 def is_zipped(path: Path) -> bool:
-  """Whether a file is a gzip, by its first two bytes, not by its name."""
+  """Returns whether a file is a gzip, by its first two bytes, not by its name."""
   with open(path, 'rb') as file:
     return file.read(2) == GZIP_MAGIC
+
+
+def write_result(path: Path, result: Any) -> None:
+  """Keeps the result of a task, as JSON, for a build that goes on after a stop."""
+  files.write(path, msgspec.json.encode(result).decode())
+
+
+def read_result(path: Path, kind: type[T]) -> T:
+  """Reads what write_result kept; raises UserError if it is damaged."""
+  return files.read_json(path, kind, f'remove {path.parents[2]} and run the build again')

@@ -6,24 +6,24 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TypeVar
 
-from data_pipelines.core.errors import UserError
+from deres_jax.core.errors import UserError
 
 Options = TypeVar('Options')
 
 
 def flag(default, text: str):
-  """A field of an options dataclass: its default and its line of help."""
+  """Returns a field of an options dataclass: its default and its line of help."""
   return dataclasses.field(default=default, metadata={'help': text})
 
 
 def check(holds: bool, name: str, value, expected: str) -> None:
-  """Raises UserError, naming the flag, its value and what is expected, unless it holds."""
+  """Raises UserError, naming the flag and its value, unless the condition holds."""
   if not holds:
     raise UserError(f'--{name}={value}: expected {expected}')
 
 
 def text_of(value) -> str:
-  """An option's value as it is typed on the command line."""
+  """Returns an option's value as it is typed on the command line."""
   return ','.join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
@@ -38,31 +38,31 @@ def _tuple_of(kind):
 def add_flags(
   parser: argparse.ArgumentParser, options: type, dependent: Mapping[str, str] | None = None
 ) -> None:
-  """One flag a field.
+  """Adds a flag for each field.
 
   Args:
     options: the dataclass; types are those of the defaults.
-    dependent: fields whose default follows from other flags, and how that is said; such a flag
-      is None where it is not given.
+    dependent: the fields whose default depends on other flags, and the text that says how; the
+      value of such a flag is None if it is not given.
   """
   dependent = dependent or {}
   for field in dataclasses.fields(options):
     many = isinstance(field.default, tuple)
     kind = _tuple_of(type(field.default[0])) if many else type(field.default)
-    default, shown = field.default, text_of(field.default)
+    default, default_text = field.default, text_of(field.default)
     if field.name in dependent:
-      default, shown = None, dependent[field.name]
-    text = f'{field.metadata["help"]} (default {shown})'
+      default, default_text = None, dependent[field.name]
+    text = f'{field.metadata["help"]} (default {default_text})'
     parser.add_argument(f'--{field.name}', type=kind, default=default, metavar='X', help=text)
 
 
 def flag_values(args: argparse.Namespace, options: type) -> dict:
-  """The parsed flags of an options dataclass, by field."""
+  """Returns the parsed flags of an options dataclass, by field."""
   return {field.name: vars(args)[field.name] for field in dataclasses.fields(options)}
 
 
 def to_json(options) -> dict:
-  """The options with tuples as lists, as they read back from JSON."""
+  """Returns the options with tuples as lists, as JSON gives them back."""
   values = dataclasses.asdict(options)
   return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 

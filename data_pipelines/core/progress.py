@@ -1,63 +1,58 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Progress lines: what is being done, how much of it, at what rate, and the time left."""
+"""Progress of a phase: rows done, their rate and the time left."""
 
-import os
-import shutil
-import sys
 import time
 from collections.abc import Callable
 
-PROGRESS_SECONDS = 5.0
-_BAR = 24
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn
+from rich.progress import Progress as Bars
+
+LINE_SECONDS = 5.0
 
 Log = Callable[[str], None]
 
 
 class Progress:
-  """Counts work in rows of a phase whose total may be unknown until it ends.
+  """Counts rows of a phase.
 
-  On a terminal one line with a bar is drawn again and again; elsewhere a line comes every five
-  seconds. A phase of less than that says nothing.
+  On a terminal it draws one line with a bar in place; elsewhere it logs a line every five seconds.
   """
 
-  def __init__(self, log: Log, what: str, total: float | None):
-    """Args: where lines go, a verb phrase such as "reading", rows in all (None: not known)."""
-    self._log, self._what, self._total = log, what, total
-    self._live = sys.stdout.isatty() and os.environ.get('TERM', '') not in ('', 'dumb')
-    self._every = 0.5 if self._live else PROGRESS_SECONDS
-    self._began = self._told = time.monotonic()
+  def __init__(self, log: Log, phase: str, total: float | None):
+    """Args: where lines go, a word such as "reading", rows in all (None: not known)."""
+    self._log, self._phase, self._total = log, phase, total
+    self._began = self._logged = time.monotonic()
+    self._bars = None
+    console = Console()
+    if console.is_terminal and not console.is_dumb_terminal:
+      columns = BarColumn(bar_width=24), TextColumn('{task.description}')
+      self._bars = Bars(*columns, console=console, transient=True, refresh_per_second=2)
+      self._bar = self._bars.add_task(phase, total=1.0)
+      self._bars.start()
     self.rows = 0
 
   def add(self, rows: int, share: float | None = None) -> None:
-    """`rows` more are done; `share` of the whole, where rows in all are not known."""
+    """Counts `rows` more; `share` of all work is done, where rows in all are not known."""
     self.rows += rows
     now = time.monotonic()
-    if now - self._told < self._every:
+    if self._bars is None and now - self._logged < LINE_SECONDS:
       return
-    self._told = now
-    seconds = now - self._began
+    self._logged = now
+    seconds = max(now - self._began, 1e-9)
     if share is None and self._total:
       share = self.rows / self._total
-    text = f'{self._what}: {self.rows:,} rows, {self.rows / seconds:,.0f} rows/s'
+    text = f'{self._phase}: {self.rows:,} rows, {self.rows / seconds:,.0f} rows/s'
     if share:
-      left = seconds * (1 - share) / share
-      text += f', {100 * share:.0f} %, {_clock(left)} left'
-    if self._live:
-      filled = round(_BAR * (share or 0))
-      line = f'[{"#" * filled}{"." * (_BAR - filled)}] {text}'
-      # One that wraps could not be drawn over.
-      print(f'\r{line[: shutil.get_terminal_size().columns - 1]}\033[K', end='', flush=True)
+      minutes, rest = divmod(round(seconds * (1 - share) / share), 60)
+      text += f', {100 * share:.0f} %, {minutes}:{rest:02d} left'
+    if self._bars is not None:
+      self._bars.update(self._bar, completed=share or 0.0, description=text)
     else:
       self._log(text)
 
   def done(self) -> None:
-    """Ends the phase: clears the bar, says the whole."""
-    seconds = max(time.monotonic() - self._began, 1e-9)
-    if self._live:
-      print('\r\033[K', end='', flush=True)
-    self._log(f'{self._what}: {self.rows:,} rows in {seconds:.1f} s')
-
-
-def _clock(seconds: float) -> str:
-  minutes, rest = divmod(round(seconds), 60)
-  return f'{minutes}:{rest:02d}'
+    """Ends the phase: clears the bar and logs the rows and the time."""
+    if self._bars is not None:
+      self._bars.stop()
+    self._log(f'{self._phase}: {self.rows:,} rows in {time.monotonic() - self._began:.1f} s')

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random numbers that are a function of (seed, stream, row): any range, in any order.
+"""Random numbers as a function of (seed, stream, row): any range, in any order.
 
 Philox is a counter-based generator: Salmon et al., "Parallel random numbers: as easy as
 1, 2, 3" (SC 2011). A row owns a fixed range of counters, so the rows before it need not be
-drawn. Only the bit generator's raw output is used: NumPy guarantees that stream.
+drawn. We use only the bit generator's raw output, whose stream NumPy guarantees.
 """
 
 import numpy as np
@@ -12,14 +12,14 @@ WORDS_PER_COUNT = 4  # uint64 words that one step of the counter yields
 
 
 def uniforms(seed: int, stream: int, start: int, rows: int, width: int) -> np.ndarray:
-  """Uniform draws of rows [start, start + rows): float64 [rows, width] in [0, 1).
+  """Draws uniform numbers of rows [start, start + rows): float64 [rows, width] in [0, 1).
 
   Args:
     seed: 0 or more.
     stream: number of an independent family of rows under the same seed.
     start: first row.
     rows: number of rows.
-    width: draws of one row; draws of the same row with another width are other draws.
+    width: draws per row; another width gives other draws.
   """
   key = np.random.SeedSequence(seed, spawn_key=(stream,)).generate_state(2, np.uint64)
   counts = -(-width // WORDS_PER_COUNT)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs pure functions on several processes; the results come back in the order of the tasks."""
+"""Runs pure functions on several processes; results come back in the order of the tasks."""
 
 import collections
 import concurrent.futures
@@ -8,31 +8,42 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 import numpy as np
 
-from data_pipelines.core.errors import UserError
+from deres_jax.core.errors import UserError
 
 _LARGE_BLOCK = 31 << 20  # glibc's dynamic threshold ends at 32 MiB
 
 
 def default_workers() -> int:
-  """Cores that this process may use."""
+  """Returns the number of cores that this process may use."""
   return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
-class Workers:
-  """A pool of processes for the tasks of many calls. What it runs must be picklable.
+def cut_runs(sizes: Sequence[int], least: int) -> list[tuple[int, int]]:
+  """Cuts items into runs of neighbours, [first, last), of at least `least` in all but the end."""
+  runs, first, total = [], 0, 0
+  for i, size in enumerate(sizes):
+    total += size
+    if total >= least or i == len(sizes) - 1:
+      runs.append((first, i + 1))
+      first, total = i + 1, 0
+  return runs
 
-  Small work is done in this process: the pool starts when that has taken a moment. Processes are
-  spawned, not forked: libraries of the parent may hold threads and locks.
+
+class Workers:
+  """A pool of processes for the tasks of many calls. Functions and tasks must be picklable.
+
+  Small work runs in this process: the pool starts after half a second of it. Processes are spawned,
+  not forked: libraries of the parent may hold threads and locks.
   """
 
   def __init__(self, count: int, start_after: float = 0.5):
-    """Args: number of processes, 1 for none but this; seconds of work before they start."""
+    """Args: number of processes (1: only this one), seconds of work before they start."""
     self.count = count
     self._left = start_after
     self._pool: concurrent.futures.ProcessPoolExecutor | None = None
@@ -47,10 +58,10 @@ class Workers:
       self._pool = None
 
   def map(self, function: Callable[[Any], Any], tasks: Iterable[Any]) -> Iterator[Any]:
-    """function(task) for each task, in order; tasks are drawn only a little ahead.
+    """Yields function(task) for each task, in order; draws tasks only a little ahead.
 
     Raises:
-      UserError: a process was killed, as when memory runs out.
+      UserError: a process was killed, for example because memory ran out.
       Exception: the first one that a task raised.
     """
     tasks = iter(tasks)
@@ -88,16 +99,16 @@ class Workers:
 
 
 def _start() -> None:
-  # Ctrl-C reaches the whole group; the parent alone decides what becomes of the build.
+  # Ctrl-C reaches the whole process group; the parent alone decides what to do.
   signal.signal(signal.SIGINT, signal.SIG_IGN)
   keep_memory()
 
 
 def keep_memory() -> None:
-  """Lets NumPy's arrays of up to 32 MB be served from memory that was freed before.
+  """Lets NumPy's arrays of up to 32 MB reuse freed memory.
 
-  glibc gives large blocks back to the kernel at once, and every new one costs a page fault per 4
-  kB: twice the time of parsing. Freeing one large block raises its threshold (mallopt(3),
-  M_MMAP_THRESHOLD); other allocators do not mind.
+  glibc returns large blocks to the kernel at once, and every new one costs a page fault per 4 kB:
+  twice the time of parsing. Freeing one large block raises its threshold (mallopt(3),
+  M_MMAP_THRESHOLD). Other allocators are not affected.
   """
   np.empty(_LARGE_BLOCK, np.uint8)  # freed at once

@@ -1,43 +1,92 @@
 # SPDX-License-Identifier: Apache-2.0
 """Criteo display advertising (Kaggle): raw text to encoded rows.
 
-Provenance: Criteo's Kaggle challenge of 2014, `train.txt`, 45,840,617 rows of seven days in
-chronological order, 25.6 % clicks after subsampling. Licence and citation: `criteo_tfds`.
+Provenance: Criteo's Kaggle challenge of 2014, `train.txt`: 45,840,617 rows of seven days in
+chronological order, 25.6 % clicks after subsampling. Licence and citation: `CriteoDisplay` below
+(TFDS has a data set `criteo` too, which is another).
+
+Protocols, from reczoo/FuxiCTR `datasets/criteo.py` (number buckets) and reczoo/Datasets:
+  x4    8:1:1 at random, minimum count 10 (Criteo_x4)
+  x1    7:2:1 at random, minimum count 1 (Criteo_x1)
+  time  8:1:1 in the order of the file; ours
+
+Our splits have the published proportions and a seed of our own. The published rows themselves
+cannot be drawn again: x4's folds come from scikit-learn 0.19's shuffle, and x1's files (by AFN)
+hold numbers scaled to floats, which we bucketise under every protocol.
 """
 
-import argparse
 import functools
 import math
-from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
 
 from data_pipelines.prepared import recipes
-from data_pipelines.prepared.dataset import BuildContext, Dataset, Encoded
 from data_pipelines.prepared.tfds import BlockBuilder
 from data_pipelines.prepared.vocabulary import decimal_tokens, hex_tokens
-from data_pipelines.text.dataset import add_text_flags, encode_text, text_options
+from data_pipelines.text.dataset import Protocol, text_dataset
 from data_pipelines.text.ingest import TextProtocol
 from data_pipelines.text.parser import HEX, INTEGER, LABEL, MAX_DIGITS, Column, Parsed, TextTable
 from data_pipelines.text.splits import Split
 
+NUM_INTEGERS = 13
+NUM_CATEGORIES = 26
+FIELD_NAMES = tuple(f'I{i + 1}' for i in range(NUM_INTEGERS)) + tuple(
+  f'C{i + 1}' for i in range(NUM_CATEGORIES)
+)
+CRITEO_TEXT = TextTable(
+  separator=b'\t',
+  columns=(
+    Column('label', LABEL),
+    *(Column(name, INTEGER) for name in FIELD_NAMES[:NUM_INTEGERS]),
+    *(Column(name, HEX) for name in FIELD_NAMES[NUM_INTEGERS:]),
+  ),
+  required=False,
+)
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-  """Flags of `--dataset=criteo`."""
-  parser.add_argument(
-    '--protocol',
-    choices=tuple(SPLIT_PROTOCOLS),
-    default='x4',
-    help='x4: 8:1:1 at random (default); x1: 7:2:1 at random; time: 8:1:1 by time',
-  )
-  add_text_flags(parser, MIN_COUNTS)
+
+@functools.cache
+def _bucket_starts() -> np.ndarray:
+  """starts[k - 1] = smallest integer v > 2 with floor(ln(v)^2) >= k: int64 [1717].
+
+  Python's own logarithm finds them, so that look-ups agree with it on every integer: NumPy's
+  vectorised logarithm may differ in the last bit and move a boundary.
+  """
+  largest = 10**MAX_DIGITS - 1
+  starts = []
+  low = 3
+  for k in range(1, math.floor(math.log(largest) ** 2) + 1):
+    high = largest
+    while low < high:
+      middle = (low + high) // 2
+      if math.floor(math.log(middle) ** 2) >= k:
+        high = middle
+      else:
+        low = middle + 1
+    starts.append(low)
+  return np.array(starts, np.int64)
 
 
-def options(args: argparse.Namespace) -> dict:
-  """The options that determine the output. Raises UserError on a value out of range."""
-  split = SPLIT_PROTOCOLS[args.protocol]
-  return text_options(args, split, MIN_COUNTS)
+_TABULATED = 1 << 14  # most numbers are below this and take their bucket from a table
+
+
+@functools.cache
+def _small_buckets() -> np.ndarray:
+  """Buckets of 0, 1, ... int64 [_TABULATED]."""
+  values = np.arange(_TABULATED)
+  return np.where(values > 2, np.searchsorted(_bucket_starts(), values, side='right'), values)
+
+
+def bucketise(values: np.ndarray) -> np.ndarray:
+  """Returns floor(ln(v)^2) where v > 2, else v itself: int64 in, int64 out, any shape.
+
+  Negative values stay buckets of their own. Missing values come in as 0, as in FuxiCTR.
+  """
+  small = (values >= 0) & (values < _TABULATED)
+  buckets = np.where(small, _small_buckets()[np.where(small, values, 0)], values)
+  large = values >= _TABULATED
+  buckets[large] = np.searchsorted(_bucket_starts(), values[large], side='right')
+  return buckets
 
 
 def keys(parsed: Parsed) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -48,30 +97,8 @@ def keys(parsed: Parsed) -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 def tokens(f: int, keys_U: np.ndarray) -> np.ndarray:
-  """Decimal integers for I1..I13, 8 lower-case hex digits for C1..C26."""
+  """See TextProtocol.tokens: decimal integers for I1..I13, 8 hex digits for C1..C26."""
   return decimal_tokens(keys_U) if f < NUM_INTEGERS else hex_tokens(keys_U)
-
-
-NUM_INTEGERS = 13
-
-
-NUM_CATEGORIES = 26
-
-
-FIELD_NAMES = tuple(f'I{i + 1}' for i in range(NUM_INTEGERS)) + tuple(
-  f'C{i + 1}' for i in range(NUM_CATEGORIES)
-)
-
-
-CRITEO_TEXT = TextTable(
-  separator=b'\t',
-  columns=(
-    Column('label', LABEL),
-    *(Column(name, INTEGER) for name in FIELD_NAMES[:NUM_INTEGERS]),
-    *(Column(name, HEX) for name in FIELD_NAMES[NUM_INTEGERS:]),
-  ),
-  required=False,
-)
 
 
 CRITEO_PROTOCOL = TextProtocol(
@@ -86,20 +113,17 @@ CRITEO_PROTOCOL = TextProtocol(
     **{name: recipes.hexadecimal(name) for name in FIELD_NAMES[NUM_INTEGERS:]},
   },
 )
-
-
-def encode_dataset(options: dict, raw: Path | None, context: BuildContext) -> Encoded:
-  """See Dataset.encode."""
-  assert raw is not None
-  split = SPLIT_PROTOCOLS[options['protocol']]
-  return encode_text(CRITEO_PROTOCOL, raw, split, options, context)
+PROTOCOLS = {
+  'x4': Protocol(CRITEO_PROTOCOL, Split(8, 1, 1), min_count=10),
+  'x1': Protocol(CRITEO_PROTOCOL, Split(7, 2, 1), min_count=1),
+  'time': Protocol(CRITEO_PROTOCOL, Split(8, 1, 1, by_time=True), min_count=10),
+}
 
 
 class CriteoDisplay(BlockBuilder):
   """Criteo display advertising challenge, encoded to per-field ids, in blocks of rows."""
 
-  RELEASE_NOTES = {'1.0.0': 'First version.'}  # noqa: RUF012 (TFDS's own attribute)
-  BUILDER_CONFIGS = [  # noqa: RUF012
+  BUILDER_CONFIGS = [  # noqa: RUF012 (TFDS's own attribute)
     tfds.core.BuilderConfig(name=name, version=tfds.core.Version('1.0.0'), description=text)
     for name, text in (
       ('x4', 'Criteo_x4 style: random 8:1:1, bucketised numbers, minimum count.'),
@@ -126,75 +150,10 @@ class CriteoDisplay(BlockBuilder):
 }"""
 
 
-CRITEO = Dataset(
-  name='criteo_display',
-  about='Criteo display advertising (Kaggle train.txt, plain or .gz)',
-  needs_raw=True,
-  add_flags=add_flags,
-  options=options,
-  encode=encode_dataset,
-  builder=CriteoDisplay,
-  config=lambda options: options['protocol'],
+CRITEO = text_dataset(
+  'criteo_display',
+  'Criteo display advertising (Kaggle train.txt, plain or .gz)',
+  CriteoDisplay,
+  PROTOCOLS,
+  'x4: 8:1:1 at random (default); x1: 7:2:1 at random; time: 8:1:1 by time',
 )
-
-
-COLUMNS = 1 + NUM_INTEGERS + NUM_CATEGORIES
-
-
-NUM_FIELDS = NUM_INTEGERS + NUM_CATEGORIES
-
-
-# The published splits' proportions. x1's own rows come from AFN's files, whose numbers are scaled
-# floats; here the numbers are bucketised under every protocol.
-SPLIT_PROTOCOLS = {
-  'x4': Split(8, 1, 1),
-  'x1': Split(7, 2, 1),
-  'time': Split(8, 1, 1, by_time=True),
-}
-
-
-MIN_COUNTS = {'x4': 10, 'x1': 1, 'time': 10}
-
-
-@functools.cache
-def _bucket_starts() -> np.ndarray:
-  """starts[k - 1] = smallest integer v > 2 with floor(ln(v)^2) >= k: int64 [1717].
-
-  Found with Python's own logarithm, so that look-ups agree with it on every integer; numpy's
-  vectorised logarithm may differ in the last bit and move a boundary.
-  """
-  largest = 10**MAX_DIGITS - 1
-  starts = []
-  low = 3
-  for k in range(1, math.floor(math.log(largest) ** 2) + 1):
-    high = largest
-    while low < high:
-      middle = (low + high) // 2
-      if math.floor(math.log(middle) ** 2) >= k:
-        high = middle
-      else:
-        low = middle + 1
-    starts.append(low)
-  return np.array(starts, np.int64)
-
-
-_TABULATED = 1 << 14
-
-
-@functools.cache
-def _small_buckets() -> np.ndarray:
-  """Buckets of 0, 1, ... int64 [_TABULATED]."""
-  values = np.arange(_TABULATED)
-  return np.where(values > 2, np.searchsorted(_bucket_starts(), values, side='right'), values)
-
-
-def bucketise(values: np.ndarray) -> np.ndarray:
-  """floor(ln(v)^2) where v > 2, else v itself: int64 in, int64 out, any shape.
-
-  Negative values stay buckets of their own. Missing values come in as 0, as in FuxiCTR.
-  """
-  small = (values >= 0) & (values < _TABULATED)
-  buckets = np.where(small, _small_buckets()[np.where(small, values, 0)], values)
-  large = values >= _TABULATED
-  buckets[large] = np.searchsorted(_bucket_starts(), values[large], side='right')
-  return buckets

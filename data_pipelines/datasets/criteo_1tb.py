@@ -3,14 +3,15 @@
 
 Provenance: Criteo's logs of 24 days, 4.4 billion rows, about 3 % clicks after subsampling; the
 columns of the Kaggle data, in another order and under another hash. Licence and citation:
-`criteo_1tb_tfds`.
+`Criteo1tb` below.
 
 Protocol, after MLPerf's DLRM benchmark (facebookresearch/dlrm, `--max-ind-range`): train on all
 days but the last, validate and test on the halves of the last. Categorical values are 32-bit
-hashes; their id is 2 + hash modulo `--max_ids`, without a vocabulary. Other than there, 0 stays
-padding and 1 is a missing value, ids are not renumbered to those that occur (so every field has
-max_ids + 2 of them), training rows are shuffled over all days, and integers are bucketised as in
-the Kaggle data, with a vocabulary, instead of entering as logarithms.
+hashes; their id is 2 + hash modulo `--max_ids`, without a vocabulary. We differ in four points:
+  0 stays padding and 1 is a missing value;
+  ids are not renumbered to those that occur, so every field has max_ids + 2 of them;
+  training rows are shuffled over all days;
+  integers are bucketised as in the Kaggle data, with a vocabulary, not fed as logarithms.
 
 A single file in place of the folder, for a trial, is split 8:1:1 in the order of its rows.
 """
@@ -23,162 +24,34 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipelines.core.errors import UserError
 from data_pipelines.core.files import check_raw
+from data_pipelines.core.option_flags import check
 from data_pipelines.datasets.criteo import CRITEO_PROTOCOL, NUM_CATEGORIES, NUM_INTEGERS
 from data_pipelines.prepared.dataset import BuildContext, Dataset, Encoded
 from data_pipelines.prepared.schema import FIRST_TOKEN_ID, SPLITS
 from data_pipelines.prepared.tfds import BlockBuilder
 from data_pipelines.text import encoding
+from data_pipelines.text.dataset import add_shared_flags, check_shared_options
 from data_pipelines.text.ingest import ingest
 from data_pipelines.text.splits import Split
+from deres_jax.core.errors import UserError
 
-MAX_IDS = 40_000_000
-
-
+MAX_IDS = 40_000_000  # of MLPerf
+MIN_COUNT = 10
 SINGLE_FILE = Split(8, 1, 1, by_time=True)
-
-
 _LARGEST_MAX_IDS = np.iinfo(np.int32).max - FIRST_TOKEN_ID
 
-
-MIN_COUNT = 10
-
-
-def add_flags(parser: argparse.ArgumentParser) -> None:
-  """Flags of `--dataset=criteo_1tb`."""
-  parser.add_argument(
-    '--max_ids',
-    type=int,
-    default=MAX_IDS,
-    help=f'ids of a categorical field: hash modulo this (default {MAX_IDS})',
-  )
-  parser.add_argument(
-    '--train_days',
-    default=None,
-    metavar='FIRST-LAST',
-    help='train on these days only (default: all but the last, which is validation and test)',
-  )
-  parser.add_argument(
-    '--min_count',
-    type=int,
-    default=MIN_COUNT,
-    help=f'training rows a bucket of an integer needs to be kept (default {MIN_COUNT})',
-  )
-  parser.add_argument('--seed', type=int, default=0, help='seed of the shuffle (default 0)')
-  parser.add_argument(
-    '--limit', type=int, default=None, help='use only the first LIMIT lines of each day file'
-  )
-
-
-def options(args: argparse.Namespace) -> dict:
-  """The options that determine the output. Raises UserError on a value out of range."""
-  if not 0 <= args.seed < 2**32:
-    raise UserError(f'--seed={args.seed}: expected 0 to 4294967295')
-  if args.min_count < 1:
-    raise UserError(f'--min_count={args.min_count}: expected at least 1 (keeps every bucket)')
-  if not 1 <= args.max_ids <= _LARGEST_MAX_IDS:
-    raise UserError(f'--max_ids={args.max_ids}: expected 1 to {_LARGEST_MAX_IDS}')
-  if args.limit is not None and args.limit < 2:
-    raise UserError(f'--limit={args.limit}: expected at least 2 lines, one a half of the last day')
-  if args.train_days is not None:
-    parse_train_days(args.train_days)
-  return {
-    'train_days': args.train_days,
-    'max_ids': args.max_ids,
-    'min_count': args.min_count,
-    'seed': args.seed,
-    'limit': args.limit,
-  }
-
-
-def raw_files(raw: Path, options: dict) -> list[Path]:
-  """See Dataset.raw_files."""
-  if raw.is_dir() or not raw.exists():
-    return day_files(raw, options['train_days'])
-  if options['train_days'] is not None:
-    raise UserError(
-      f'--train_days={options["train_days"]}: --raw={raw} is a single file; give the folder of '
-      'the day files, or leave the flag out'
-    )
-  check_raw(raw)
-  return [raw]
-
-
-def encode_dataset(options: dict, raw: Path | None, context: BuildContext) -> Encoded:
-  """See Dataset.encode."""
-  assert raw is not None
-  files = raw_files(raw, options)
-  hash_sizes = (None,) * NUM_INTEGERS + (options['max_ids'],) * NUM_CATEGORIES
-  protocol = dataclasses.replace(CRITEO_PROTOCOL, hash_sizes=hash_sizes)
-  ingested = ingest(protocol, files, options['limit'], context)
-  single = len(files) == 1
-  least = SINGLE_FILE.parts if single else 2
-  if ingested.raw_rows[-1] < least:
-    into = 'it is split 8:1:1' if single else 'the last day is cut in two halves'
-    raise UserError(
-      f'--raw={files[-1]}: valid rows: {ingested.raw_rows[-1]}, expected at least {least}, since '
-      f'{into}'
-    )
-
-  def split_rows(rows: int) -> dict[str, np.ndarray]:
-    assert rows == sum(ingested.raw_rows)
-    if single:
-      return SINGLE_FILE.rows(rows, options['seed'])
-    return split_by_day(ingested.raw_rows, options['seed'])
-
-  return encoding.encode(protocol, ingested, split_rows, options['min_count'], context)
-
-
-class Criteo1tb(BlockBuilder):
-  """Criteo 1TB click logs, encoded to per-field ids, in blocks of rows."""
-
-  name = 'criteo_1tb'
-  RELEASE_NOTES = {'1.0.0': 'First version.'}  # noqa: RUF012 (TFDS's own attribute)
-  DESCRIPTION = (
-    '24 days of display-advertising logs from Criteo: a click label, 13 integer fields and 26 '
-    'hashed categorical fields. Clicks and non-clicks were subsampled at different rates, so the '
-    'click rate is not the true one. The last day is validation (first half) and test (second '
-    'half); the days before it are training. Integers are bucketised; a categorical id is the '
-    "value's 32-bit hash modulo a cap, and there is no vocabulary of it."
-  )
-  HOMEPAGE = 'https://huggingface.co/datasets/criteo/CriteoClickLogs'
-  LICENCE = 'CC BY-NC-SA 4.0; attribution: Criteo'
-  CITATION = """@misc{criteo-1tb-click-logs,
-  author = {{Criteo AI Lab}},
-  title = {Criteo 1TB Click Logs dataset},
-  url = {https://huggingface.co/datasets/criteo/CriteoClickLogs}
-}"""
-
-
-CRITEO_1TB = Dataset(
-  name='criteo_1tb',
-  about='Criteo 1TB click logs (a folder of day_0 ... day_23, plain or .gz, or one such file)',
-  needs_raw=True,
-  add_flags=add_flags,
-  options=options,
-  encode=encode_dataset,
-  builder=Criteo1tb,
-  config=lambda options: None,
-  raw_files=raw_files,
-)
-
-
 _DAY_FILE = re.compile(r'day_([0-9]{1,3})(\.gz)?')
-
-
 _DAY_RANGE = re.compile(r'([0-9]{1,3})-([0-9]{1,3})')
-
-
 _LAYOUT = 'day_0 ... day_23, each plain or .gz'
 
 
 def parse_train_days(text: str) -> tuple[int, int]:
-  """First and last day of FIRST-LAST. Raises UserError on anything else."""
-  found = _DAY_RANGE.fullmatch(text)
-  if not found or int(found[1]) > int(found[2]):
+  """Returns the first and last day of FIRST-LAST; raises UserError on anything else."""
+  match = _DAY_RANGE.fullmatch(text)
+  if not match or int(match[1]) > int(match[2]):
     raise UserError(f'--train_days={text}: expected FIRST-LAST, such as 0-22 or 5-5')
-  return int(found[1]), int(found[2])
+  return int(match[1]), int(match[2])
 
 
 def _files_by_day(folder: Path) -> dict[int, Path]:
@@ -186,10 +59,10 @@ def _files_by_day(folder: Path) -> dict[int, Path]:
     raise UserError(f'--raw={folder}: no such folder; give the one of the day files ({_LAYOUT})')
   files: dict[int, Path] = {}
   for path in sorted(folder.iterdir()):
-    found = _DAY_FILE.fullmatch(path.name)
-    if not found:
+    match = _DAY_FILE.fullmatch(path.name)
+    if not match:
       continue
-    day = int(found[1])
+    day = int(match[1])
     if day in files:
       raise UserError(
         f'--raw={folder}: day {day} is there twice, as {files[day].name} and {path.name}; '
@@ -200,13 +73,13 @@ def _files_by_day(folder: Path) -> dict[int, Path]:
 
 
 def day_files(folder: Path, train_days: str | None) -> list[Path]:
-  """Files of the training days in their order, then that of the last day there is.
+  """Returns the files of the training days in order, then that of the last day.
 
   Args:
     train_days: FIRST-LAST, or None for every day but the last.
 
   Raises:
-    UserError: files that are missing, doubled or empty, or days that cannot be trained on.
+    UserError: a file is missing, doubled or empty, or a day cannot be trained on.
   """
   files = _files_by_day(folder)
   if len(files) < 2:
@@ -236,7 +109,7 @@ def day_files(folder: Path, train_days: str | None) -> list[Path]:
 
 
 def split_by_day(day_rows: tuple[int, ...], seed: int) -> dict[str, np.ndarray]:
-  """Row numbers of each split, in the order in which they are written.
+  """Returns the row numbers of each split, in the order in which they are written.
 
   All days but the last are for training; the first half of the last is validation (the longer
   one, if they differ), the second is test. Each split is shuffled by the same generator, in the
@@ -256,3 +129,97 @@ def split_by_day(day_rows: tuple[int, ...], seed: int) -> dict[str, np.ndarray]:
     generator.shuffle(numbers)
     order[split] = numbers
   return order
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+  """Adds the flags of `--dataset=criteo_1tb`."""
+  parser.add_argument(
+    '--max_ids',
+    type=int,
+    default=MAX_IDS,
+    help=f'ids of a categorical field: hash modulo this (default {MAX_IDS})',
+  )
+  parser.add_argument(
+    '--train_days',
+    default=None,
+    metavar='FIRST-LAST',
+    help='train on these days only (default: all but the last, which is validation and test)',
+  )
+  kept = f'a bucket of an integer needs to be kept (default {MIN_COUNT})'
+  add_shared_flags(parser, MIN_COUNT, kept, 'shuffle', 'each day file')
+
+
+def options(args: argparse.Namespace) -> dict:
+  """See Dataset.options."""
+  check_shared_options(args.seed, args.min_count, args.limit, least_lines=2)
+  check(1 <= args.max_ids <= _LARGEST_MAX_IDS, 'max_ids', args.max_ids, f'1 to {_LARGEST_MAX_IDS}')
+  if args.train_days is not None:
+    parse_train_days(args.train_days)
+  names = ('train_days', 'max_ids', 'min_count', 'seed', 'limit')
+  return {name: vars(args)[name] for name in names}
+
+
+def raw_files(raw: Path, options: dict) -> list[Path]:
+  """See Dataset.raw_files."""
+  if raw.is_dir() or not raw.exists():
+    return day_files(raw, options['train_days'])
+  if options['train_days'] is not None:
+    raise UserError(
+      f'--train_days={options["train_days"]}: --raw={raw} is a single file; give the folder of '
+      'the day files, or leave the flag out'
+    )
+  check_raw(raw)
+  return [raw]
+
+
+def encode(options: dict, files: list[Path], context: BuildContext) -> Encoded:
+  """See Dataset.encode."""
+  hash_sizes = (None,) * NUM_INTEGERS + (options['max_ids'],) * NUM_CATEGORIES
+  protocol = dataclasses.replace(CRITEO_PROTOCOL, hash_sizes=hash_sizes)
+  ingested = ingest(protocol, files, options['limit'], context)
+  single = len(files) == 1
+  least = SINGLE_FILE.parts if single else 2
+  if ingested.raw_rows[-1] < least:
+    into = 'it is split 8:1:1' if single else 'the last day is cut in two halves'
+    raise UserError(
+      f'--raw={files[-1]}: valid rows: {ingested.raw_rows[-1]}, expected at least {least}, since '
+      f'{into}'
+    )
+
+  def split_rows(rows: int) -> dict[str, np.ndarray]:
+    if single:
+      return SINGLE_FILE.rows(rows, options['seed'])
+    return split_by_day(ingested.raw_rows, options['seed'])
+
+  return encoding.encode(protocol, ingested, split_rows, options['min_count'], context)
+
+
+class Criteo1tb(BlockBuilder):
+  """Criteo 1TB click logs, encoded to per-field ids, in blocks of rows."""
+
+  name = 'criteo_1tb'
+  DESCRIPTION = (
+    '24 days of display-advertising logs from Criteo: a click label, 13 integer fields and 26 '
+    'hashed categorical fields. Clicks and non-clicks were subsampled at different rates, so the '
+    'click rate is not the true one. The last day is validation (first half) and test (second '
+    'half); the days before it are training. Integers are bucketised; a categorical id is the '
+    "value's 32-bit hash modulo a cap, and there is no vocabulary of it."
+  )
+  HOMEPAGE = 'https://huggingface.co/datasets/criteo/CriteoClickLogs'
+  LICENCE = 'CC BY-NC-SA 4.0; attribution: Criteo'
+  CITATION = """@misc{criteo-1tb-click-logs,
+  author = {{Criteo AI Lab}},
+  title = {Criteo 1TB Click Logs dataset},
+  url = {https://huggingface.co/datasets/criteo/CriteoClickLogs}
+}"""
+
+
+CRITEO_1TB = Dataset(
+  name='criteo_1tb',
+  about='Criteo 1TB click logs (a folder of day_0 ... day_23, plain or .gz, or one such file)',
+  add_flags=add_flags,
+  options=options,
+  encode=encode,
+  builder=Criteo1tb,
+  raw_files=raw_files,
+)

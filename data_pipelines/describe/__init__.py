@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shows a prepared folder: counts, a table in the terminal, a page with charts.
+"""Describes a prepared folder: counts, a table in the terminal, a page with charts.
 
-Imports core and prepared.
+Imports core and prepared. Knows no data set.
 """

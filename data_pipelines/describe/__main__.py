@@ -11,63 +11,62 @@ import json
 import sys
 from pathlib import Path
 
-from data_pipelines.core.cli import OneLineParser, guarded, say
-from data_pipelines.core.errors import UserError
-from data_pipelines.core.workers import Workers, default_workers
+from data_pipelines.core.cli import (
+  OneLineParser,
+  add_workers_flag,
+  check_workers,
+  guarded,
+  say,
+)
+from data_pipelines.core.workers import Workers
 from data_pipelines.describe.counts import count_folder
 from data_pipelines.describe.figures import figures
 from data_pipelines.describe.page import page
 from data_pipelines.describe.text import text
-from data_pipelines.prepared.schema import SPLITS, check_inside, read_schema, structure_problems
+from data_pipelines.prepared.schema import SPLITS, check_inside, read_schema
 from data_pipelines.prepared.tfds import split_files
+from deres_jax.core import files
+from deres_jax.core.errors import UserError
 
 DEFAULT_OUT = 'describe'
 
 
 def describe(folder: Path, out: Path, workers: int) -> int:
-  """Counts, prints and writes; returns the exit code.
+  """Prints the table and writes the page and the figures; returns the exit code.
 
   Raises:
     UserError: not a whole prepared folder.
   """
   schema = read_schema(folder)
-  problems = structure_problems(schema)
-  if problems:
-    raise UserError(f'{folder}: {problems[0]}; build it again')
   for split in SPLITS:
-    expected = sorted(schema['splits'][split]['files'])
-    files = split_files(folder / schema['tfds'], split)
-    check_inside(folder, files)
-    found = [path.name for path in files]
-    if expected != found:
+    expected = sorted(schema.splits[split].files)
+    paths = split_files(folder / schema.tfds, split)
+    check_inside(folder, paths)
+    names = [path.name for path in paths]
+    if expected != names:
       raise UserError(
-        f'{folder}: {split} has {len(found)} record files where schema.json names {len(expected)}; '
+        f'{folder}: {split} has {len(names)} record files where schema.json names {len(expected)}; '
         f'python -m data_pipelines.doctor {folder} says more'
       )
   with Workers(workers) as pool:
     counts = count_folder(folder, schema, pool)
   described = figures(folder, schema, counts)
   out.mkdir(parents=True, exist_ok=True)
-  (out / 'describe.json').write_text(json.dumps(described, indent=1, allow_nan=False) + '\n')
-  (out / 'describe.html').write_text(page(described), encoding='utf-8')
+  files.write(out / 'describe.json', json.dumps(described, indent=1, allow_nan=False) + '\n')
+  files.write(out / 'describe.html', page(described))
   say(text(described))
   say(f'\n{out / "describe.html"}')
   return 0
 
 
 def main(argv: list[str] | None = None) -> int:
-  """The command; returns the exit code."""
-  parser = OneLineParser(
-    prog='python -m data_pipelines.describe', description='Shows what is in a prepared folder.'
-  )
+  """Runs the command; returns the exit code."""
+  parser = OneLineParser('python -m data_pipelines.describe', 'Shows what is in a prepared folder.')
   parser.add_argument('folder', type=Path, metavar='DIR', help='the prepared folder')
   parser.add_argument('--out', type=Path, help=f'folder to write (default DIR/{DEFAULT_OUT})')
-  parser.add_argument(
-    '--workers', type=int, default=default_workers(), help='processes (default: all cores)'
-  )
+  add_workers_flag(parser, 'processes (default: all cores)')
   args = parser.parse_args(sys.argv[1:] if argv is None else argv)
-  if args.workers < 1:
-    parser.error(f'--workers={args.workers}: expected at least 1')
+  check_workers(parser, args.workers)
   out = args.out or args.folder / DEFAULT_OUT
   return guarded(lambda: describe(args.folder, out, args.workers))
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Counts of a prepared folder's rows, in one reading of every shard.
+"""Counts the rows of a prepared folder, reading every shard once.
 
 Shapes: N rows, F fields, V ids of a field, L events of a sequence, U users (groups).
 """
@@ -19,6 +19,7 @@ from data_pipelines.prepared.schema import (
   PADDING_ID,
   SPLITS,
   RecordShape,
+  Schema,
   record_shape,
 )
 from data_pipelines.prepared.tfds import split_files
@@ -29,7 +30,7 @@ class SplitCounts:
   """Counts of a split.
 
   Attributes:
-    unknown_F: rows with the out-of-vocabulary id.
+    unknown_F: rows with the unknown id.
     by_length: rows by number of events, int64 [length + 1].
     by_group: rows by user, int64 [groups].
     by_part: rows and clicks of head, torso and tail items, int64 [3, 2].
@@ -45,9 +46,9 @@ class SplitCounts:
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
-  """Counts by split; of training also, by field, rows of each id without and with a click [V, 2].
+  """Counts by split, and by field the training rows of each id without and with a click [V, 2].
 
-  These take the memory of the vocabularies, 8 bytes an id (16 from 2^32 rows on).
+  The latter take the memory of the vocabularies, 8 bytes an id (16 from 2^32 rows on).
   """
 
   splits: dict[str, SplitCounts]
@@ -64,40 +65,37 @@ class _Plan:
 
 @dataclasses.dataclass(frozen=True)
 class _Part:
-  sums: SplitCounts  # but by_group
+  sums: SplitCounts  # without by_group
   groups: Counted
-  ids: list[Counted]  # of id and label as one number, 2 id + label
+  ids: list[Counted]  # of 2 id + label, by field
 
 
-def _plan(schema: dict) -> _Plan:
-  names = [field['name'] for field in schema['fields']]
-  items = schema['items']
+def _plan(schema: Schema) -> _Plan:
+  names = [field.name for field in schema.fields]
+  items = schema.items
   return _Plan(
     shape=record_shape(schema),
-    sizes=tuple(field['vocab_size'] for field in schema['fields']),
-    groups=schema['group']['groups'] if schema['group'] else 0,
-    items=(names.index(items['field']), items['head_below'], items['torso_below'])
-    if items
-    else None,
+    sizes=tuple(field.vocab_size for field in schema.fields),
+    groups=schema.group.groups if schema.group else 0,
+    items=(names.index(items.field), items.head_below, items.torso_below) if items else None,
   )
 
 
 def item_parts(ids_N: np.ndarray, head_below: int, torso_below: int) -> np.ndarray:
-  """0 for head, 1 for torso, 2 for tail (unknown items among them): int [N]."""
+  """Returns 0 for head, 1 for torso, 2 for tail items (the unknown id too): int [N]."""
   part_N = np.digitize(ids_N, (head_below, torso_below))
   return np.where(ids_N < FIRST_TOKEN_ID, 2, part_N)
 
 
 def _count(path: Path, plan: _Plan, train: bool) -> _Part:
-  """Counts a shard."""
   blocks = list(read_shard(path, plan.shape))
   ids_NF = np.concatenate([block['ids'] for block in blocks])
   label_N = np.concatenate([block['label'] for block in blocks])
   by_length = np.zeros(plan.shape.events + 1, np.int64)
   if plan.shape.events:
     for block in blocks:
-      there_N = (block['events'] != PADDING_ID).any(axis=-1).sum(axis=-1)
-      by_length += np.bincount(there_N, minlength=len(by_length))
+      length_N = (block['events'] != PADDING_ID).any(axis=-1).sum(axis=-1)
+      by_length += np.bincount(length_N, minlength=len(by_length))
   groups = (np.zeros(0, np.int32),) * 2
   if plan.shape.grouped:
     groups = count_ids(np.concatenate([block['group'] for block in blocks]), plan.groups)
@@ -123,10 +121,10 @@ def _count(path: Path, plan: _Plan, train: bool) -> _Part:
   return _Part(sums, groups, pairs)
 
 
-def count_folder(folder: Path, schema: dict, workers: Workers) -> Counts:
+def count_folder(folder: Path, schema: Schema, workers: Workers) -> Counts:
   """Counts all rows of a prepared folder."""
   plan = _plan(schema)
-  wide = schema['splits']['train']['rows'] >= 1 << 32
+  wide = schema.splits.train.rows >= 1 << 32
   ids = no_counts([(size, 2) for size in plan.sizes], np.uint64 if wide else np.uint32)
   splits = {}
   for split in SPLITS:
@@ -135,7 +133,7 @@ def count_folder(folder: Path, schema: dict, workers: Workers) -> Counts:
     by_length, by_group = no_counts([(plan.shape.events + 1,), (plan.groups,)], np.int64)
     by_part = np.zeros((3, 2), np.int64)
     count = functools.partial(_count, plan=plan, train=split == 'train')
-    for part in workers.map(count, split_files(folder / schema['tfds'], split)):
+    for part in workers.map(count, split_files(folder / schema.tfds, split)):
       rows += part.sums.rows
       clicks += part.sums.clicks
       unknown_F += part.sums.unknown_F

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Counts to figures: what describe.json holds, and the table and the page show.
+"""Turns counts into the figures of describe.json, which the table and the page show.
 
 Shapes: V ids of a field, S of them that occur in training, by falling count.
 """
@@ -8,27 +8,37 @@ import itertools
 import math
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from data_pipelines.describe.counts import Counts, SplitCounts
-from data_pipelines.prepared.schema import FIRST_TOKEN_ID, SPLITS, VOCABULARY_FOLDER
+from data_pipelines.prepared.schema import (
+  FIRST_TOKEN_ID,
+  SPLITS,
+  VOCABULARY_FOLDER,
+  Field,
+  Group,
+  Items,
+  Schema,
+  Sequence,
+)
 
-COMMONEST = 10  # ids whose click rates are told
-EACH_SHOWN = 24  # of so few ids that occur, each is shown; of more, groups of equal frequency
+COMMONEST = 10  # ids with a click rate each
+EACH_SHOWN = 24  # so few ids get a point each; more are grouped by frequency
 FREQUENCY_GROUPS = 10
 CURVE_POINTS = 40
 RARE = 10  # rows
-ENOUGH_ROWS = 100  # of an id whose click rate is compared with others
+ENOUGH_ROWS = 100  # that make the click rate of an id comparable
 Z95 = 1.959963984540054
 
 
 def rate(part: int, whole: int) -> float:
-  """part / whole; 0.0 of nothing."""
+  """Returns part / whole, or 0.0 if both are 0."""
   return int(part) / int(whole) if whole else 0.0
 
 
 def wilson(clicks: int, rows: int) -> tuple[float, float]:
-  """95 % interval of a click rate (Wilson 1927); of no rows, all there is."""
+  """Returns the 95 % interval of a click rate (Wilson 1927); (0, 1) without rows."""
   if not rows:
     return 0.0, 1.0
   p, z2 = clicks / rows, Z95**2 / rows
@@ -38,16 +48,16 @@ def wilson(clicks: int, rows: int) -> tuple[float, float]:
 
 
 def click_point(label: str, rows: int, clicks: int) -> dict:
-  """Rows, clicks and click rate with its interval, under a label."""
+  """Returns rows, clicks and click rate with its interval, under a label."""
   low, high = wilson(int(clicks), int(rows))
   point = {'label': label, 'rows': int(rows), 'clicks': int(clicks)}
   return point | {'click_rate': rate(clicks, rows), 'low': low, 'high': high}
 
 
-def _tokens(folder: Path, field: dict, ids: list[int]) -> list[str]:
-  """Texts of ids; of a hashed field, the ids themselves."""
-  path = folder / VOCABULARY_FOLDER / f'{field["name"]}.txt'
-  if field['hashed'] or not path.is_file() or not ids:
+def _tokens(folder: Path, field: Field, ids: list[int]) -> list[str]:
+  """Returns the tokens of ids; for a hashed field, the ids themselves."""
+  path = folder / VOCABULARY_FOLDER / f'{field.name}.txt'
+  if field.hashed or not path.is_file() or not ids:
     return [str(i) for i in ids]
   with open(path, 'rb') as file:
     lines = list(itertools.islice(file, max(ids) - FIRST_TOKEN_ID + 1))
@@ -55,7 +65,7 @@ def _tokens(folder: Path, field: dict, ids: list[int]) -> list[str]:
 
 
 def _numeric(points: list[dict]) -> list[dict]:
-  """Points in the order of their labels, if these are all numbers."""
+  """Sorts points by their labels if these are all numbers."""
   try:
     return sorted(points, key=lambda point: int(point['label']))
   except ValueError:
@@ -63,28 +73,27 @@ def _numeric(points: list[dict]) -> list[dict]:
 
 
 def _by_frequency(rows_S: np.ndarray, clicks_S: np.ndarray) -> list[dict]:
-  """Click rates of groups of ids, from the commonest ones, of a tenth of the known rows each.
+  """Returns the click rates of groups of ids, each with a tenth of the known rows, commonest first.
 
-  An id is never cut in two, so a very common one is a group by itself and some may be empty.
+  An id is never cut in two, so a very common one is a group by itself and groups may be missing.
   """
   before_S = np.cumsum(rows_S) - rows_S
   middle_S = before_S + rows_S / 2
   group_S = np.minimum(middle_S / rows_S.sum() * FREQUENCY_GROUPS, FREQUENCY_GROUPS - 1).astype(int)
   points = []
   for group in range(FREQUENCY_GROUPS):
-    here = group_S == group
-    if here.any():
-      label = f'{group + 1}'
-      points.append(click_point(label, rows_S[here].sum(), clicks_S[here].sum()))
-      points[-1]['ids'] = int(here.sum())
+    member_S = group_S == group
+    if member_S.any():
+      point = click_point(f'{group + 1}', rows_S[member_S].sum(), clicks_S[member_S].sum())
+      points.append(point | {'ids': int(member_S.sum())})
   return points
 
 
 def coverage(missing: float, unknown: float, kept: bool) -> dict:
-  """Shares of training rows: known, missing, unknown.
+  """Returns the shares of training rows that are known, missing, unknown.
 
   Args:
-    unknown: share of rows with the unknown id, missing values among them unless `kept`.
+    unknown: share of rows with the unknown id, which missing values have too unless `kept`.
     kept: whether missing values are a token like any other.
   """
   return {
@@ -95,13 +104,13 @@ def coverage(missing: float, unknown: float, kept: bool) -> dict:
   }
 
 
-def describe_field(folder: Path, field: dict, f: int, counts: Counts) -> dict:
-  """All that is told of a field."""
+def describe_field(folder: Path, field: Field, f: int, counts: Counts) -> dict:
+  """Returns the statistics of one field."""
   pairs_V2 = counts.ids[f][FIRST_TOKEN_ID:]
-  seen = np.flatnonzero(pairs_V2.any(axis=1))  # of hashed ids, few occur
-  pairs_S2 = pairs_V2[seen].astype(np.int64)
+  occurring = np.flatnonzero(pairs_V2.any(axis=1))  # of hashed ids, few occur
+  pairs_S2 = pairs_V2[occurring].astype(np.int64)
   falling = np.argsort(-pairs_S2.sum(axis=1), kind='stable')
-  order, pairs_S2 = seen[falling], pairs_S2[falling]
+  order, pairs_S2 = occurring[falling], pairs_S2[falling]
   rows_S, clicks_S = pairs_S2.sum(axis=1), pairs_S2[:, 1]
   train, known = counts.splits['train'].rows, int(rows_S.sum())
   covered_S = np.cumsum(rows_S)
@@ -119,13 +128,13 @@ def describe_field(folder: Path, field: dict, f: int, counts: Counts) -> dict:
   ranks = np.unique(np.geomspace(1, max(1, len(order)), CURVE_POINTS).round().astype(int))
   each = len(order) <= EACH_SHOWN
   return {
-    'name': field['name'],
-    'hashed': field['hashed'],
-    'vocab_size': field['vocab_size'],
-    'min_count': field['min_count'],
-    'missing_rate_train': field['missing_rate_train'],
+    'name': field.name,
+    'hashed': field.hashed,
+    'vocab_size': field.vocab_size,
+    'min_count': field.min_count,
+    'missing_rate_train': field.missing_rate_train,
     'unknown_rate': unknown,
-    'coverage': coverage(field['missing_rate_train'], unknown['train'], field['missing_kept']),
+    'coverage': coverage(field.missing_rate_train, unknown['train'], field.missing_kept),
     'ids_seen': len(order),
     'commonest_share': rate(rows_S[0], train) if len(order) else 0.0,
     'ids_of_half': int(np.searchsorted(covered_S, 0.5 * known)) + 1 if known else 0,
@@ -140,75 +149,69 @@ def describe_field(folder: Path, field: dict, f: int, counts: Counts) -> dict:
   }
 
 
-def _describe_sequence(sequence: dict, splits: dict[str, SplitCounts]) -> dict:
-  lengths = np.arange(sequence['length'] + 1)
+def _describe_sequence(sequence: Sequence, splits: dict[str, SplitCounts]) -> dict:
+  lengths = np.arange(sequence.length + 1)
   return {
-    'length': sequence['length'],
-    'attributes': [attribute['name'] for attribute in sequence['attributes']],
-    'mean_events': {
-      split: rate((lengths * found.by_length).sum(), found.rows) for split, found in splits.items()
-    },
-    'empty': {split: rate(found.by_length[0], found.rows) for split, found in splits.items()},
-    'full': {split: rate(found.by_length[-1], found.rows) for split, found in splits.items()},
+    'length': sequence.length,
+    'attributes': [attribute.name for attribute in sequence.attributes],
+    'mean_events': {s: rate((lengths * c.by_length).sum(), c.rows) for s, c in splits.items()},
+    'empty': {s: rate(c.by_length[0], c.rows) for s, c in splits.items()},
+    'full': {s: rate(c.by_length[-1], c.rows) for s, c in splits.items()},
     'rows_by_length_train': splits['train'].by_length.tolist(),
   }
 
 
-def _describe_groups(group: dict, splits: dict[str, SplitCounts]) -> dict:
+def _describe_groups(group: Group, splits: dict[str, SplitCounts]) -> dict:
   train_U = splits['train'].by_group
-  some = train_U[train_U > 0]
-  bins = int(some.max()).bit_length() if len(some) else 0
+  rows_U = train_U[train_U > 0]  # of the users in train
+  bins = int(rows_U.max()).bit_length() if len(rows_U) else 0
   by_rows = []
   for k in range(bins):  # 1, 2 to 3, 4 to 7, ... rows
     low, high = 1 << k, (2 << k) - 1
-    by_rows.append([low, high, int(np.count_nonzero((some >= low) & (some <= high)))])
+    by_rows.append([low, high, int(np.count_nonzero((rows_U >= low) & (rows_U <= high)))])
   return {
-    'name': group['name'],
-    'groups': group['groups'],
-    'seen': {split: int(np.count_nonzero(found.by_group)) for split, found in splits.items()},
-    'median_rows_train': float(np.median(some)) if len(some) else 0.0,
-    'mean_rows_train': rate(splits['train'].rows, len(some)),
+    'name': group.name,
+    'groups': group.groups,
+    'seen': {s: int(np.count_nonzero(c.by_group)) for s, c in splits.items()},
+    'median_rows_train': float(np.median(rows_U)) if len(rows_U) else 0.0,
+    'mean_rows_train': rate(splits['train'].rows, len(rows_U)),
     'rows_of_groups_in_train': {
-      split: rate(found.by_group[train_U > 0].sum(), found.rows) for split, found in splits.items()
+      s: rate(c.by_group[train_U > 0].sum(), c.rows) for s, c in splits.items()
     },
     'groups_by_rows_train': by_rows,
   }
 
 
-def _describe_items(items: dict, vocab_size: int, splits: dict[str, SplitCounts]) -> dict:
-  head, torso = items['head_below'], items['torso_below']
+def _describe_items(items: Items, vocab_size: int, splits: dict[str, SplitCounts]) -> dict:
+  head, torso = items.head_below, items.torso_below
   ids = (head - FIRST_TOKEN_ID, torso - head, vocab_size - torso)
   return {
-    'field': items['field'],
+    'field': items.field,
     'parts': [
       {
         'part': part,
         'ids': ids[k],
-        'rows': {split: int(found.by_part[k, 0]) for split, found in splits.items()},
-        'share': {split: rate(found.by_part[k, 0], found.rows) for split, found in splits.items()},
-        'click_rate': {
-          split: rate(found.by_part[k, 1], found.by_part[k, 0]) for split, found in splits.items()
-        },
+        'rows': {s: int(c.by_part[k, 0]) for s, c in splits.items()},
+        'share': {s: rate(c.by_part[k, 0], c.rows) for s, c in splits.items()},
+        'click_rate': {s: rate(c.by_part[k, 1], c.by_part[k, 0]) for s, c in splits.items()},
       }
       for k, part in enumerate(('head', 'torso', 'tail'))
     ],
   }
 
 
-def figures(folder: Path, schema: dict, counts: Counts) -> dict:
-  """The whole description, JSON-able."""
-  splits, fields = counts.splits, schema['fields']
-  sizes = {field['name']: field['vocab_size'] for field in fields}
-  sequence, group, items = schema['sequence'], schema['group'], schema['items']
+def figures(folder: Path, schema: Schema, counts: Counts) -> dict:
+  """Returns the whole description, as describe.json has it."""
+  splits, fields = counts.splits, schema.fields
+  sizes = {field.name: field.vocab_size for field in fields}
+  sequence, group, items = schema.sequence, schema.group, schema.items
   return {
-    'dataset': schema['dataset'],
-    'build': schema['build'],
-    'raw': schema['raw'],
-    'splits': {
-      split: click_point(split, found.rows, found.clicks) for split, found in splits.items()
-    },
+    'dataset': schema.dataset,
+    'build': schema.build,
+    'raw': msgspec.to_builtins(schema.raw),
+    'splits': {split: click_point(split, c.rows, c.clicks) for split, c in splits.items()},
     'fields': [describe_field(folder, field, f, counts) for f, field in enumerate(fields)],
     'sequence': _describe_sequence(sequence, splits) if sequence else None,
     'groups': _describe_groups(group, splits) if group else None,
-    'items': _describe_items(items, sizes[items['field']], splits) if items else None,
+    'items': _describe_items(items, sizes[items.field], splits) if items else None,
   }

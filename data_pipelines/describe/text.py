@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A description as text of at most 100 columns."""
+"""Formats a description as text of at most 100 columns."""
 
 from data_pipelines.prepared.schema import SPLITS
 
@@ -9,7 +9,7 @@ SHOWN_FILES = 3
 
 
 def percent(value: float) -> str:
-  """A share in per cent, one decimal; neither a few rows nor all but a few are rounded away."""
+  """Formats a share in per cent with one decimal; only exact 0 and 1 become 0 and 100."""
   if value in (0, 1):
     return str(int(100 * value))
   if value < 0.0005:
@@ -18,12 +18,12 @@ def percent(value: float) -> str:
 
 
 def short(text: str, width: int) -> str:
-  """The text, or its beginning and an ellipsis; what cannot be printed is a question mark."""
+  """Cuts a text to a width, with an ellipsis; unprintable characters become question marks."""
   text = ''.join(c if c.isprintable() else '?' for c in text)
   return text if len(text) <= width else text[: width - 1] + '…'
 
 
-# Heading in two lines, width, and the cell of a field.
+# Heading in two lines, width, and function from a field to its cell.
 _COLUMNS = (
   ('', 'ids', 10, lambda x: f'{x["vocab_size"]:,}'),
   ('', 'miss.', 5, lambda x: percent(x['missing_rate_train'])),
@@ -40,7 +40,7 @@ _COLUMNS = (
 
 
 def rate_range(rates: list[float] | None) -> str:
-  """Lowest and highest click rate, in per cent."""
+  """Formats the lowest and the highest click rate in per cent."""
   return '' if rates is None else f'{100 * rates[0]:.1f}-{100 * rates[1]:.1f}'
 
 
@@ -57,11 +57,12 @@ def _table(fields: list[dict]) -> list[str]:
 
 
 _LEGEND = """\
-All figures are of training rows and, but for ids, in per cent. ids: size of the vocabulary, with
+All figures are of training rows and, except ids, in per cent. ids: size of the vocabulary, with
 padding and the unknown id. miss.: missing values. unknown: rows with the unknown id, by split (in
-some fields missing values have it too). top id: rows with the commonest id. ids in 50 %, 90 %: ids
-that make this share of the known rows. seen once, <10: share of the ids that occur. click rate:
-lowest and highest of the ten commonest ids that have 100 rows."""
+some fields missing values have it too). top id: rows with the commonest id. ids in 50 %, 90 %:
+commonest ids that make this share of the known rows. seen once, <10: share of the ids that occur
+once, or fewer than ten times. click rate: lowest and highest of the ten commonest ids with at least
+100 rows."""
 
 
 def _head(x: dict) -> list[str]:
@@ -86,7 +87,7 @@ def _head(x: dict) -> list[str]:
   return lines
 
 
-def _people(x: dict) -> list[str]:
+def _users(x: dict) -> list[str]:
   lines = []
   if x['sequence']:
     s = x['sequence']
@@ -113,5 +114,5 @@ def _people(x: dict) -> list[str]:
 
 
 def text(x: dict) -> str:
-  """The whole description, for a terminal."""
-  return '\n'.join([*_head(x), *_people(x), '', *_table(x['fields']), '', _LEGEND])
+  """Formats the whole description for a terminal."""
+  return '\n'.join([*_head(x), *_users(x), '', *_table(x['fields']), '', _LEGEND])

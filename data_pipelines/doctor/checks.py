@@ -1,31 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What doctor says: one line a check."""
+"""The report of doctor: one line per check."""
 
 from collections.abc import Callable
 
 
 class Checks:
-  """Prints the outcome of each check and remembers the failures."""
+  """Prints the result of each check and collects the failures."""
 
   def __init__(self, tell: Callable[[str], None]):
     self._tell = tell
     self.count = 0
     self.failures: list[str] = []
 
-  def note(self, what: str) -> None:
-    """Something worth knowing that is neither good nor bad."""
-    self._tell(f'note    {what}')
+  def note(self, text: str) -> None:
+    """Prints something worth knowing that is neither good nor bad."""
+    self._tell(f'note    {text}')
 
-  def equal(self, what: str, expected, found) -> bool:
-    """One check: found must equal expected."""
-    return self.holds(what, expected == found, f'expected {expected}, found {found}')
+  def equal(self, name: str, expected, found) -> bool:
+    """Checks that `found` equals `expected`."""
+    return self.holds(name, expected == found, f'expected {expected}, found {found}')
 
-  def holds(self, what: str, good: bool, problem: str) -> bool:
-    """One check that is good or has a problem."""
+  def holds(self, name: str, good: bool, problem: str) -> bool:
+    """Records a check that is good or has a problem."""
     self.count += 1
     if good:
-      self._tell(f'ok      {what}')
+      self._tell(f'ok      {name}')
     else:
-      self._tell(f'FAILED  {what}: {problem}')
-      self.failures.append(f'{what}: {problem}')
+      self._tell(f'FAILED  {name}: {problem}')
+      self.failures.append(f'{name}: {problem}')
     return good

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What doctor learns of the rows of a shard, in one reading of it, and of a split.
+"""Reads each shard once: statistics, row hashes and id counts, joined by split.
 
 Shapes: N rows, F fields, V ids of a vocabulary.
 """
@@ -13,22 +13,22 @@ import numpy as np
 from data_pipelines.core.workers import Workers
 from data_pipelines.prepared.id_counts import Counted, add_counts, count_ids, no_counts
 from data_pipelines.prepared.records import Block, read_shard
-from data_pipelines.prepared.schema import RecordShape, record_shape
+from data_pipelines.prepared.schema import SPLITS, RecordShape, Schema, record_shape
 from data_pipelines.prepared.split_stats import SplitStats, total
 
-# Hashes kept of a split (1 GB). Of more rows, every 2nd, 4th ... distinct one is looked at: all of
-# its copies in all splits, so that shares stay unbiased.
+# Hashes of a split in memory (1 GB). Of more rows doctor samples every 2nd, 4th ... distinct row,
+# with all of its copies in all splits, so that shares stay unbiased.
 MAX_HASHES = 1 << 27
 
 
 @dataclasses.dataclass(frozen=True)
 class RowPlan:
-  """How shards are read.
+  """Settings of a reading.
 
   Attributes:
     counted: (field, vocab_size) of the fields whose ids are counted in the training rows.
-    shared: (attribute, field) of those attributes of events that share the ids of such a field.
-    drop_bits: rows are looked at for duplicates whose hash starts with so many zero bits.
+    shared: (attribute, field) of the attributes of events that share the ids of such a field.
+    drop_bits: rows whose hash starts with so many zero bits are sampled for duplicates.
   """
 
   shape: RecordShape
@@ -37,21 +37,19 @@ class RowPlan:
   drop_bits: int
 
 
-def row_plan(schema: dict) -> RowPlan:
-  """The plan of a schema. Hashed and generated fields have no vocabulary to be counted."""
-  fields = schema['fields']
+def row_plan(schema: Schema) -> RowPlan:
+  """Returns the plan for a schema. Hashed and generated fields have no vocabulary to count."""
   counted = {
-    field['name']: (f, field['vocab_size'])
-    for f, field in enumerate(fields)
-    if field['min_count'] > 0 and not field['hashed']
+    field.name: (f, field.vocab_size)
+    for f, field in enumerate(schema.fields)
+    if field.min_count > 0 and not field.hashed
   }
-  attributes = schema['sequence']['attributes'] if schema['sequence'] else []
   shared = [
-    (a, counted[attribute['field']][0])
-    for a, attribute in enumerate(attributes)
-    if attribute['field'] in counted
+    (a, counted[attribute.field][0])
+    for a, attribute in enumerate(schema.attributes)
+    if attribute.field in counted
   ]
-  rows = max(split['rows'] for split in schema['splits'].values())
+  rows = max(schema.splits[split].rows for split in SPLITS)
   drop_bits = max(0, (max(rows, 1) - 1) // MAX_HASHES).bit_length()
   return RowPlan(record_shape(schema), tuple(counted.values()), tuple(shared), drop_bits)
 
@@ -66,12 +64,12 @@ class _ShardRows:
 
 @dataclasses.dataclass(frozen=True)
 class SplitRows:
-  """What is known about the rows of a split.
+  """Statistics, hashes and id counts of the rows of a split.
 
   Attributes:
-    hashes_N: of the rows that are looked at, ascending uint64.
-    counts: by field of the plan, how many rows have each id [V]; all 0 but in training.
-    events: the same for the events of all rows, of fields that share their ids with an attribute.
+    hashes_N: hashes of the sampled rows, ascending uint64.
+    counts: by field of the plan, rows with each id [V]; all 0 except in training.
+    events: by shared field of the plan, events of all rows with each id [V].
   """
 
   stats: SplitStats
@@ -80,8 +78,8 @@ class SplitRows:
   events: dict[int, np.ndarray]
 
 
-def looked_at(hashes_N: np.ndarray, plan: RowPlan) -> np.ndarray:
-  """Which rows are looked at: bool [rows]."""
+def sampled(hashes_N: np.ndarray, plan: RowPlan) -> np.ndarray:
+  """Returns which rows are sampled: bool [rows]."""
   return hashes_N <= np.uint64((1 << 64 - plan.drop_bits) - 1)
 
 
@@ -93,24 +91,24 @@ def _read(path: Path, plan: RowPlan, train: bool) -> _ShardRows:
     if len(stats.faults) > faults:
       continue
     hashes_N = row_hashes(block, plan.shape)
-    hashes.append(hashes_N[looked_at(hashes_N, plan)])
+    hashes.append(hashes_N[sampled(hashes_N, plan)])
     if train and plan.counted:
       ids.append(block['ids'])
     if train and plan.shared:
       events.append(block['events'])
-  counts, seen = {}, {}
+  counts, event_counts = {}, {}
   if ids:
     ids_NF = np.concatenate(ids)
     counts = {f: count_ids(ids_NF[:, f], size) for f, size in plan.counted}
   for _, f in plan.shared if events else ():
     columns = [a for a, field in plan.shared if field == f]
     ids_M = np.concatenate([events_NLG[..., columns].ravel() for events_NLG in events])
-    seen[f] = count_ids(ids_M, dict(plan.counted)[f])
-  return _ShardRows(stats, np.concatenate(hashes), counts, seen)
+    event_counts[f] = count_ids(ids_M, dict(plan.counted)[f])
+  return _ShardRows(stats, np.concatenate(hashes), counts, event_counts)
 
 
 def read_split(files: list[Path], plan: RowPlan, train: bool, workers: Workers) -> SplitRows:
-  """Reads every shard of a split once. Blocks of a wrong shape are the stats's faults only."""
+  """Reads every shard of a split once. Blocks of a wrong shape are only listed as faults."""
   stats, hashes = [], [np.zeros(0, np.uint64)]
   sizes = dict(plan.counted)
   shared = dict.fromkeys(f for _, f in plan.shared)
@@ -128,21 +126,17 @@ def read_split(files: list[Path], plan: RowPlan, train: bool, workers: Workers) 
   return SplitRows(total(plan.shape, stats), hashes_N, counts, events)
 
 
-# 2^64 / golden ratio, odd: the multiples of no small number come near 0 modulo 2^64.
+# 2^64 / golden ratio, odd: the multiples of small numbers stay far from 0 modulo 2^64.
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
-
-
 _START = np.uint64(0x243F6A8885A308D3)  # digits of pi
-
-
 _HALF = np.uint64(32)
 
 
 def row_hashes(block: Block, shape: RecordShape) -> np.ndarray:
-  """Hashes of the rows of a block, label aside: uint64 [rows].
+  """Returns the hashes of the rows of a block, without the label: uint64 [rows].
 
-  Every column is a bijection of the state so far, so rows that differ in one column never collide.
-  Others do with a chance of 2^-64 a pair: about 6e-5 collisions in all of 45.8 million rows.
+  Every column applies a bijection to the state so far, so rows that differ in one column never
+  collide. Others collide with probability 2^-64: 6e-5 expected collisions in 45.8 million rows.
   """
   rows = len(block['ids'])
   parts = [block['ids']]

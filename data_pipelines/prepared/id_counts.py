@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How often ids occur. Memory: that of the vocabularies, whatever the number of rows.
+"""Counts of ids, in the memory of the vocabularies for any number of rows.
 
 Shapes: N rows, U distinct ids, V ids of a vocabulary.
 """
@@ -11,16 +11,16 @@ from pathlib import Path
 
 import numpy as np
 
-Counted = tuple[np.ndarray, np.ndarray]
+Counted = tuple[np.ndarray, np.ndarray]  # distinct ids [U], their counts [U]
 
 
 def no_counts(shapes: Iterable[tuple[int, ...]], dtype) -> list[np.ndarray]:
-  """Counts of zero, an array a shape.
+  """Returns an array of zeros for each shape.
 
   Raises:
-    MemoryError: they are more than half of the memory that is free (where Linux tells). Sizes come
-      from schema.json, and pages of zeros are only taken when they are read: without this a damaged
-      one, or too small a machine, would end in a kill.
+    MemoryError: they take more than half of the free memory (where Linux tells). Sizes come from
+      schema.json, and the kernel gives pages of zeros only when they are touched: without this
+      check a damaged file, or too small a machine, would get the process killed.
   """
   shapes = list(shapes)
   needed, free = np.dtype(dtype).itemsize * sum(map(math.prod, shapes)), _free()
@@ -33,14 +33,14 @@ def no_counts(shapes: Iterable[tuple[int, ...]], dtype) -> list[np.ndarray]:
 
 
 def _free() -> int | None:
-  """Bytes of memory that a process can have."""
+  """Returns the bytes of memory that a process can have."""
   file = Path('/proc/meminfo')
-  found = re.search(r'MemAvailable: *(\d+) kB', file.read_text()) if file.exists() else None
-  return int(found[1]) * 1024 if found else None
+  match = re.search(r'MemAvailable: *(\d+) kB', file.read_text()) if file.exists() else None
+  return int(match[1]) * 1024 if match else None
 
 
 def count_ids(ids_N: np.ndarray, size: int) -> Counted:
-  """The ids that occur, ascending, and how often: both [U]. Ids outside [0, size) are left out."""
+  """Returns the ids that occur, ascending, and their counts; ignores ids outside [0, size)."""
   if len(ids_N) and (ids_N.min() < 0 or ids_N.max() >= size):
     ids_N = ids_N[(ids_N >= 0) & (ids_N < size)]
   if size > 4 * len(ids_N):  # else most of the counts would be zeros
@@ -51,6 +51,6 @@ def count_ids(ids_N: np.ndarray, size: int) -> Counted:
 
 
 def add_counts(total_V: np.ndarray, counted: Counted) -> None:
-  """Adds counts of a part to the total."""
+  """Adds the counts of a part to the total."""
   ids_U, counts_U = counted
   total_V[ids_U] += counts_U.astype(total_V.dtype)

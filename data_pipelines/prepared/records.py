@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Record files: one ArrayRecord shard holds blocks of rows, each block one TFDS example.
 
-Written and read shard by shard, so that any number of processes can share the work.
+Shards are written and read one by one, so that any number of processes can share the work.
 """
 
 import functools
@@ -14,9 +14,9 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
 from tensorflow_datasets.core import example_serializer
 
-from data_pipelines.core.errors import UserError
 from data_pipelines.prepared.schema import RecordShape
 from data_pipelines.prepared.split_stats import SplitStats
+from deres_jax.core.errors import UserError
 
 Block = dict[str, np.ndarray]
 
@@ -25,7 +25,7 @@ _OPTIONS = {False: 'group_size:1,uncompressed', True: 'group_size:1,zstd'}
 
 
 def features_of(shape: RecordShape) -> tfds.features.FeaturesDict:
-  """The TFDS features of a block."""
+  """Returns the TFDS features of a block."""
   # BYTES: an array is stored as its bytes, not as a list of protobuf values.
   tensor = functools.partial(tfds.features.Tensor, encoding=tfds.features.Encoding.BYTES)
   features = {
@@ -43,10 +43,10 @@ def features_of(shape: RecordShape) -> tfds.features.FeaturesDict:
 def write_shard(
   path: Path, shape: RecordShape, blocks: Iterable[Block], compress: bool
 ) -> SplitStats:
-  """Writes the blocks to a new file and reads them back; returns their counts.
+  """Writes the blocks to a new file and reads them back; returns their statistics.
 
   Raises:
-    OSError: the disk is full.
+    RuntimeError: the disk is full.
   """
   features = features_of(shape)
   serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
@@ -55,11 +55,11 @@ def write_shard(
   for block in blocks:
     written.update(block)
     example = serializer.get_tf_example(features.encode_example(block))
-    # Else the order of features changes from process to process, and with it the bytes.
+    # Otherwise the order of features, and so the bytes, would differ between processes.
     records.append(example.SerializeToString(deterministic=True))
     writer.write(records[-1])
   writer.close()
-  # A store that gives back other bytes than it was given is a fault, never a data set.
+  # If the store returns other bytes than were written, there must be no data set.
   with ArrayRecordDataSource([str(path)]) as source:
     assert len(source) == len(records), f'{path}: {len(records)} blocks, read back {len(source)}'
     for k, record in enumerate(records):
@@ -68,10 +68,10 @@ def write_shard(
 
 
 def read_shard(path: Path, shape: RecordShape) -> Iterator[Block]:
-  """The blocks of a file, in order.
+  """Yields the blocks of a file, in order.
 
   Raises:
-    UserError: they are of another shape.
+    UserError: their shape is another one.
   """
   features = features_of(shape)
   with ArrayRecordDataSource([str(path)]) as source:
@@ -87,7 +87,7 @@ def read_shard(path: Path, shape: RecordShape) -> Iterator[Block]:
 
 
 def read_stats(path: Path, shape: RecordShape) -> SplitStats:
-  """Counts the blocks of a file."""
+  """Returns the statistics of a file."""
   stats = SplitStats(shape)
   for block in read_shard(path, shape):
     stats.update(block)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows that cannot be used: each is named by file and line, counted and kept aside."""
+"""Rejected rows: each is counted and written to a file with its file, line and reason."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -7,7 +7,7 @@ from typing import NamedTuple
 from data_pipelines.prepared.schema import REJECTS_FILE
 
 MAX_RAW_CHARACTERS = 500
-SHOWN = 5
+PRINTED = 5
 
 
 class BadLine(NamedTuple):
@@ -19,22 +19,22 @@ class BadLine(NamedTuple):
 
 
 def printable(raw: bytes) -> str:
-  """The line as text: bad UTF-8 and control characters (tab excepted) as backslash escapes."""
+  """Returns the line as text, bad UTF-8 and control characters (except tabs) as escapes."""
   text = raw[: 4 * MAX_RAW_CHARACTERS].decode('utf-8', 'backslashreplace')
   text = ''.join(c if c == '\t' or c.isprintable() else f'\\x{ord(c):02x}' for c in text)
   return text[:MAX_RAW_CHARACTERS]
 
 
 class Rejects:
-  """Appends rejected rows to `folder/rejects.tsv`; the file exists only if there are any.
+  """Appends rejected rows to `folder/rejects.tsv`; without any there is no file.
 
-  Columns: file, line, reason, raw line (last, so that its own tabs do no harm).
+  Columns: file, line, reason, raw line (last, because it may have tabs).
   """
 
   def __init__(self, folder: Path):
     self._path = folder / REJECTS_FILE
     self.count = 0
-    self.first: list[tuple[str, BadLine]] = []  # with the names of their files
+    self.first: list[tuple[str, BadLine]] = []  # with their files' names
 
   def add(self, file_name: str, bad_lines: list[BadLine]) -> None:
     """Writes the rejected rows of one chunk of one file."""
@@ -44,4 +44,4 @@ class Rejects:
       for bad in bad_lines:
         file.write(f'{file_name}\t{bad.line}\t{bad.reason}\t{printable(bad.raw)}\n')
     self.count += len(bad_lines)
-    self.first = (self.first + [(file_name, bad) for bad in bad_lines])[:SHOWN]
+    self.first = (self.first + [(file_name, bad) for bad in bad_lines])[:PRINTED]

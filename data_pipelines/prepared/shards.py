@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes the rows of a source as record files, a shard a task."""
+"""Writes the rows of a source as record files; each shard is a task."""
 
 import dataclasses
-import errno
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
@@ -13,8 +11,9 @@ from data_pipelines.core.workers import Workers
 from data_pipelines.prepared.records import Block, read_stats, write_shard
 from data_pipelines.prepared.schema import BLOCK_ROWS, SPLITS, RecordShape
 from data_pipelines.prepared.split_stats import SplitStats
+from deres_jax.core import files
 
-SHARD_BLOCKS = 64  # blocks in one file: what a worker holds in memory at a time
+SHARD_BLOCKS = 64  # blocks in one file, which a worker holds in memory
 
 
 class BlockSource(Protocol):
@@ -24,7 +23,7 @@ class BlockSource(Protocol):
   rows: Mapping[str, int]  # by split
 
   def blocks(self, split: str, first: int, last: int) -> Iterator[Block]:
-    """Blocks [first, last) of a split; `first` is a multiple of SHARD_BLOCKS."""
+    """Yields blocks [first, last) of a split; `first` is a multiple of SHARD_BLOCKS."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +37,7 @@ class _Task:
 
 
 def shards_of(rows: int) -> list[tuple[int, int]]:
-  """First and last block (exclusive) of each shard of so many rows."""
+  """Returns the first and last block (exclusive) of each shard of so many rows."""
   blocks = -(-rows // BLOCK_ROWS)
   return [(first, min(first + SHARD_BLOCKS, blocks)) for first in range(0, blocks, SHARD_BLOCKS)]
 
@@ -46,26 +45,18 @@ def shards_of(rows: int) -> list[tuple[int, int]]:
 def _write(task: _Task) -> SplitStats:
   if task.path.exists():  # by an earlier build that was stopped
     return read_stats(task.path, task.source.shape)
-  temporary = task.path.with_name(f'{task.path.name}.{os.getpid()}.tmp')
   blocks = task.source.blocks(task.split, task.first, task.last)
-  try:
-    stats = write_shard(temporary, task.source.shape, blocks, task.compress)
-  except RuntimeError as error:  # ArrayRecord's writer knows no other error
-    full = os.strerror(errno.ENOSPC)
-    if full not in str(error):
-      raise
-    raise OSError(errno.ENOSPC, full, str(task.path.parent)) from error
-  os.replace(temporary, task.path)
-  return stats
+  with files.replacing(task.path, durable=False) as partial:
+    return write_shard(partial, task.source.shape, blocks, task.compress)
 
 
 def write_shards(
   source: BlockSource, folder: Path, compress: bool, workers: Workers, log: Log
 ) -> dict[str, list[tuple[Path, SplitStats]]]:
-  """Writes all shards of all splits into `folder`; returns files and counts by split, in order.
+  """Writes all shards of all splits into `folder`; returns by split their files and statistics.
 
   Raises:
-    OSError: the disk is full.
+    RuntimeError: the disk is full (ArrayRecord's writer raises no other error).
   """
   tasks = [
     _Task(source, split, first, last, folder / f'{split}-{k:05d}', compress)

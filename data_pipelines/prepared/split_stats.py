@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Counts of blocks of rows: what `schema.json` says and what doctor counts again."""
+"""Statistics of blocks of rows: `schema.json` stores them and doctor counts them again."""
 
 import hashlib
 from collections.abc import Iterable, Mapping
@@ -10,11 +10,17 @@ from data_pipelines.prepared.schema import OOV_ID, PADDING_ID, RecordShape
 
 
 class SplitStats:
-  """Counts blocks in the order in which they are stored. Tallies of parts can be added up.
+  """Counts blocks in the order in which they are stored. Statistics of parts can be added up.
 
-  `digests` has a SHA-256 of each block's arrays (little endian, C order, in the order ids, label,
-  events, group). The digest of all of them is the content's: it depends neither on compression
-  nor on how blocks are spread over files, and parts of it can be computed apart.
+  Attributes:
+    lengths: rows of each block.
+    digests: SHA-256 of each block's arrays (little endian, C order; ids, label, events, group). The
+      content's digest is that of all of them: it depends neither on compression nor on how blocks
+      are divided into files, and parts can be computed separately.
+    oov_F: rows with the unknown id, by field.
+    min_id_K, max_id_K: by field, then by attribute of events (without padding).
+    events: events that are not padding.
+    faults: what is wrong with blocks that cannot be counted.
   """
 
   def __init__(self, shape: RecordShape):
@@ -22,15 +28,14 @@ class SplitStats:
     self.shape = shape
     self.rows = 0
     self.clicks = 0
-    self.lengths: list[int] = []  # rows of each block
+    self.lengths: list[int] = []
     self.digests: list[bytes] = []
     self.oov_F = np.zeros(shape.fields, np.int64)
-    # Fields, then attributes of events (their padding is not counted).
     self.min_id_K = np.full(columns, np.iinfo(np.int32).max, np.int64)
     self.max_id_K = np.full(columns, -1, np.int64)
-    self.events = 0  # that are not padding
+    self.events = 0
     self.min_group, self.max_group = np.iinfo(np.int32).max, -1
-    self.faults: list[str] = []  # of blocks that cannot be counted
+    self.faults: list[str] = []
 
   def update(self, block: Mapping[str, np.ndarray]) -> None:
     """Adds one block."""
@@ -49,11 +54,11 @@ class SplitStats:
     digest.update(np.ascontiguousarray(label_N, 'u1'))
     if self.shape.events:
       events_NLG = block['events']
-      there_NL = (events_NLG != PADDING_ID).any(axis=-1)
-      self.events += int(there_NL.sum())
-      some_MG = events_NLG[there_NL]
-      low.append(some_MG.min(axis=0, initial=np.iinfo(np.int32).max))
-      high.append(some_MG.max(axis=0, initial=-1))
+      event_mask_NL = (events_NLG != PADDING_ID).any(axis=-1)
+      self.events += int(event_mask_NL.sum())
+      events_MG = events_NLG[event_mask_NL]
+      low.append(events_MG.min(axis=0, initial=np.iinfo(np.int32).max))
+      high.append(events_MG.max(axis=0, initial=-1))
       digest.update(np.ascontiguousarray(events_NLG, '<i4'))
     if self.shape.grouped:
       group_N = block['group']
@@ -71,27 +76,27 @@ class SplitStats:
       expected['events'] = (rows, shape.events, shape.event_fields)
     if shape.grouped:
       expected['group'] = (rows,)
-    found = {name: array.shape for name, array in block.items()}
-    if found != expected or not rows:
-      return f'expected arrays of shape {expected}, found {found}'
+    shapes = {name: array.shape for name, array in block.items()}
+    if shapes != expected or not rows:
+      return f'expected arrays of shape {expected}, found {shapes}'
     if block['label'].max() > 1:
       return f'label {block["label"].max()}'
     if shape.events:
-      there_NLG = block['events'] != PADDING_ID
-      if (there_NLG.any(axis=-1) != there_NLG.all(axis=-1)).any():
+      filled_NLG = block['events'] != PADDING_ID
+      if (filled_NLG.any(axis=-1) != filled_NLG.all(axis=-1)).any():
         return 'an event of which some attributes are padding'
-      if (there_NLG[:, :-1] & ~there_NLG[:, 1:]).any():
+      if (filled_NLG[:, :-1] & ~filled_NLG[:, 1:]).any():
         return 'padding after an event; a short sequence is padded at the front'
     return ''
 
   @property
   def blocks(self) -> int:
-    """Blocks so far."""
+    """Number of blocks."""
     return len(self.lengths)
 
   @property
   def click_rate(self) -> float:
-    """Clicks over rows of the blocks so far (0.0 before the first)."""
+    """Clicks over rows (0.0 without rows)."""
     return self.clicks / self.rows if self.rows else 0.0
 
   @property
@@ -100,12 +105,12 @@ class SplitStats:
     return hashlib.sha256(b''.join(self.digests)).hexdigest()
 
   def oov_rate_F(self) -> list[float]:
-    """Share of rows with the out-of-vocabulary id (missing values included), by field."""
+    """Returns the share of rows with the unknown id, missing values included, by field."""
     return [int(count) / self.rows if self.rows else 0.0 for count in self.oov_F]
 
 
 def total(shape: RecordShape, parts: Iterable[SplitStats]) -> SplitStats:
-  """The counts of consecutive parts, as if they had been counted as one."""
+  """Returns the statistics of consecutive parts taken together."""
   out = SplitStats(shape)
   for part in parts:
     out.rows += part.rows

@@ -1,22 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """A folder that appears under its name only when it is complete.
 
-Work goes into a sibling `NAME.building`, locked for as long as the builder lives. A build that was
-stopped leaves it behind, and the same command goes on with what is in its `work/`; another
-command, or a mistake of the user's, removes it.
+A build fills a sibling `NAME.building` and locks it while it runs. A stopped build leaves the
+sibling behind, and the same command goes on with the contents of its `work/`; another command, or a
+user's mistake, removes it.
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_pipelines.core.errors import UserError
 from data_pipelines.core.progress import Log
 from data_pipelines.prepared.schema import SCHEMA_FILE
+from deres_jax.core import files
+from deres_jax.core.errors import UserError
 
 _BUILDING = '.building'
 _REPLACED = '.replaced-'
@@ -24,24 +24,13 @@ _PLAN = 'plan.json'
 WORK = 'work'
 
 
-def _lock(folder: Path) -> int | None:
-  """Locks a folder for this process: its file descriptor, or None if another one holds it."""
-  descriptor = os.open(folder, os.O_RDONLY)
-  try:
-    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  except BlockingIOError:
-    os.close(descriptor)
-    return None
-  return descriptor
-
-
 def _put_back(out: Path) -> None:
-  """Mends what a build left that was killed between its two renames."""
+  """Restores what a build replaced that was killed between its two renames."""
   for old in out.parent.glob(f'{out.name}{_REPLACED}*'):
     if out.exists():
       shutil.rmtree(old)
     else:
-      os.rename(old, out)  # the old data set is still whole
+      os.rename(old, out)  # the old data set is complete
 
 
 def _clear(folder: Path, keep: str | None) -> None:
@@ -56,13 +45,13 @@ def _clear(folder: Path, keep: str | None) -> None:
 
 def _same_plan(folder: Path, plan: dict) -> bool:
   try:
-    return json.loads((folder / _PLAN).read_text()) == plan
-  except (OSError, ValueError):
+    return files.read_json(folder / _PLAN, dict, '') == plan
+  except UserError:  # none, or written in part
     return False
 
 
 def prepare_parent(out: Path) -> None:
-  """Makes the folder above `out` and puts back what an earlier build replaced."""
+  """Makes the folder above `out` and restores what an earlier build replaced."""
   out.parent.mkdir(parents=True, exist_ok=True)
   _put_back(out)
 
@@ -71,20 +60,21 @@ def prepare_parent(out: Path) -> None:
 def staging_folder(out: Path, plan: dict, log: Log) -> Iterator[Path]:
   """Yields a folder to fill; it becomes `out` if the body succeeds.
 
-  `out` may be missing, empty, or a prepared folder that is to be replaced. The folder has a
-  subfolder `work` that holds what a stopped build of the same plan left in it; it is removed in
-  the end. After a UserError nothing is kept.
+  `out` may be missing, empty, or a prepared folder to replace. The yielded folder has a subfolder
+  `work` with the intermediate files of a stopped build of the same plan; it is removed in the end.
+  After a UserError nothing is left.
 
   Args:
-    plan: all that determines the content (JSON-able).
+    plan: all settings that determine the content, as JSON.
 
   Raises:
     UserError: another build of the same folder is running.
   """
   folder = out.with_name(out.name + _BUILDING)
   folder.mkdir(exist_ok=True)
-  descriptor = _lock(folder)
-  if descriptor is None:
+  descriptor = os.open(folder, os.O_RDONLY)
+  if not files.try_lock(descriptor):
+    os.close(descriptor)
     raise UserError(f'--out={out}: another build of it is running (in {folder}); wait for it')
   try:
     same = _same_plan(folder, plan)

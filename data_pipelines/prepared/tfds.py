@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The TFDS side of a data set: its description, and record files under TFDS's names.
+"""A data set as TFDS sees it: its description, and record files under TFDS's names.
 
 Built on `ShardBasedBuilder`, not `GeneratorBasedBuilder`: the latter keeps up to 1 GB in memory
 and then spills through `tf.io.gfile`, which needs TensorFlow. The file format is always
@@ -22,22 +22,23 @@ from data_pipelines.prepared.schema import SPLITS, RecordShape
 
 
 class _LocalInfo(tfds.core.DatasetInfo):
-  """Dataset info that never looks for a copy in a bucket (and leaves no empty temp folder)."""
+  """Dataset info that never searches a bucket for a copy (and leaves no empty temporary folder)."""
 
   def initialize_from_bucket(self) -> None:
     return
 
 
 class BlockBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
-  """Takes in record files that are written already; subclasses only describe the data set.
+  """Adopts record files that are already written; subclasses only describe the data set.
 
-  A record is a block of rows (`schema.RecordShape`). To read, use `open_split`: it needs no
-  builder class.
+  A record is a block of rows (`schema.RecordShape`). To read, use `open_split`: it needs no builder
+  class.
   """
 
   VERSION = tfds.core.Version('1.0.0')
-  # Nothing is downloaded. TFDS would look for a list of checksums beside the class's source, and
-  # fails where the package is installed in editable mode and called from another folder.
+  RELEASE_NOTES = {'1.0.0': 'First version.'}  # noqa: RUF012 (TFDS's own attribute)
+  # There are no downloads. TFDS would search for a list of checksums beside the class's source, and
+  # fails if the package is installed in editable mode and called from another folder.
   _checksums_path = None
   DESCRIPTION: str
   CITATION: str
@@ -52,7 +53,7 @@ class BlockBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
     data_dir: str,
     config: str | None,
   ):
-    """Args: a row's make-up, (file, blocks) of each shard by split, folder, config name."""
+    """Args: layout of rows, (file, blocks) of each shard by split, folder, config name."""
     self._shape, self._shards = shape, shards
     super().__init__(data_dir=data_dir, config=config, file_format='array_record')
 
@@ -92,11 +93,11 @@ class BlockBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
 
 
 def adopt_shards(builder: BlockBuilder) -> str:
-  """Moves the shards to their place; returns their folder relative to the builder's data_dir."""
+  """Moves the shards into the TFDS folder; returns its path in the prepared folder."""
   root = Path(builder.data_dir).parents[len(builder.info.full_name.split('/')) - 1]
   downloads = root / '.downloads'
   tfds.disable_progress_bar()
-  # TFDS announces a download on standard output; there is none.
+  # TFDS announces a download on standard output, but there is none.
   with contextlib.redirect_stdout(io.StringIO()):
     builder.download_and_prepare(download_dir=str(downloads))
   shutil.rmtree(downloads)  # TFDS makes it, with an empty folder in it
@@ -104,7 +105,7 @@ def adopt_shards(builder: BlockBuilder) -> str:
 
 
 def open_split(folder: Path, split: str):
-  """Random access to the blocks of a split.
+  """Opens the blocks of a split for random access.
 
   Args:
     folder: the TFDS folder (the one with `dataset_info.json`).
@@ -117,5 +118,5 @@ def open_split(folder: Path, split: str):
 
 
 def split_files(folder: Path, split: str) -> list[Path]:
-  """The record files of a split, in shard order."""
+  """Returns the record files of a split, in shard order."""
   return sorted(folder.glob(f'*-{split}.array_record*'))

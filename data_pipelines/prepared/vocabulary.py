@@ -4,7 +4,7 @@
 Protocol: reczoo/FuxiCTR `preprocess/tokenizer.py` as used for Criteo_x4. Tokens that occur at
 least `min_count` times in training are kept; `vocab_size` counts padding and out-of-vocabulary.
 
-Shapes: U distinct keys, V kept ones, N rows.
+Shapes: U distinct keys, V keys with an id, N rows.
 """
 
 import hashlib
@@ -15,13 +15,11 @@ import numpy as np
 from data_pipelines.prepared.schema import FIRST_TOKEN_ID, OOV_ID, VOCABULARY_FOLDER
 
 _BUFFER = 1 << 22  # keys that are counted at a time
-
-
-_NARROW = 1 << 16
+_NARROW = 1 << 16  # a range of keys below this is counted by bincount
 
 
 class Counter:
-  """Counts keys. Memory: the distinct keys and a buffer, whatever the number of rows."""
+  """Counts keys in the memory of the distinct keys and a buffer, for any number of rows."""
 
   def __init__(self):
     self.keys_U = np.zeros(0, np.int64)
@@ -30,7 +28,7 @@ class Counter:
     self._size = 0
 
   def add(self, keys_N: np.ndarray) -> None:
-    """Counts some more keys, of any integer type."""
+    """Counts more keys, of any integer type."""
     self._waiting.append(keys_N)
     self._size += len(keys_N)
     if self._size >= _BUFFER:
@@ -51,37 +49,37 @@ class Counter:
 
 
 def _counted(keys_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Different keys, ascending, and how often each occurs."""
+  """Returns the distinct keys, ascending, and their counts."""
   low, high = int(keys_N.min(initial=0)), int(keys_N.max(initial=0))
   if high - low >= _NARROW:
     return np.unique(keys_N, return_counts=True)
-  counts = np.bincount(keys_N.astype(np.int64) - low)  # of a narrow range, several times as fast
-  found = np.flatnonzero(counts)
-  return found + low, counts[found]
+  counts = np.bincount(keys_N.astype(np.int64) - low)  # several times as fast
+  occurring = np.flatnonzero(counts)
+  return occurring + low, counts[occurring]
 
 
 def rank(
   keys_U: np.ndarray, counts_U: np.ndarray, tokens_U: np.ndarray, min_count: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """The kept keys in the order of their ids, and their tokens.
+  """Returns the frequent keys in the order of their ids, and their tokens.
 
-  Falling training count, then ascending token: ties are broken by the token's text, not by the
-  key, since "10" comes before "9".
+  The order is falling training count, then ascending token: the text breaks ties, not the key, so
+  "10" comes before "9".
 
   Args:
     tokens_U: text of each key, an array of bytes.
-    min_count: smallest count that is kept (rows).
+    min_count: smallest count of a key that gets an id (rows).
   """
-  kept = np.flatnonzero(counts_U >= min_count)
-  order = kept[np.lexsort((tokens_U[kept], -counts_U[kept]))]
+  frequent = np.flatnonzero(counts_U >= min_count)
+  order = frequent[np.lexsort((tokens_U[frequent], -counts_U[frequent]))]
   return keys_U[order], tokens_U[order]
 
 
 class Lookup:
-  """Ids of keys, through a hash table: five to ten times as fast as a binary search.
+  """Maps keys to ids by a hash table: five to ten times as fast as a binary search.
 
-  Every slot holds one key and its id. Keys that found their slot taken stand in a second table
-  with another hash function, and so on; a look-up goes on to it only where it missed its slot.
+  Every slot holds one key and its id. Keys whose slot was taken go to a second table with another
+  hash function, and so on; a look-up goes on to it only after a miss.
   """
 
   _SLOTS_PER_KEY = 4
@@ -89,17 +87,17 @@ class Lookup:
   _FACTOR = 0x9E3779B97F4A7C15
 
   def __init__(self, keys_V: np.ndarray, ids_V: np.ndarray | None = None, level: int = 0):
-    """Args: different int64 keys in the order of their ids; these, else from FIRST_TOKEN_ID."""
+    """Args: distinct int64 keys; their ids, by default FIRST_TOKEN_ID, FIRST_TOKEN_ID + 1 ..."""
     if ids_V is None:
       ids_V = np.arange(FIRST_TOKEN_ID, FIRST_TOKEN_ID + len(keys_V), dtype=np.int32)
     bits = max(4, int(np.ceil(np.log2(max(1, len(keys_V)) * self._SLOTS_PER_KEY))))
     self._shift = np.uint64(64 - bits)
-    # An odd factor is a bijection, so keys that share a slot do not share it on every level.
+    # An odd factor is a bijection, so no two keys share a slot on every level.
     self._factor = np.uint64(pow(self._FACTOR, 2 * level + 1, 1 << 64))
     slot_V = self._slots(keys_V)
     self._keys_S = np.zeros(1 << bits, np.int64)
     self._ids_S = np.full(1 << bits, OOV_ID, np.int32)
-    # The first of the keys that want a slot gets it: the most frequent one.
+    # The first key of a slot, the most frequent one, gets it.
     self._keys_S[slot_V[::-1]] = keys_V[::-1]
     self._ids_S[slot_V[::-1]] = ids_V[::-1]
     late_V = self._keys_S[slot_V] != keys_V
@@ -109,7 +107,7 @@ class Lookup:
     return (keys.astype(np.uint64) * self._factor) >> self._shift
 
   def encode(self, keys_N: np.ndarray, missing_N: np.ndarray | None = None) -> np.ndarray:
-    """Ids of a column, int32 [rows]; unknown keys and missing values become the OOV id."""
+    """Returns the ids of a column, int32 [rows]; unknown keys and missing values get OOV_ID."""
     slot_N = self._slots(keys_N)
     hit_N = self._keys_S[slot_N] == keys_N
     ids_N = np.where(hit_N, self._ids_S[slot_N], np.int32(OOV_ID))
@@ -122,14 +120,14 @@ class Lookup:
 
 
 class Hashed:
-  """Ids of 32-bit hashes, modulo a size: the same for every data set, without a vocabulary."""
+  """Maps 32-bit hashes to ids modulo a size, without a vocabulary."""
 
   def __init__(self, size: int):
-    """Args: how many ids there are from FIRST_TOKEN_ID on; they must fit int32."""
+    """Args: number of ids from FIRST_TOKEN_ID on; they must fit int32."""
     self._size = np.uint32(size)
 
   def encode(self, keys_N: np.ndarray, missing_N: np.ndarray | None = None) -> np.ndarray:
-    """Ids of a column of uint32, int32 [rows]; missing values become the OOV id."""
+    """Returns the ids of a column of uint32, int32 [rows]; missing values get OOV_ID."""
     assert keys_N.dtype == np.uint32, keys_N.dtype
     ids_N = (keys_N % self._size).astype(np.int32) + np.int32(FIRST_TOKEN_ID)
     if missing_N is not None:
@@ -138,7 +136,7 @@ class Hashed:
 
 
 def text_of(tokens: list[bytes]) -> bytes:
-  """A vocabulary file: line i (0-based) is the token of id i + 2."""
+  """Returns the text of a vocabulary file: line i (0-based) is the token of id i + 2."""
   return b''.join(token + b'\n' for token in tokens)
 
 
@@ -148,7 +146,7 @@ def write_vocabulary(folder: Path, field: str, text: bytes) -> None:
 
 
 def checksums(folder: Path) -> dict[str, str]:
-  """SHA-256 of each vocabulary file of a prepared folder, by its name."""
+  """Returns the SHA-256 of each vocabulary file of a prepared folder, by name."""
   files = sorted((folder / VOCABULARY_FOLDER).iterdir())
   return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
@@ -157,11 +155,11 @@ _BYTES_AS_HEX = np.frombuffer(''.join(f'{b:02x}' for b in range(256)).encode(), 
 
 
 def hex_tokens(keys_U: np.ndarray) -> np.ndarray:
-  """Eight lower-case hex digits of each key below 2^32: S8 [U]."""
+  """Returns eight lower-case hex digits of each key below 2^32: S8 [U]."""
   bytes_U4 = keys_U.astype('>u4').view('u1').reshape(-1, 4)
   return _BYTES_AS_HEX[bytes_U4].reshape(len(keys_U), 8).view('S8').reshape(-1)
 
 
 def decimal_tokens(keys_U: np.ndarray) -> np.ndarray:
-  """Decimal digits of each key."""
+  """Returns the decimal digits of each key."""
   return np.array([str(key).encode('ascii') for key in keys_U.tolist()], np.bytes_)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Raw text tables: chunks, parser, row checks, two passes, encoding, splits.
+"""Raw text tables to encoded rows: chunks, parser, row checks, encoding, splits.
 
 Imports core and prepared. Knows no data set.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Raw text files, plain or gzipped, cut into chunks of whole lines in one pass."""
+"""Cuts raw text files, plain or gzipped, into chunks of whole lines in one pass."""
 
 import dataclasses
 import gzip
@@ -9,31 +9,30 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data_pipelines.core import files
-from data_pipelines.core.errors import UserError
+from data_pipelines.prepared.schema import RawFile
+from deres_jax.core.errors import UserError
 
-MAX_LINE_BYTES = 1 << 20  # a longer line means that this is no text file of rows
+MAX_LINE_BYTES = 1 << 20  # a longer line means that this is not a text file of rows
 _READ_BYTES = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True)
 class Chunk:
-  """Whole lines of a raw file, held here or to be read at `offset`.
+  """Whole lines of a raw file: their text (`data`), or None to read them from the file.
 
   Attributes:
-    share: of the raw file's bytes up to here.
-    lines: how many, where there is a limit (else not counted: None).
-    offset: of its text, in bytes.
+    share: share of the raw file's bytes that lie before the end of the chunk.
+    offset, size: where the lines lie in the text, in bytes.
   """
 
   path: Path
   share: float
-  lines: int | None
   offset: int
   size: int
   data: bytes | None
 
   def read(self) -> bytes:
-    """The lines."""
+    """Returns the lines."""
     if self.data is not None:
       return self.data
     with open(self.path, 'rb') as file:
@@ -42,10 +41,10 @@ class Chunk:
 
 
 class _Hashed:
-  """A file that hashes what is read of it."""
+  """A file that hashes all bytes that are read."""
 
   def __init__(self, path: Path):
-    self._file = open(path, 'rb')  # noqa: SIM115 (closed by RawFile.chunks)
+    self._file = open(path, 'rb')  # noqa: SIM115 (closed by TextFile.chunks)
     self.hash = hashlib.sha256()
     self.size = 0
 
@@ -59,25 +58,25 @@ class _Hashed:
     self._file.close()
 
 
-class RawFile:
-  """One raw file. `describe` is known once `chunks` has ended."""
+class TextFile:
+  """One raw file. `describe` is complete once `chunks` has ended."""
 
   def __init__(self, path: Path):
-    """Raises UserError if the file cannot be one of rows."""
+    """Raises UserError if the file is missing or empty."""
     files.check_raw(path)
     self.path = path
     self._bytes = path.stat().st_size
     self._sha256 = ''
 
-  def describe(self) -> dict:
-    """Name, size and checksum, for `schema.json`."""
-    return {'name': self.path.name, 'bytes': self._bytes, 'sha256': self._sha256}
+  def describe(self) -> RawFile:
+    """Returns name, size and checksum, for `schema.json`."""
+    return RawFile(self.path.name, self._bytes, self._sha256)
 
   def chunks(self, chunk_bytes: int, limit: int | None) -> Iterator[Chunk]:
     """Yields the text in chunks of whole lines of about `chunk_bytes`, at most `limit` lines.
 
-    The text of a plain file is not held: whoever needs a chunk reads it. The file is read to its
-    end even if `limit` comes first, for its checksum.
+    Chunks of a plain file hold no text: a worker reads it. The file is read to its end even if
+    `limit` comes first, for its checksum.
 
     Raises:
       UserError: damaged or truncated gzip, no text at all, or a line of more than 1 MiB.
@@ -94,7 +93,7 @@ class RawFile:
       raw.close()
 
   def _cut(self, text, raw: _Hashed, zipped: bool, chunk_bytes: int, limit: int | None):
-    rest, done, lines = b'', 0, 0  # text not yet handed out, and where it begins
+    rest, done, lines = b'', 0, 0  # text not yet yielded, and where it begins
     while limit is None or lines < limit:
       data = self._read(text, chunk_bytes, done)
       end = data.rfind(b'\n') + 1 if data else 0
@@ -107,7 +106,6 @@ class RawFile:
           )
         continue
       whole, rest = rest + data[:end] if rest else data[:end], data[end:]
-      count = None
       if limit is not None:
         count = whole.count(b'\n') + (not whole.endswith(b'\n'))
         if lines + count > limit:
@@ -116,7 +114,7 @@ class RawFile:
         lines += count
       if whole:
         share = raw.size / max(self._bytes, 1)
-        yield Chunk(self.path, share, count, done, len(whole), whole if zipped else None)
+        yield Chunk(self.path, share, done, len(whole), whole if zipped else None)
         done += len(whole)
       if not data:
         break

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Encoded rows in files of groups, each sorted by where its rows will stand, and how they are read.
+"""Encoded rows in files of groups, each sorted by output position, and the source that reads them.
 
 A shard collects its own rows from every group with one read each.
 """
@@ -20,15 +20,14 @@ from data_pipelines.text.sequences import EventSpec
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """What all groups share.
+  """What the encoding of all groups has in common.
 
   Attributes:
     lookups: files of the fields' keys.
     small, large: fields whose ids fit uint16, and those whose ids need int32.
-    hash_sizes, missing_kept: see TextProtocol.
-    positions: file of each row's place in the order of all splits.
+    hash_sizes, missing_kept, events: see TextProtocol.
+    positions: file of each row's position in the output order of all splits.
     borders: first position of each shard, and the end.
-    events: the behaviour sequences, where there are any.
   """
 
   lookups: tuple[Path, ...]
@@ -42,7 +41,7 @@ class Plan:
 
 
 def borders_of(rows: dict[str, int]) -> tuple[int, ...]:
-  """First position of each shard, of so many rows by split, and the end."""
+  """Returns the first position of each shard and the end, given the rows of each split."""
   borders, base = [], 0
   for split in SPLITS:
     borders += [base + first * BLOCK_ROWS for first, _ in shards_of(rows[split])]
@@ -52,13 +51,17 @@ def borders_of(rows: dict[str, int]) -> tuple[int, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class EncodedRows:
-  """The BlockSource of an ingested text: collects a shard's rows from all groups."""
+  """The BlockSource of an ingested text: collects a shard's rows from all groups.
+
+  Attributes:
+    before: file of int64 [groups, borders]: rows of a group that come before a border.
+  """
 
   shape: RecordShape
   rows: dict[str, int]
   plan: Plan
   groups: tuple[Path, ...]
-  before: Path  # int64 [groups, borders]: rows of a group that come before a border
+  before: Path
 
   def blocks(self, split: str, first: int, last: int) -> Iterator[Block]:
     """See BlockSource.blocks; [first, last) must be a whole shard."""
@@ -72,10 +75,10 @@ class EncodedRows:
     small_NF = np.empty((high - low, len(plan.small)), np.uint16)
     large_NF = np.empty((high - low, len(plan.large)), np.int32)
     label_N = np.empty(high - low, np.uint8)
-    more = {}  # by name in the blocks
+    user_arrays = {}
     if plan.events is not None:
       layout = (high - low, self.shape.events, self.shape.event_fields)
-      more = {'events': np.empty(layout, np.int32), 'group': np.empty(high - low, np.int32)}
+      user_arrays = {'events': np.empty(layout, np.int32), 'group': np.empty(high - low, np.int32)}
     for path, (start, stop) in zip(self.groups, before[:, shard : shard + 2], strict=True):
       if start == stop:
         continue
@@ -86,12 +89,12 @@ class EncodedRows:
         large_NF[place] = file.read('large', start, stop)
         label_N[place] = file.read('label', start, stop)
         if plan.events is not None:
-          sequences.lay_out(plan.events, file, start, stop, place, more['events'])
-          more['group'][place] = file.read('group', start, stop)
+          sequences.expand(plan.events, file, start, stop, place, user_arrays['events'])
+          user_arrays['group'][place] = file.read('group', start, stop)
     for start in range(0, high - low, BLOCK_ROWS):
       part = slice(start, min(start + BLOCK_ROWS, high - low))
       ids_NF = np.empty((part.stop - start, self.shape.fields), np.int32)
       ids_NF[:, plan.small] = small_NF[part]
       ids_NF[:, plan.large] = large_NF[part]
-      rest = {name: array[part] for name, array in more.items()}
+      rest = {name: array[part] for name, array in user_arrays.items()}
       yield {'ids': ids_NF, 'label': label_N[part], **rest}

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From keys to shuffled ids: vocabularies of the training rows, ids, and rows sent to shards.
+"""Encodes keys: builds vocabularies from the training rows, looks up ids, sorts rows by shard.
 
-Nothing here holds all rows. A field's vocabulary is one task, a group of chunks is another: it
-is encoded and its rows are sorted by the shard in which they will stand, so that a shard can
-collect its own from every group with one read each. Only the split's order is kept whole, in a
-file: 4 bytes a row, or 8 where there are more rows than uint32 can number.
+Memory never holds all rows. A task builds the vocabulary of one field, or encodes one group of
+chunks and sorts its rows by output position, so that a shard can collect its own rows from every
+group with one read each. Only the output order is one file: 4 bytes a row, or 8 where there are
+more rows than uint32 can number.
 """
 
 import dataclasses
@@ -17,16 +17,17 @@ import numpy as np
 
 from data_pipelines.core import columns_file
 from data_pipelines.core.progress import Progress
+from data_pipelines.core.workers import cut_runs
 from data_pipelines.prepared import vocabulary
-from data_pipelines.prepared.dataset import BuildContext, Encoded, FieldInfo, item_info
-from data_pipelines.prepared.schema import FIRST_TOKEN_ID, SPLITS, RecordShape
+from data_pipelines.prepared.dataset import BuildContext, Encoded, FieldInfo, head_and_torso
+from data_pipelines.prepared.schema import FIRST_TOKEN_ID, SPLITS, Group, RecordShape
 from data_pipelines.text import sequences
 from data_pipelines.text.encoded_rows import EncodedRows, Plan, borders_of
 from data_pipelines.text.ingest import Ingested, TextProtocol, read_keys, read_missing
 
 _GROUP_ROWS = 1 << 18  # rows that a worker encodes at a time, about
-_TURN_ROWS = 1 << 15
-_UINT32_ROWS = 1 << 32  # so many need wider numbers
+_TURN_ROWS = 1 << 15  # rows whose columns are turned into rows at a time
+_UINT32_ROWS = 1 << 32  # so many rows need wider numbers
 
 SplitRows = Callable[[int], dict[str, np.ndarray]]
 
@@ -48,7 +49,7 @@ def _starts(rows: tuple[int, ...]) -> list[int]:
 
 
 def _build_field(task: _FieldTask) -> FieldInfo:
-  """Counts a field on the training rows; keeps its vocabulary and its keys in a file."""
+  """Counts a field on the training rows; writes its vocabulary and its keys to files."""
   name, hash_size = task.protocol.fields[task.field], task.protocol.hash_size(task.field)
   if not task.out.exists():
     counter, missing = _count(task)
@@ -69,7 +70,7 @@ def _build_field(task: _FieldTask) -> FieldInfo:
 
 
 def _count(task: _FieldTask) -> tuple[vocabulary.Counter, int]:
-  """Keys of a field in the training rows (none if hashed), and how many of these miss it."""
+  """Counts the keys of a field in the training rows (none if hashed), and its missing values."""
   counter, missing = vocabulary.Counter(), 0
   hashed = task.protocol.hash_size(task.field) is not None
   position_N = np.load(task.positions, mmap_mode='r', allow_pickle=False)
@@ -92,7 +93,7 @@ def _count(task: _FieldTask) -> tuple[vocabulary.Counter, int]:
 
 
 def _state(path: Path) -> tuple[int, int, int]:
-  """Differs from file to file, also under one name."""
+  """Identifies a version of a file."""
   state = path.stat()
   return state.st_ino, state.st_size, state.st_mtime_ns
 
@@ -103,10 +104,10 @@ def _lookups(
   hash_sizes: tuple[int | None, ...],
   states: tuple[tuple[int, int, int], ...],
 ) -> list[vocabulary.Lookup | vocabulary.Hashed]:
-  """One a field; a worker process makes them once.
+  """Returns the lookup of each field; a worker process makes them once.
 
   Args:
-    states: of the files; a process may live to see another build of the same folder.
+    states: versions of the files; they change if the process outlives a build of the same folder.
   """
   del states
   lookups = []
@@ -132,7 +133,7 @@ class _GroupTask:
 def _encode_group(task: _GroupTask) -> np.ndarray:
   """Encodes a group of chunks; returns how many of its rows come before each border.
 
-  The chunks' files are removed: disk space is never needed for two copies of all rows.
+  Removes the chunks' files, so that the disk never holds two copies of all rows.
   """
   if not task.out.exists():
     columns_file.write(task.out, _encode_rows(task))
@@ -145,8 +146,8 @@ def _encode_group(task: _GroupTask) -> np.ndarray:
 
 
 def _encode_rows(task: _GroupTask) -> dict[str, np.ndarray]:
-  """Rows of a group by rising position: `position`, `label`, and ids as `small` and `large`; the
-  behaviour sequences as `sequences` says."""
+  """Returns the rows of a group by rising position: `position`, `label`, ids as `small` and
+  `large`, and the behaviour sequences as `sequences` says."""
   plan, rows = task.plan, sum(task.rows)
   lookups = _lookups(plan.lookups, plan.hash_sizes, tuple(map(_state, plan.lookups)))
   positions_N = np.load(plan.positions, mmap_mode='r', allow_pickle=False)
@@ -170,7 +171,7 @@ def _encode_rows(task: _GroupTask) -> dict[str, np.ndarray]:
       if collector is not None:
         collector.add(file, place_N[first : first + count], task.first_groups[i])
       columns = [(read_keys(file, f), read_missing(file, f, count)) for f in range(len(lookups))]
-    # Some rows of all fields at a time: they are turned to rows while they are in the cache.
+    # Columns of a few rows at a time are turned into rows while they are in the cache.
     for start in range(0, count, _TURN_ROWS):
       part = slice(start, min(start + _TURN_ROWS, count))
       place = place_N[first + start : first + part.stop]
@@ -198,8 +199,8 @@ def encode(
   """Splits, counts, encodes and shuffles ingested rows.
 
   Args:
-    split_rows: number of rows to the row numbers of each split, in the order in which they are
-      to be written. A pure function.
+    split_rows: number of rows to the row numbers of each split, in the order in which they will
+      be written. A pure function.
     min_count: see vocabulary.rank.
   """
   split_counts, positions = _order(split_rows, ingested.total, context)
@@ -244,7 +245,7 @@ def encode(
 def _with_events(
   encoded: Encoded, protocol: TextProtocol, ingested: Ingested, plan: Plan, context: BuildContext
 ) -> Encoded:
-  """Adds what is known of sequences, groups and items; writes the attributes' own vocabularies."""
+  """Adds sequences, groups and items; writes the vocabularies of attributes with their own ids."""
   spec = protocol.events
   for attribute in spec.attributes:
     if attribute.field is None:
@@ -254,14 +255,14 @@ def _with_events(
     counts_V = file.read('counts')
   return dataclasses.replace(
     encoded,
-    sequence=sequences.sequence_info(spec, encoded.fields),
-    group=sequences.group_info(spec, encoded.fields, ingested.groups),
-    items=item_info(encoded.fields[spec.item].name, counts_V),
+    sequence=sequences.describe_sequence(spec, encoded.fields),
+    group=Group(encoded.fields[spec.group].name, sum(ingested.groups)),
+    items=head_and_torso(encoded.fields[spec.item].name, counts_V),
   )
 
 
 def _order(split_rows: SplitRows, rows: int, context: BuildContext) -> tuple[dict[str, int], Path]:
-  """Rows of each split; a file with each row's place in the order of all splits."""
+  """Returns the rows of each split and a file of each row's position in the output order."""
   order = split_rows(rows)
   path = context.work / 'positions.npy'
   position_N = np.empty(rows, np.uint32 if rows < _UINT32_ROWS else np.uint64)
@@ -290,7 +291,7 @@ def _encode_all(
       first_groups[first:last],
       folder / f'{k:06d}',
     )
-    for k, (first, last) in enumerate(_group(ingested.rows))
+    for k, (first, last) in enumerate(cut_runs(ingested.rows, _GROUP_ROWS))
   ]
   progress = Progress(context.log, 'encoding', ingested.total)
   before = []
@@ -305,14 +306,3 @@ def _encode_all(
     shape = RecordShape(len(plan.lookups), spec.length, len(spec.attributes), grouped=True)
   files = tuple(task.out for task in tasks)
   return EncodedRows(shape, rows, plan, files, context.work / 'before.npy')
-
-
-def _group(rows: tuple[int, ...]) -> list[tuple[int, int]]:
-  """Runs of neighbouring files, [first, last), of about _GROUP_ROWS rows."""
-  groups, first, count = [], 0, 0
-  for i, here in enumerate(rows):
-    count += here
-    if count >= _GROUP_ROWS or i == len(rows) - 1:
-      groups.append((first, i + 1))
-      first, count = i + 1, 0
-  return groups

@@ -1,62 +1,65 @@
 # SPDX-License-Identifier: Apache-2.0
-"""First pass over raw text: rows become keys (numbers), kept as columns, a file a chunk.
+"""First pass over raw text: turns rows into keys (numbers), stored as columns, one file a chunk.
 
-Chunks are cut by the raw bytes alone, so they and all that follows are the same whatever the
-number of workers; a chunk whose file is there already was parsed by an earlier, stopped build.
+Chunks are cut by the raw bytes alone, so they and all that follows are the same for any number of
+workers. A chunk whose result is there already was parsed by an earlier, stopped build.
 """
 
 import dataclasses
-import json
-import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from data_pipelines.core import columns_file
-from data_pipelines.core.errors import UserError
+from data_pipelines.core.files import read_result, write_result
 from data_pipelines.core.progress import Progress
 from data_pipelines.prepared.dataset import BuildContext
 from data_pipelines.prepared.recipes import Recipe
 from data_pipelines.prepared.rejects import BadLine
+from data_pipelines.prepared.schema import RawFile
 from data_pipelines.text import parser, row_checks
-from data_pipelines.text.chunks import Chunk, RawFile
+from data_pipelines.text.chunks import Chunk, TextFile
 from data_pipelines.text.parser import INTEGER, Parsed, TextTable
 from data_pipelines.text.row_checks import Fall, Span
 from data_pipelines.text.sequences import EventSpec
+from deres_jax.core.errors import UserError
 
 CHUNK_BYTES = 8 << 20  # of text: what a worker holds at a time
 _PARSE_BYTES = 1 << 18  # parsed at a time, so that the values stay in a core's cache
-HOPELESS_LINES = 1000  # so many lines without one valid row: this is another kind of file
+HOPELESS_LINES = 1000  # after so many lines without a valid row the file is taken for another kind
+
+KeyColumn = tuple[np.ndarray, np.ndarray]  # integer keys [rows], which of them are missing [rows]
 
 
 @dataclasses.dataclass(frozen=True)
 class TextProtocol:
-  """How the rows of a text become keys and keys become tokens. Must be picklable.
+  """Turns the rows of a text into keys and keys into tokens. Must be picklable.
 
   Attributes:
     table: layout of the text.
     fields: names of the fields.
-    keys: rows to, for each field, integer keys [rows] and which are missing (bool [rows]).
-    missing_kept: whether its missing values are a key like any other; else it has
-      no token.
-    tokens: (field, ascending distinct keys) to their tokens, a NumPy array of bytes.
-    expected: what a file should look like, for people.
-    hash_sizes: by field, how many ids a hashed field has: its keys are 32-bit hashes, an id is
-      FIRST_TOKEN_ID + key modulo this; None: its ids come from a vocabulary. Empty: no field is
-      hashed.
-    faults: rows whose values cannot be, by number, and why; they are rejected.
+    keys: parsed rows to the keys of each field.
+    missing_kept: by field, whether missing values are a key like any other; else they have no
+      token.
+    tokens: (field, ascending distinct keys) to their tokens, a NumPy array of bytes; None: the
+      rows are not encoded.
+    expected: what a file should look like, for error messages.
+    hash_sizes: by field, the number of ids of a hashed field: its keys are 32-bit hashes, an id is
+      FIRST_TOKEN_ID + key modulo this. None: ids come from a vocabulary. Empty: no field is hashed.
+    faults: rows with impossible values, by number, and the reason; they are rejected.
     ordered_by: an integer column whose values must not fall from a valid row to the next.
-    events: the behaviour sequences, where there are any.
-    recipes: by field, and by attribute of events that has ids of its own, how its tokens are made
-      of raw values, as data: tests/data_pipelines/test_raw_rows.py holds them to `keys`.
+    events: the behaviour sequences, if there are any.
+    recipes: how raw values become tokens (see recipes), by field and by attribute of events that
+      has its own ids; tests/data_pipelines/test_raw_rows.py compares them with `keys`.
   """
 
   table: TextTable
   fields: tuple[str, ...]
-  keys: Callable[[Parsed], list[tuple[np.ndarray, np.ndarray]]]
+  keys: Callable[[Parsed], list[KeyColumn]]
   missing_kept: tuple[bool, ...]
-  tokens: Callable[[int, np.ndarray], np.ndarray]
+  tokens: Callable[[int, np.ndarray], np.ndarray] | None
   expected: str
   hash_sizes: tuple[int | None, ...] = ()
   faults: Callable[[Parsed], Mapping[int, str]] | None = None
@@ -65,24 +68,28 @@ class TextProtocol:
   recipes: Mapping[str, Recipe] | None = None
 
   def hash_size(self, f: int) -> int | None:
-    """Of a field; see hash_sizes."""
+    """Returns the hash size of a field; see hash_sizes."""
     return self.hash_sizes[f] if self.hash_sizes else None
 
 
 @dataclasses.dataclass(frozen=True)
 class Ingested:
-  """Files of keys, and their rows, in the order of the raw file.
+  """Files of keys, and their rows, in the order of the raw files.
 
-  A file holds `label` (uint8 [rows]), `key0`, `key1` ... ([rows]) and, where there are any,
-  `missing0` ... (bits of [rows]). Of data with behaviour sequences it holds those too, as
-  `sequences` says, and `groups` says how many groups of rows there are in each file (no group is
-  in two files).
+  A file holds `label` (uint8 [rows]), `key0`, `key1` ... ([rows]) and, where values are missing,
+  `missing0` ... (bits of [rows]). Data with behaviour sequences has those in it too, as `sequences`
+  says, and then `groups` has the number of groups of rows in each file (no group is in two files).
+
+  Attributes:
+    rows: valid rows of each file of keys.
+    raw_rows: valid rows of each raw file.
+    rows_read: rows of the raw files, good and bad.
   """
 
   files: tuple[Path, ...]
   rows: tuple[int, ...]
-  raw_files: tuple[dict, ...]
-  raw_rows: tuple[int, ...]  # valid ones of each raw file
+  raw_files: tuple[RawFile, ...]
+  raw_rows: tuple[int, ...]
   rows_read: int
   groups: tuple[int, ...] = ()
 
@@ -90,6 +97,28 @@ class Ingested:
   def total(self) -> int:
     """Valid rows."""
     return sum(self.rows)
+
+
+def key_arrays(label_N: np.ndarray, columns: Iterable[KeyColumn]) -> dict[str, np.ndarray]:
+  """Returns the contents of a file of keys (see Ingested)."""
+  arrays = {'label': label_N}
+  for f, (keys_N, missing_N) in enumerate(columns):
+    arrays[f'key{f}'] = keys_N if keys_N.dtype == np.uint32 else columns_file.narrow(keys_N)
+    if missing_N.any():
+      arrays[f'missing{f}'] = np.packbits(missing_N)
+  return arrays
+
+
+def read_keys(file: columns_file.Reader, f: int) -> np.ndarray:
+  """Returns the keys of field f in one file: [rows] of some integer type, uint32 if hashed."""
+  return file.read(f'key{f}')
+
+
+def read_missing(file: columns_file.Reader, f: int, rows: int) -> np.ndarray | None:
+  """Returns which values of field f are missing: bool [rows], or None if there are none."""
+  if f'missing{f}' not in file:
+    return None
+  return np.unpackbits(file.read(f'missing{f}'), count=rows).astype(bool)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,111 +129,73 @@ class _Task:
   out: Path
 
 
-def _narrow(keys: np.ndarray) -> np.ndarray:
-  """The same integers in the smallest of a few types."""
-  if keys.dtype == np.uint32 or not keys.size:
-    return keys
-  low, high = int(keys.min()), int(keys.max())
-  for kind in (np.int16, np.int32):
-    if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max:
-      return keys.astype(kind)
-  return keys
+class _ChunkResult(msgspec.Struct):
+  """Lines of a chunk, numbered from 1; `span` is that of the ordered column's valid rows."""
+
+  lines: int
+  valid: int
+  bad_lines: list[BadLine]
+  span: Span | None
 
 
-def key_arrays(
-  label_N: np.ndarray, columns: Iterable[tuple[np.ndarray, np.ndarray]]
-) -> dict[str, np.ndarray]:
-  """A file of keys (see Ingested), from the keys and the missing ones of each field."""
-  arrays = {'label': label_N}
-  for f, (keys_N, missing_N) in enumerate(columns):
-    arrays[f'key{f}'] = _narrow(keys_N)
-    if missing_N.any():
-      arrays[f'missing{f}'] = np.packbits(missing_N)
-  return arrays
-
-
-def _integer(table: TextTable, name: str) -> int:
-  """Place of a column among the integer ones."""
-  return [table.columns[k].name for k in table.positions(INTEGER)].index(name)
-
-
-def _parse(task: _Task) -> tuple[int, int, list[BadLine], Span | None]:
-  """Parses a chunk into its file.
-
-  Returns:
-    Lines, valid rows, rejected lines, and how the ordered column runs (None where there is none
-    or no valid row). Lines are numbered from 1.
-  """
-  meta = task.out.with_name(f'{task.out.name}.json')
-  if meta.exists():
-    lines, valid, bad, span = json.loads(meta.read_bytes())
-    bad_lines = [BadLine(n, why, raw.encode('latin-1')) for n, why, raw in bad]
-    return lines, valid, bad_lines, span and Span(*span[:3], span[3] and Fall(*span[3]))
-  data = task.chunk.read()
-  protocol, span = task.protocol, None
-  lines = start = 0
+def _parse(task: _Task) -> _ChunkResult:
+  """Parses a chunk into its file of keys; a task."""
+  result_path = task.out.with_name(f'{task.out.name}.json')
+  if result_path.exists():
+    return read_result(result_path, _ChunkResult)
+  protocol, data = task.protocol, task.chunk.read()
+  result = _ChunkResult(lines=0, valid=0, bad_lines=[], span=None)
+  start = 0
   if task.skip_header:
-    lines, start = 1, data.find(b'\n') + 1 or len(data)
-  parts, bad_lines = [], []
+    result.lines, start = 1, data.find(b'\n') + 1 or len(data)
+  labels, columns_by_part = [np.zeros(0, np.uint8)], []
   while start < len(data):
     end = data.rfind(b'\n', start, start + _PARSE_BYTES) + 1
     end = end or data.find(b'\n', start) + 1 or len(data)  # a long line; the last one
-    part = data[start:end]
-    parsed, bad, count = parser.parse(protocol.table, part, 1 + lines)
-    if protocol.faults is not None:
-      faults = protocol.faults(parsed)
-      parsed, bad = row_checks.reject_rows(parsed, bad, faults, part, 1 + lines, count)
-    if protocol.ordered_by is not None and len(parsed.label_N):
-      values_N = parsed.ints_NI[:, _integer(protocol.table, protocol.ordered_by)]
-      line_N = row_checks.line_numbers(bad, 1 + lines, count)
-      span = row_checks.join(span, row_checks.span_of(values_N, line_N))
+    parsed = _parse_lines(protocol, data[start:end], result)
     # Columns are laid out while they are in the cache.
     columns = [tuple(map(np.ascontiguousarray, pair)) for pair in protocol.keys(parsed)]
-    parts.append((parsed.label_N, columns))
-    bad_lines += bad
-    lines += count
+    labels.append(parsed.label_N)
+    columns_by_part.append(columns)
     start = end
-  label_N = np.concatenate([label for label, _ in parts]) if parts else np.zeros(0, 'u1')
-  valid = len(label_N)
-  fields = range(len(protocol.fields) if parts else 0)
+  label_N = np.concatenate(labels)
+  result.valid = len(label_N)
   joined = (
-    tuple(map(np.concatenate, zip(*(columns[f] for _, columns in parts), strict=True)))
-    for f in fields
+    tuple(map(np.concatenate, zip(*parts, strict=True)))
+    for parts in zip(*columns_by_part, strict=True)
   )
   columns_file.write(task.out, key_arrays(label_N, joined))
-  # Says that the chunk is done, even when its keys are no longer needed and gone.
-  temporary = meta.with_name(f'{meta.name}.tmp')
-  bad = [[n, why, raw.decode('latin-1')] for n, why, raw in bad_lines]
-  temporary.write_text(json.dumps([lines, valid, bad, span]))
-  os.replace(temporary, meta)
-  return lines, valid, bad_lines, span
+  # Shows that the chunk is done even when its keys are no longer needed and gone.
+  write_result(result_path, result)
+  return result
 
 
-def read_keys(file: columns_file.Reader, f: int) -> np.ndarray:
-  """Keys of field f in one file: [rows] of some integer type, uint32 if hashed."""
-  return file.read(f'key{f}')
-
-
-def read_missing(file: columns_file.Reader, f: int, rows: int) -> np.ndarray | None:
-  """Which values of field f are missing (bool [rows], or None) in one file of `rows` rows."""
-  if f'missing{f}' not in file:
-    return None
-  return np.unpackbits(file.read(f'missing{f}'), count=rows).astype(bool)
+def _parse_lines(protocol: TextProtocol, data: bytes, result: _ChunkResult) -> Parsed:
+  """Returns the valid rows of some lines; adds the lines to the result."""
+  first_line = 1 + result.lines
+  parsed, bad_lines, lines = parser.parse(protocol.table, data, first_line)
+  if protocol.faults is not None:
+    faults = protocol.faults(parsed)
+    parsed, bad_lines = row_checks.reject_rows(parsed, bad_lines, faults, data, first_line, lines)
+  if protocol.ordered_by is not None and len(parsed.label_N):
+    integers = [protocol.table.columns[k].name for k in protocol.table.positions(INTEGER)]
+    values_N = parsed.ints_NI[:, integers.index(protocol.ordered_by)]
+    line_N = row_checks.line_numbers(bad_lines, first_line, lines)
+    result.span = row_checks.join(result.span, row_checks.span_of(values_N, line_N))
+  result.bad_lines += bad_lines
+  result.lines += lines
+  return parsed
 
 
 @dataclasses.dataclass
-class _Count:
-  """What was read of one raw file so far."""
+class _FileCount:
+  """Lines and rows read so far of one raw file."""
 
   path: Path
   lines: int = 0
   rows: int = 0
   valid: int = 0
   first_bad: BadLine | None = None
-
-  @property
-  def hopeless(self) -> bool:
-    return not self.valid and self.rows >= HOPELESS_LINES
 
   def check(self, expected: str) -> None:
     """Raises UserError if there is not a single valid row."""
@@ -224,12 +215,12 @@ def ingest(
   """Parses raw files, one after the other, at most `limit` lines of each.
 
   Raises:
-    UserError: a file without a single valid row (found early, so that a wrong file fails at
-      once), one with another header, or rows out of the protocol's order.
+    UserError: a file without a single valid row (after HOPELESS_LINES lines, so that a wrong file
+      fails at once), one with another header, or rows out of the protocol's order.
   """
   folder = context.work / 'keys'
   folder.mkdir(exist_ok=True)
-  sources = [RawFile(path) for path in raw]
+  sources = [TextFile(path) for path in raw]
   tasks: list[_Task] = []
 
   def cut():
@@ -243,38 +234,37 @@ def ingest(
 
   progress = Progress(context.log, 'reading', None)
   sizes = [path.stat().st_size for path in raw]
-  counts: list[_Count] = []
-  files, rows, span = [], [], None
-  for lines, kept, bad_lines, span_here in context.workers.map(_parse, cut()):
-    task = tasks[len(files)]
+  counts: list[_FileCount] = []
+  rows, span = [], None
+  for result in context.workers.map(_parse, cut()):
+    task = tasks[len(rows)]
     if task.chunk.offset == 0:
       if counts:
         counts[-1].check(protocol.expected)
-      counts.append(_Count(task.chunk.path))
-    here = counts[-1]
-    bad_lines = [bad._replace(line=here.lines + bad.line) for bad in bad_lines]
-    span = row_checks.join(span, span_here, here.lines)
+      counts.append(_FileCount(task.chunk.path))
+    count = counts[-1]
+    bad_lines = [bad._replace(line=count.lines + bad.line) for bad in result.bad_lines]
+    span = row_checks.join(span, result.span, count.lines)
     if span is not None and span.fall is not None:
       raise UserError(_goes_back(protocol, task.chunk.path, span.fall))
     context.rejects.add(task.chunk.path.name, bad_lines)
-    here.first_bad = here.first_bad or next(iter(bad_lines), None)
-    here.lines += lines
-    here.rows += lines - task.skip_header
-    here.valid += kept
-    files.append(task.out)
-    rows.append(kept)
-    if here.hopeless:
+    count.first_bad = count.first_bad or next(iter(bad_lines), None)
+    count.lines += result.lines
+    count.rows += result.lines - task.skip_header
+    count.valid += result.valid
+    rows.append(result.valid)
+    if not count.valid and count.rows >= HOPELESS_LINES:
       break
     done = len(counts) - 1
-    progress.add(lines, (sum(sizes[:done]) + task.chunk.share * sizes[done]) / sum(sizes))
+    progress.add(result.lines, (sum(sizes[:done]) + task.chunk.share * sizes[done]) / sum(sizes))
   counts[-1].check(protocol.expected)
   progress.done()
   return Ingested(
-    tuple(files),
-    tuple(rows),
-    tuple(source.describe() for source in sources),
-    tuple(count.valid for count in counts),
-    sum(count.rows for count in counts),
+    files=tuple(task.out for task in tasks[: len(rows)]),
+    rows=tuple(rows),
+    raw_files=tuple(source.describe() for source in sources),
+    raw_rows=tuple(count.valid for count in counts),
+    rows_read=sum(count.rows for count in counts),
   )
 
 

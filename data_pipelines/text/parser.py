@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Vectorised parser of click logs: one row a line, a label, integers and hexadecimal ids.
 
-A chunk of about a megabyte is parsed at once with numpy: find the separators, keep the lines that
-have all columns, then turn eight characters at a time, held in one uint64, into a number. Only a
-line that was found bad is looked at again, by `explain`, to say what is wrong with it.
+NumPy parses a chunk at once: it finds the separators, keeps the lines that have all columns, then
+turns eight characters at a time, held in one uint64, into a number. Only a bad line is read again,
+by `explain`, to say what is wrong with it.
 
 Shapes: N whole lines, I integer columns, C hexadecimal columns.
 """
@@ -19,7 +19,7 @@ from data_pipelines.prepared.rejects import BadLine
 MAX_DIGITS = 18  # any 18-digit integer fits int64
 HEX_DIGITS = 8
 
-LABEL, INTEGER, HEX, TEXT = 'label', 'integer', 'hex', 'text'  # kinds; TEXT is not looked at
+LABEL, INTEGER, HEX, TEXT = 'label', 'integer', 'hex', 'text'  # kinds; TEXT is not read
 
 _NEWLINE, _RETURN, _MINUS, _ZERO = b'\n\r-0'
 _WORD = 8  # characters that one uint64 holds
@@ -51,20 +51,20 @@ class TextTable:
   required: bool
 
   def positions(self, kind: str) -> list[int]:
-    """Columns of one kind, by number."""
+    """Returns the numbers of the columns of one kind."""
     return [i for i, column in enumerate(self.columns) if column.kind == kind]
 
   @property
   def header(self) -> bytes:
-    """The line of names, without newline."""
+    """The header line, without newline."""
     return self.separator.join(column.name.encode('ascii') for column in self.columns)
 
 
 class Parsed(NamedTuple):
-  """The valid rows of a chunk. Where a value is missing it is 0.
+  """The valid rows of a chunk. A missing value is 0.
 
   label_N: uint8 [rows]. ints_NI: int64 [rows, integer columns]. hexes_NC: uint32 [rows, hex
-  columns]. Missing: bool, like the values.
+  columns]. ints_missing_NI, hexes_missing_NC: bool, like the values.
   """
 
   label_N: np.ndarray
@@ -72,11 +72,6 @@ class Parsed(NamedTuple):
   ints_missing_NI: np.ndarray
   hexes_NC: np.ndarray
   hexes_missing_NC: np.ndarray
-
-
-def concatenate(parts: list[Parsed]) -> Parsed:
-  """The rows of all parts, in order. At least one part is needed."""
-  return Parsed(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
 
 def parse(table: TextTable, data: bytes, first_line: int) -> tuple[Parsed, list[BadLine], int]:
@@ -132,7 +127,7 @@ def parse(table: TextTable, data: bytes, first_line: int) -> tuple[Parsed, list[
 
 
 def _values(table: TextTable, buf: np.ndarray, words: np.ndarray, start_NK, end_NK):
-  """Reads the values between start and end: the rows, and bool [rows], which of them hold."""
+  """Reads the values between start and end: the rows, and which of them are valid, bool [rows]."""
   (k,) = table.positions(LABEL)
   label_N = buf[start_NK[:, k]] - np.uint8(_ZERO)
   valid_N = (label_N <= 1) & (end_NK[:, k] - start_NK[:, k] == 1)
@@ -158,7 +153,7 @@ def _repeat(byte: int) -> np.uint64:
 
 
 def _at_least(c: np.ndarray, limit: int) -> np.ndarray:
-  """Sets the high bit of each byte that is `limit` or more; all bytes of c are below 0x80."""
+  """Sets the high bit of each byte of at least `limit`; all bytes of c must be below 0x80."""
   return c + _repeat(0x80 - limit)
 
 
@@ -169,7 +164,7 @@ _TAIL = np.array([(1 << 64) - (1 << (64 - 8 * n)) for n in range(_WORD + 1)], np
 
 
 def _integers(buf: np.ndarray, words: np.ndarray, start: np.ndarray, end: np.ndarray):
-  """Decimal integers, empty = 0: int64 values, and which are no integers, both like start."""
+  """Reads decimal integers (empty: 0): int64 values and which are malformed, both like start."""
   u = np.uint64
   negative = (buf[start] == _MINUS) & (start != end)
   digits = end - start - negative
@@ -193,7 +188,7 @@ def _integers(buf: np.ndarray, words: np.ndarray, start: np.ndarray, end: np.nda
 
 
 def _long_integers(buf: np.ndarray, start: np.ndarray, digits: np.ndarray):
-  """Integers of more than eight digits, without sign: [n] values and which are none."""
+  """Reads integers of more than eight digits, without sign: [n] values and which are malformed."""
   bad = digits > MAX_DIGITS
   value = np.zeros(start.shape, np.int64)
   for k in range(min(MAX_DIGITS, int(digits.max()))):
@@ -205,7 +200,7 @@ def _long_integers(buf: np.ndarray, start: np.ndarray, digits: np.ndarray):
 
 
 def _hexes(buf: np.ndarray, words: np.ndarray, start: np.ndarray, end: np.ndarray):
-  """Eight hex digits, empty = 0: uint32 values, and which are no such, both like start."""
+  """Reads eight hex digits (empty: 0): uint32 values and which are malformed, both like start."""
   del buf
   u = np.uint64
   length = end - start
@@ -225,7 +220,7 @@ def _hexes(buf: np.ndarray, words: np.ndarray, start: np.ndarray, end: np.ndarra
 
 
 def explain(table: TextTable, raw: bytes) -> str | None:
-  """What is wrong with a line (without its newline); None if it is a valid row. Slow."""
+  """Says what is wrong with a line (without its newline); None for a valid row. Slow."""
   line = raw.removesuffix(b'\r')
   if not line:
     return 'empty line'

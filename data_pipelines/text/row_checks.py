@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the layout of a table cannot say of its rows: values that hold, a header, an order."""
+"""Checks of rows beyond the layout of their table: impossible values, the header, the order."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,13 +7,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_pipelines.core.errors import UserError
 from data_pipelines.prepared.rejects import BadLine
 from data_pipelines.text.parser import Parsed, TextTable
+from deres_jax.core.errors import UserError
 
 
 def line_numbers(bad_lines: list[BadLine], first_line: int, lines: int) -> np.ndarray:
-  """Numbers of the lines that are valid rows, of `lines` lines from `first_line` on."""
+  """Returns the numbers of the lines that are valid rows, of `lines` lines from `first_line` on."""
   bad = np.array([line.line for line in bad_lines], np.int64)
   return np.delete(np.arange(first_line, first_line + lines), bad - first_line)
 
@@ -26,11 +26,11 @@ def reject_rows(
   first_line: int,
   lines: int,
 ) -> tuple[Parsed, list[BadLine]]:
-  """Moves rows that were parsed to the rejected lines.
+  """Moves parsed rows that have faults to the rejected lines.
 
   Args:
-    parsed, bad_lines, lines: of text_table.parse(table, data, first_line).
-    faults: row to what is wrong with it.
+    parsed, bad_lines, lines: the result of parser.parse(table, data, first_line).
+    faults: reasons by row.
   """
   if not faults:
     return parsed, bad_lines
@@ -40,37 +40,37 @@ def reject_rows(
     BadLine(int(line_N[row]), reason, texts[line_N[row] - first_line])
     for row, reason in faults.items()
   ]
-  kept_N = np.ones(len(line_N), bool)
-  kept_N[list(faults)] = False
-  return Parsed(*(values[kept_N] for values in parsed)), sorted([*bad_lines, *more])
+  valid_N = np.ones(len(line_N), bool)
+  valid_N[list(faults)] = False
+  return Parsed(*(values[valid_N] for values in parsed)), sorted([*bad_lines, *more])
 
 
 def is_header(table: TextTable, first_line: bytes, path: Path) -> bool:
-  """Whether the first line of a file is the table's header.
+  """Returns whether the first line of a file is the table's header.
 
   Raises:
-    UserError: it is the header of another table: the columns would be taken for others.
+    UserError: it is the header of another table, whose columns would be mistaken for ours.
   """
   if first_line == table.header:
     return True
   names = [column.name for column in table.columns]
-  found = [value.decode('utf-8', 'backslashreplace') for value in first_line.split(table.separator)]
-  if 2 * len(set(found) & set(names)) < len(names):
+  header = first_line.decode('utf-8', 'backslashreplace').split(table.separator.decode())
+  if 2 * len(set(header) & set(names)) < len(names):
     return False
-  if len(found) != len(names):
+  if len(header) != len(names):
     raise UserError(
-      f'--raw={path}: its header names {len(found)} columns, expected {len(names)}: '
+      f'--raw={path}: its header names {len(header)} columns, expected {len(names)}: '
       f'{",".join(names)}; give the file with all columns'
     )
-  k = next(k for k, name in enumerate(names) if found[k] != name)
+  k = next(k for k, name in enumerate(names) if header[k] != name)
   raise UserError(
-    f'--raw={path}: its header names column {k + 1} {found[k]!r}, expected {names[k]!r}; '
+    f'--raw={path}: its header names column {k + 1} {header[k]!r}, expected {names[k]!r}; '
     'give the file as it was published'
   )
 
 
 class Fall(NamedTuple):
-  """The line on which an ordered column's value is below that of the row before."""
+  """A line on which an ordered column's value is below that of the row before."""
 
   line: int
   before: int
@@ -87,7 +87,7 @@ class Span(NamedTuple):
 
 
 def span_of(values_N: np.ndarray, line_N: np.ndarray) -> Span:
-  """The span of at least one row."""
+  """Returns the span of at least one row."""
   fall = None
   falls = np.flatnonzero(values_N[1:] < values_N[:-1])
   if falls.size:
@@ -97,10 +97,10 @@ def span_of(values_N: np.ndarray, line_N: np.ndarray) -> Span:
 
 
 def join(one: Span | None, other: Span | None, lines: int = 0) -> Span | None:
-  """The span of rows and those that follow; None is that of no rows.
+  """Returns the span of rows and those that follow; None is that of no rows.
 
   Args:
-    lines: is added to the other's line numbers.
+    lines: offset of the other's line numbers.
   """
   if other is None:
     return one

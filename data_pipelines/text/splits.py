@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How rows are split: pure functions of the number of rows and a seed."""
+"""Splits of rows, as pure functions of the number of rows and a seed."""
 
 import dataclasses
 
@@ -24,11 +24,11 @@ class Split:
 
   @property
   def parts(self) -> int:
-    """Into how many parts the rows are cut; fewer rows cannot be split."""
+    """Number of equal parts that the rows are cut into; fewer rows cannot be split."""
     return self.train + self.validation + self.test
 
   def rows(self, num_rows: int, seed: int) -> dict[str, np.ndarray]:
-    """Row numbers of each split, in the order in which they are written.
+    """Returns the row numbers of each split, in the order in which they are written.
 
     Random: test is the first part of `numpy.random.default_rng(seed).permutation(num_rows)`,
     validation comes next, training is the rest. By time: training is the first part, test the

@@ -35,6 +35,7 @@ _MEND = {
   errno.ENOTDIR: 'choose another folder',
   errno.EISDIR: 'choose another name',
   errno.EEXIST: 'choose another name',
+  errno.ENOTEMPTY: 'choose another name',
   errno.ENAMETOOLONG: 'choose a shorter name',
   errno.ELOOP: 'mend the links or choose another name',
 }
@@ -102,18 +103,23 @@ def sync(path: pathlib.Path):
 
 
 @contextlib.contextmanager
-def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
+def replacing(path: pathlib.Path, durable: bool = True) -> Iterator[pathlib.Path]:
   """Yields a temporary path; what is written there takes the place of `path` at the end.
 
   The name is unique, so that several processes may replace one file. If the body raises, `path`
   stays as it was.
+
+  Args:
+    durable: whether to wait until the file is on the disk.
   """
   partial = path.with_name(f'{path.name}.{uuid.uuid4().hex}.partial')
   try:
     yield partial
-    sync(partial)
+    if durable:
+      sync(partial)
     os.replace(partial, path)
-    sync(path.parent)
+    if durable:
+      sync(path.parent)
   finally:
     partial.unlink(missing_ok=True)
 

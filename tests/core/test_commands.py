@@ -11,7 +11,6 @@ import sys
 import pytest
 
 from data_pipelines.core import cli as command_line
-from data_pipelines.core.errors import UserError as PipelineError
 from deres_jax import config
 from deres_jax.config import overrides
 from deres_jax.core import cli
@@ -69,12 +68,12 @@ def test_the_page_names_every_command_and_flag(screens):
     assert set(re.findall(r'--\w+', cell)) == own, command
 
 
-def test_the_page_has_the_exit_codes_of_both_packages(capsys):
+def test_the_page_has_the_exit_codes(capsys):
   codes = [row[0] for row in rows('Exit codes')]
   ours = [0, cli.FAULT, cli.MISTAKE, cli.AGAIN, cli.INTERRUPTED]
   assert codes == [*map(str, ours), '128 + N']
-  assert cli.code_of(UserError('x')) == command_line.USER_MISTAKE == cli.MISTAKE == 2
-  assert cli.code_of(KeyboardInterrupt()) == command_line.INTERRUPTED == cli.INTERRUPTED == 130
+  assert cli.code_of(UserError('x')) == cli.MISTAKE == 2
+  assert cli.code_of(KeyboardInterrupt()) == cli.INTERRUPTED == 130
   assert cli.code_of(Retry('x')) == cli.AGAIN == 75
   assert cli.code_of(ValueError('x')) is None  # with its trace, which Python ends with 1
   assert supervisor.verdict(-9)[0] == 128 + 9
@@ -93,7 +92,7 @@ def test_a_guarded_command_ends_with_one_line_and_a_code(error, capsys):
   assert not out and err.count('\n') == 1
 
   def build():
-    raise PipelineError('what') if error is not KeyboardInterrupt else error
+    raise UserError('what') if error is not KeyboardInterrupt else error
 
   assert command_line.guarded(build) == (130 if error is KeyboardInterrupt else 2)
   assert capsys.readouterr().err.count('\n') == 1

@@ -7,7 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+
 from data_pipelines.prepared.tfds import open_split
+from data_pipelines.text.parser import Parsed
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -74,3 +77,8 @@ def set_block_rows(monkeypatch, rows: int) -> None:
     *('prepared.schema', 'prepared.shards', 'prepared.writer'),
   ):
     monkeypatch.setattr(f'data_pipelines.{module}.BLOCK_ROWS', rows)
+
+
+def concatenate(parts: list[Parsed]) -> Parsed:
+  """Joins the rows of parsed parts, in order."""
+  return Parsed(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))

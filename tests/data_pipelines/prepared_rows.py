@@ -7,16 +7,17 @@ import numpy as np
 
 from data_pipelines.core.workers import Workers
 from data_pipelines.datasets.synthetic.dataset import SYNTHETIC
-from data_pipelines.prepared.dataset import (
-  BuildContext,
-  Encoded,
-  FieldInfo,
-  GroupInfo,
-  ItemInfo,
-  SequenceInfo,
-)
+from data_pipelines.prepared.dataset import BuildContext, Encoded, FieldInfo
 from data_pipelines.prepared.rejects import Rejects
-from data_pipelines.prepared.schema import BLOCK_ROWS, FIRST_TOKEN_ID, SPLITS, RecordShape
+from data_pipelines.prepared.schema import (
+  BLOCK_ROWS,
+  FIRST_TOKEN_ID,
+  SPLITS,
+  Group,
+  Items,
+  RecordShape,
+  Sequence,
+)
 from data_pipelines.prepared.vocabulary import write_vocabulary
 from data_pipelines.prepared.writer import write_prepared
 
@@ -44,9 +45,9 @@ def write_folder(
   folder: Path,
   fields: tuple[FieldInfo, ...],
   columns: dict[str, Columns],
-  sequence: SequenceInfo | None = None,
-  group: GroupInfo | None = None,
-  items: ItemInfo | None = None,
+  sequence: Sequence | None = None,
+  group: Group | None = None,
+  items: Items | None = None,
 ) -> Path:
   """Fills a new folder with the rows; the tokens of the vocabularies are invented too."""
   (folder / 'vocabulary').mkdir(parents=True)

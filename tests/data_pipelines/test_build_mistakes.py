@@ -15,9 +15,9 @@ import pytest
 from invented_rows import REPOSITORY, criteo_lines, write_lines
 
 from data_pipelines import build, datasets
-from data_pipelines.core.errors import UserError
 from data_pipelines.core.workers import Workers
 from data_pipelines.doctor import __main__ as doctor
+from deres_jax.core.errors import UserError
 
 
 @pytest.fixture

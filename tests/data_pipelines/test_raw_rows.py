@@ -11,9 +11,9 @@ from made import feed_row
 
 from data_pipelines import build
 from data_pipelines.datasets import avazu
-from data_pipelines.datasets.avazu import SPLIT_PROTOCOLS as AVAZU_SPLITS
+from data_pipelines.datasets.avazu import PROTOCOLS as AVAZU_PROTOCOLS
 from data_pipelines.datasets.criteo import FIELD_NAMES
-from data_pipelines.datasets.criteo import SPLIT_PROTOCOLS as CRITEO_SPLITS
+from data_pipelines.datasets.criteo import PROTOCOLS as CRITEO_PROTOCOLS
 from data_pipelines.datasets.kuairand import fields
 from data_pipelines.prepared.tfds import open_split
 from data_pipelines.text.splits import Split
@@ -81,7 +81,7 @@ def test_criteo_rows_become_the_ids_of_the_build(tmp_path, name):
   assert build.main(flags) == 0
   assert len((tmp_path / 'out' / 'rejects.tsv').read_text().splitlines()) == len(bad)
   rows = [criteo_row(line) for line in lines]
-  split = Split(8, 1, 1, by_time=True) if name == 'criteo_1tb' else CRITEO_SPLITS['x4']
+  split = Split(8, 1, 1, by_time=True) if name == 'criteo_1tb' else CRITEO_PROTOCOLS['x4'].split
   assert_same_ids(tmp_path / 'out', rows, split)
   found = stored(tmp_path / 'out')['train']
   assert (found[:, :13] == 1).any(), 'a number that is too rare'
@@ -115,7 +115,7 @@ def test_avazu_rows_become_the_ids_of_the_build(tmp_path, protocol):
   assert build.main(['--dataset=avazu', f'--raw={raw}', f'--out={tmp_path / "out"}', *flags]) == 0
   rows = list(csv.DictReader([invented_rows.AVAZU_HEADER, *lines]))
   rows = [{k: v for k, v in row.items() if k not in ('id', 'click')} for row in rows]
-  assert_same_ids(tmp_path / 'out', rows, AVAZU_SPLITS[protocol])
+  assert_same_ids(tmp_path / 'out', rows, AVAZU_PROTOCOLS[protocol].split)
   encoder = encoder_of(tmp_path / 'out')
   for hour in ('14103124', '14043100', '09010100', '141021', '-14102100'):
     assert np.isnat(avazu.dates_of(np.array([int(hour)])))  # so the build refuses the row

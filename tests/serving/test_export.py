@@ -19,9 +19,9 @@ import pytest
 from made import feed_row, ids_of
 
 from data_pipelines import build
-from data_pipelines.datasets.avazu import SPLIT_PROTOCOLS as AVAZU_SPLITS
+from data_pipelines.datasets.avazu import PROTOCOLS as AVAZU_PROTOCOLS
 from data_pipelines.datasets.criteo import FIELD_NAMES
-from data_pipelines.datasets.criteo import SPLIT_PROTOCOLS as CRITEO_SPLITS
+from data_pipelines.datasets.criteo import PROTOCOLS as CRITEO_PROTOCOLS
 from deres_jax import config, export, serving
 from deres_jax.core.errors import UserError
 from deres_jax.data.schema import load_schema
@@ -165,7 +165,7 @@ def test_predictions_of_real_criteo_rows_match_evaluation(samples, tmp_path):
     lines = [line.rstrip('\n').split('\t') for line, _ in zip(file, range(4000), strict=False)]
   flags = ['--dataset=criteo', f'--raw={samples / "criteo_sample.tsv.gz"}', '--limit=4000']
   assert not build.main([*flags, f'--out={tmp_path / "data"}', '--min_count=3'])
-  numbers = CRITEO_SPLITS['x4'].rows(len(lines), 0)['test']
+  numbers = CRITEO_PROTOCOLS['x4'].split.rows(len(lines), 0)['test']
   rows = [{k: v for k, v in zip(FIELD_NAMES, lines[i][1:], strict=True) if v} for i in numbers]
   ids = np.array(ids_of(tmp_path / 'data'))
   assert (ids[:, 13:] == 1).any() and min(map(len, rows)) < 39
@@ -184,7 +184,7 @@ def test_predictions_of_real_avazu_rows_match_evaluation(samples, tmp_path):
     lines = [row for row, _ in zip(csv.DictReader(file), range(1999), strict=False)]
   flags = ['--dataset=avazu', f'--raw={sample}', f'--out={tmp_path / "data"}', '--limit=2000']
   assert not build.main(flags)
-  numbers = AVAZU_SPLITS['x4'].rows(len(lines), 0)['test']
+  numbers = AVAZU_PROTOCOLS['x4'].split.rows(len(lines), 0)['test']
   rows = [{k: v for k, v in lines[i].items() if k not in ('id', 'click')} for i in numbers]
   workdir = train_in(tmp_path / 'data', tmp_path / 'w', 'model.backbone=lr,model.embed_dim=1')
   assert_predicts(written(workdir, tmp_path / 'f'), rows, workdir)

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""KuaiRand: logs with user and item tables, histories by user."""
+"""KuaiRand: logs joined with user and video tables, and the history of each user."""

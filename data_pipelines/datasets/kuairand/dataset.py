@@ -6,19 +6,20 @@ Kuaishou of 2022-04-08 to 2022-05-08; 27K has 322 million impressions of 27,285 
 CC BY-SA 4.0. Citation: Gao et al., KuaiRand: An Unbiased Sequential Recommendation Dataset with
 Randomly Exposed Videos, CIKM '22, doi 10.1145/3511808.3557624 (BibTeX: `KuaiRand.CITATION`).
 
-It stands in for the private behaviour logs of the DeRes paper; the protocol is ours.
+The data set is called `social`. It stands in for the private behaviour logs of the DeRes paper; the
+protocol is ours.
 
-Rows: one an impression of log_standard_*.csv, and with --random_log of log_random_*.csv too. The
-label is is_click, long_view or is_like. Fields: `fields.FIELDS`, none of which is
-feedback of the row itself; what a side table does not know is missing (id 1), as is every token of
-fewer than --min_count training rows. hour and weekday are those of UTC+8; `duration` is in half
-octaves; of a list of tags the first counts.
+Rows: one per impression of log_standard_*.csv, and with --random_log of log_random_*.csv too. The
+label is is_click, long_view or is_like. Fields: `fields.FIELDS`, none of which is feedback of the
+row itself; a value that a side table does not have is missing (id 1), and so is a token of fewer
+than --min_count training rows. hour and weekday are those of UTC+8; `duration` is in half octaves;
+of a list of tags the first counts.
 
 Sequence: the last --events impressions of the same user that have positive feedback (click, like,
 follow, comment, forward or long view) and a time_ms strictly below the row's own; rows of the same
 millisecond do not see each other. Oldest first, padded with 0 at the front. Attributes: video_id,
-author_id and tag, whose ids are those of the fields; `feedback`, which of the six there were; and
-`gap`, the octave of the whole seconds from the event to the row (a token is where it begins).
+author_id and tag, whose ids are those of the fields; `feedback`, which of the six the user gave;
+and `gap`, the octave of the whole seconds from the event to the row (a token is its lower edge).
 
 Split: 8:1:1 in the order of time, cut at a millisecond, as near to 80 % and 90 % as ties allow;
 each split is shuffled with --seed. As is usual with a split by time, histories of later rows hold
@@ -33,30 +34,27 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipelines.core.errors import UserError
+from data_pipelines.core.option_flags import check
 from data_pipelines.datasets.kuairand import fields
-from data_pipelines.datasets.kuairand.fields import row_protocol
-from data_pipelines.datasets.kuairand.files import KuaiRandFiles, kuairand_files
-from data_pipelines.datasets.kuairand.histories import bring_together
+from data_pipelines.datasets.kuairand.files import kuairand_files
+from data_pipelines.datasets.kuairand.histories import group_by_user
 from data_pipelines.datasets.kuairand.logs import LABELS, log_protocol
 from data_pipelines.datasets.kuairand.side_tables import SideTable, build_side, text_tokens
 from data_pipelines.datasets.kuairand.split import split_by_time
 from data_pipelines.prepared.dataset import BuildContext, Dataset, Encoded
 from data_pipelines.prepared.tfds import BlockBuilder
 from data_pipelines.text import encoding
+from data_pipelines.text.dataset import add_shared_flags, check_shared_options
 from data_pipelines.text.ingest import ingest
+from deres_jax.core.errors import UserError
 
 EVENTS, MAX_EVENTS = 50, 10_000
-
-
 MIN_COUNT = 2
-
-
 _PARTS = 10  # 8:1:1
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-  """Flags of `--dataset=social`."""
+  """Adds the flags of `--dataset=social`."""
   parser.add_argument(
     '--protocol', choices=('time',), default='time', help='time: 8:1:1 by time (default)'
   )
@@ -74,68 +72,39 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     action='store_true',
     help='use log_random_*.csv, too (default: the standard logs only)',
   )
-  parser.add_argument(
-    '--min_count',
-    type=int,
-    default=MIN_COUNT,
-    help=f'training rows a token needs to be kept (default {MIN_COUNT})',
-  )
-  parser.add_argument('--seed', type=int, default=0, help='seed of the shuffle (default 0)')
-  parser.add_argument(
-    '--limit', type=int, default=None, help='use only the first LIMIT lines of each log'
-  )
+  kept = f'a token needs to be kept (default {MIN_COUNT})'
+  add_shared_flags(parser, MIN_COUNT, kept, 'shuffle', 'each log')
 
 
 def options(args: argparse.Namespace) -> dict:
-  """The options that determine the output. Raises UserError on a value out of range."""
-  if not 0 <= args.seed < 2**32:
-    raise UserError(f'--seed={args.seed}: expected 0 to 4294967295')
-  if args.min_count < 1:
-    raise UserError(f'--min_count={args.min_count}: expected at least 1 (keeps every token)')
-  if not 1 <= args.events <= MAX_EVENTS:
-    raise UserError(f'--events={args.events}: expected 1 to {MAX_EVENTS}')
-  if args.limit is not None and args.limit < 2:
-    raise UserError(f'--limit={args.limit}: expected at least 2 lines, the header and a row')
-  return {
-    'protocol': args.protocol,
-    'label': args.label,
-    'events': args.events,
-    'random_log': args.random_log,
-    'min_count': args.min_count,
-    'seed': args.seed,
-    'limit': args.limit,
-  }
+  """See Dataset.options."""
+  check_shared_options(args.seed, args.min_count, args.limit, least_lines=2)
+  check(1 <= args.events <= MAX_EVENTS, 'events', args.events, f'1 to {MAX_EVENTS}')
+  names = ('protocol', 'label', 'events', 'random_log', 'min_count', 'seed', 'limit')
+  return {name: vars(args)[name] for name in names}
 
 
 def raw_files(raw: Path, options: dict) -> list[Path]:
-  """See Dataset.raw_files."""
-  return kuairand_files(raw, options['random_log']).all
+  """See Dataset.raw_files: the logs, then the tables of users and of videos."""
+  return kuairand_files(raw, options['random_log'])
 
 
-def _side_tables(
-  files: KuaiRandFiles, context: BuildContext
-) -> tuple[SideTable, SideTable, tuple[dict, ...]]:
-  """Tables of users and videos, built, and what schema.json says of their files."""
+def encode(options: dict, files: list[Path], context: BuildContext) -> Encoded:
+  """See Dataset.encode."""
+  *log_files, users_file, videos_file = files
   folder = context.work / 'side'
   folder.mkdir(exist_ok=True)
-  p = fields
-  users = SideTable(files.users, 'user_id', p.USER_INTEGERS, p.USER_TEXTS, folder / 'users')
-  videos = SideTable(files.videos, 'video_id', p.VIDEO_INTEGERS, p.VIDEO_TEXTS, folder / 'videos')
-  described = tuple(context.workers.map(build_side, [users, videos]))
-  return users, videos, described
-
-
-def encode_dataset(options: dict, raw: Path | None, context: BuildContext) -> Encoded:
-  """See Dataset.encode."""
-  assert raw is not None
-  files = kuairand_files(raw, options['random_log'])
-  users, videos, described = _side_tables(files, context)
-  logs = ingest(log_protocol(options['label']), list(files.logs), options['limit'], context)
+  f = fields
+  users = SideTable(users_file, 'user_id', f.USER_INTEGERS, f.USER_TEXTS, folder / 'users')
+  videos = SideTable(videos_file, 'video_id', f.VIDEO_INTEGERS, f.VIDEO_TEXTS, folder / 'videos')
+  side_files = tuple(context.workers.map(build_side, [users, videos]))
+  logs = ingest(log_protocol(options['label']), log_files, options['limit'], context)
+  raw = log_files[0].parent
   if logs.total < _PARTS:
     raise UserError(
       f'--raw={raw}: only {logs.total} valid rows; expected at least {_PARTS} for a split'
     )
-  by_user = bring_together(logs, options['events'], users, videos, context)
+  by_user = group_by_user(logs, options['events'], users, videos, context)
   if not by_user.events:
     raise UserError(
       f'--raw={raw}: no row has positive feedback, so every behaviour sequence would be empty; '
@@ -146,17 +115,15 @@ def encode_dataset(options: dict, raw: Path | None, context: BuildContext) -> En
     return split_by_time(by_user.times, rows, options['seed'], raw)
 
   texts = text_tokens(users) | text_tokens(videos)
-  protocol = row_protocol(options['label'], options['events'], texts)
+  protocol = fields.row_protocol(options['label'], options['events'], texts)
   encoded = encoding.encode(protocol, by_user.ingested, split_rows, options['min_count'], context)
-  raw_files = (*encoded.raw_files, *described)
-  return dataclasses.replace(encoded, raw_files=raw_files)
+  return dataclasses.replace(encoded, raw_files=(*encoded.raw_files, *side_files))
 
 
 class KuaiRand(BlockBuilder):
   """KuaiRand impressions with behaviour sequences, encoded to ids, in blocks of rows."""
 
   name = 'social'
-  RELEASE_NOTES = {'1.0.0': 'First version.'}  # noqa: RUF012 (TFDS's own attribute)
   DESCRIPTION = (
     'A month of impressions of the video platform Kuaishou: who was shown which video when, six '
     'kinds of positive feedback, and features of users and videos. Every row carries the last '
@@ -180,11 +147,9 @@ class KuaiRand(BlockBuilder):
 KUAIRAND = Dataset(
   name='social',
   about='behaviour sequences (a KuaiRand folder of logs, user and video features, plain or .gz)',
-  needs_raw=True,
   add_flags=add_flags,
   options=options,
-  encode=encode_dataset,
+  encode=encode,
   builder=KuaiRand,
-  config=lambda options: None,
   raw_files=raw_files,
 )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fields of an impression, attributes of an event, and what their keys and tokens are.
+"""Fields of an impression and attributes of an event: their keys, tokens and recipes.
 
 Shapes: N rows, U distinct keys, M any number of ages.
 """
@@ -31,9 +31,9 @@ FIELDS = (
   *('hour', 'weekday', 'duration', 'user_active_degree', 'is_lowactive_period'),
   *('is_live_streamer', 'is_video_author', *USER_RANGES, 'register_days_range', *ONE_HOT),
 )
-SHARED = ('video_id', 'author_id', 'tag')  # fields whose ids events have, too
+SHARED = ('video_id', 'author_id', 'tag')  # fields that share their ids with events
 
-_UTC_OFFSET_MS = 8 * 3_600_000  # of the platform's place
+_UTC_OFFSET_MS = 8 * 3_600_000  # the platform's time zone
 _DAY_MS = 24 * 3_600_000
 
 # Half octaves from one second to 4096 s; duration d is in bucket "number of edges up to d".
@@ -42,31 +42,31 @@ GAP_BUCKETS = 26  # below a second, then from 2^(k-1) s on, k = 1, 2, ... 25
 
 
 def calendar(time_N: np.ndarray) -> dict[str, np.ndarray]:
-  """hour (0 to 23) and weekday (0 = Sunday) at UTC+8 of milliseconds since 1970."""
+  """Returns hour (0 to 23) and weekday (0 = Sunday) at UTC+8 of milliseconds since 1970."""
   local_N = time_N + _UTC_OFFSET_MS
   # 1970-01-01 was a Thursday.
   return {'hour': local_N // 3_600_000 % 24, 'weekday': (local_N // _DAY_MS + 4) % 7}
 
 
 def duration_bucket(duration_N: np.ndarray) -> np.ndarray:
-  """0 below a second, then half octaves: milliseconds to 0 ... 25."""
+  """Returns the bucket of milliseconds, 0 to 25: 0 below a second, then half octaves."""
   return np.searchsorted(DURATION_EDGES_MS, duration_N, side='right')
 
 
 def gap_ids(age_M: np.ndarray) -> np.ndarray:
-  """Ids of the time from an event to the row, milliseconds: octaves of whole seconds."""
+  """Returns the ids of milliseconds from an event to the row: octaves of whole seconds."""
   # The exponent is the bit length of the seconds: 0 for 0, 1 for 1, 2 for 2 and 3, ...
   _, bits_M = np.frexp((age_M // 1000).astype(np.float64))
   return np.minimum(bits_M, GAP_BUCKETS - 1) + FIRST_TOKEN_ID
 
 
 def gap_tokens() -> tuple[bytes, ...]:
-  """Where each bucket of a gap begins, in seconds."""
+  """Returns the lower edge of each bucket of a gap, in seconds."""
   return (b'0', *(b'%d' % (1 << k) for k in range(GAP_BUCKETS - 1)))
 
 
 def feedback_tokens() -> tuple[bytes, ...]:
-  """Names of the sets 1 to 63 of feedback, such as "click+like"; set s has id s + 1."""
+  """Returns the names of the sets 1 to 63 of feedback, such as "click+like"; set s has id s + 1."""
   names = [name.removeprefix('is_') for name in FEEDBACK]
   return tuple(
     '+'.join(name for k, name in enumerate(names) if bits >> k & 1).encode('ascii')
@@ -75,12 +75,12 @@ def feedback_tokens() -> tuple[bytes, ...]:
 
 
 def feedback_ids(feedback_N: np.ndarray) -> np.ndarray:
-  """Ids of sets that are not empty."""
+  """Returns the ids of sets that are not empty."""
   return (feedback_N + (FIRST_TOKEN_ID - 1)).astype(np.int32)
 
 
 def tokens(texts: dict[str, tuple[bytes, ...]], f: int, keys_U: np.ndarray) -> np.ndarray:
-  """The text of a text column, the lower edge in milliseconds of `duration`, else decimals."""
+  """See TextProtocol.tokens: texts, the lower edge of `duration` in milliseconds, else decimals."""
   name = FIELDS[f]
   if name == 'duration':
     return decimal_tokens(np.concatenate(([0], DURATION_EDGES_MS))[keys_U])
@@ -90,7 +90,7 @@ def tokens(texts: dict[str, tuple[bytes, ...]], f: int, keys_U: np.ndarray) -> n
 
 
 def field_recipe(name: str) -> recipes.Recipe:
-  """How the tokens of a field are made of the columns of the logs and the side tables."""
+  """Returns how columns of the logs and the side tables become the tokens of a field."""
   if name in ('hour', 'weekday'):
     return recipes.calendar_ms('time_ms', name, _UTC_OFFSET_MS)
   if name == 'duration':
@@ -104,7 +104,7 @@ def field_recipe(name: str) -> recipes.Recipe:
 
 
 def event_recipes() -> dict[str, recipes.Recipe]:
-  """The same of the attributes that only events have."""
+  """Returns the recipes of the attributes that only events have."""
   names = [name.removeprefix('is_') for name in FEEDBACK]
   tokens = [token.decode('ascii') for token in gap_tokens()]
   edges = [1000 << k for k in range(GAP_BUCKETS - 1)]
@@ -115,7 +115,7 @@ def event_recipes() -> dict[str, recipes.Recipe]:
 
 
 def event_spec(length: int) -> EventSpec:
-  """Sequences of `length` events."""
+  """Returns the specification of sequences of `length` events."""
   return EventSpec(
     length,
     (
@@ -129,10 +129,10 @@ def event_spec(length: int) -> EventSpec:
 
 
 def row_protocol(label: str, length: int, texts: dict[str, tuple[bytes, ...]]) -> TextProtocol:
-  """How rows that were brought together by user are encoded.
+  """Returns the protocol that encodes rows grouped by user.
 
   Args:
-    texts: text columns to their ascending tokens; a key is a place among these.
+    texts: ascending tokens of the text columns; a key is an index into these.
   """
   logs = log_protocol(label)
   return TextProtocol(

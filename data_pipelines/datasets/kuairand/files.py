@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which files of a KuaiRand folder are read."""
+"""Finds the raw files in a KuaiRand folder."""
 
-import dataclasses
 from pathlib import Path
 
-from data_pipelines.core.errors import UserError
 from data_pipelines.core.files import check_raw
+from deres_jax.core.errors import UserError
 
 LAYOUT = (
   'log_standard_*.csv (two or more), user_features_*.csv, video_features_basic_*.csv, '
@@ -14,22 +13,8 @@ LAYOUT = (
 _DATA = 'data'  # the subfolder of the published archives
 
 
-@dataclasses.dataclass(frozen=True)
-class KuaiRandFiles:
-  """The files, logs by name (standard ones first)."""
-
-  logs: tuple[Path, ...]
-  users: Path
-  videos: Path
-
-  @property
-  def all(self) -> list[Path]:
-    """Every file whose bytes determine the output."""
-    return [*self.logs, self.users, self.videos]
-
-
 def _named(folder: Path, start: str) -> list[Path]:
-  """Files of one kind by name. Raises UserError where one is there plain and zipped."""
+  """Returns the files of one kind by name; raises UserError if one is there plain and zipped."""
   names = sorted(
     path.name
     for path in folder.iterdir()
@@ -42,21 +27,22 @@ def _named(folder: Path, start: str) -> list[Path]:
 
 
 def _only(folder: Path, start: str) -> Path:
-  found = _named(folder, start)
-  if len(found) != 1:
-    names = f' ({", ".join(path.name for path in found)})' if found else ''
+  files = _named(folder, start)
+  if len(files) != 1:
+    names = f' ({", ".join(path.name for path in files)})' if files else ''
     raise UserError(
-      f'--raw={folder}: found {len(found)} files {start}*.csv{names}, expected exactly one; '
+      f'--raw={folder}: found {len(files)} files {start}*.csv{names}, expected exactly one; '
       f'give the folder of one version of KuaiRand ({LAYOUT})'
     )
-  return found[0]
+  return files[0]
 
 
-def kuairand_files(raw: Path, random_log: bool) -> KuaiRandFiles:
-  """The files in a folder or in its `data/`.
+def kuairand_files(raw: Path, random_log: bool) -> list[Path]:
+  """Returns the files in a folder or in its `data/`: logs by name, standard ones first, then the
+  tables of users and of videos.
 
   Args:
-    random_log: whether the log of randomly exposed videos is read, too.
+    random_log: whether to read the log of randomly exposed videos, too.
 
   Raises:
     UserError: a file is missing, doubled or empty.
@@ -77,15 +63,13 @@ def kuairand_files(raw: Path, random_log: bool) -> KuaiRandFiles:
       f'({LAYOUT}): without one of them rows would lack their past'
     )
   if random_log:
-    found = _named(folder, 'log_random_')
-    if not found:
+    random_logs = _named(folder, 'log_random_')
+    if not random_logs:
       raise UserError(
         f'--raw={folder}: no file log_random_*.csv; download it, or leave out --random_log'
       )
-    logs += found
-  files = KuaiRandFiles(
-    tuple(logs), _only(folder, 'user_features_'), _only(folder, 'video_features_basic_')
-  )
-  for path in files.all:
+    logs += random_logs
+  files = [*logs, _only(folder, 'user_features_'), _only(folder, 'video_features_basic_')]
+  for path in files:
     check_raw(path)
   return files

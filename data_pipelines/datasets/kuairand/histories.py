@@ -1,22 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Brings the rows of each user together, out of core, and finds every row's past.
+"""Groups rows by user, out of core, and finds every row's history.
 
-An external shuffle: rows of some chunks are laid out by bucket (one task), then the rows of a
-bucket are gathered and sorted (another). A bucket is a range of the hashed users, so the order of
-all rows is by (hashed user, time, order in the raw files), however many buckets there are. A user
-is never cut: the memory of a task is that of a bucket, or of the rows of its largest user.
+An external shuffle: one kind of task sorts the rows of a few chunks by bucket, another gathers the
+rows of a bucket and sorts them. A bucket is a range of the hashed users, so the order of all rows
+is by (hashed user, time, order in the raw files), for any number of buckets. A user is never cut:
+a task needs the memory of a bucket, or of the rows of its largest user.
 """
 
 import dataclasses
-import itertools
-import json
-import os
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from data_pipelines.core import columns_file
+from data_pipelines.core.files import read_result, write_result
 from data_pipelines.core.progress import Progress
+from data_pipelines.core.workers import cut_runs
 from data_pipelines.datasets.kuairand.fields import (
   FIELDS,
   SHARED,
@@ -24,30 +24,30 @@ from data_pipelines.datasets.kuairand.fields import (
   duration_bucket,
   feedback_ids,
 )
-from data_pipelines.datasets.kuairand.logs import KEPT
+from data_pipelines.datasets.kuairand.logs import STORED
 from data_pipelines.datasets.kuairand.side_tables import SideTable, join
 from data_pipelines.prepared.dataset import BuildContext
 from data_pipelines.text.ingest import Ingested, key_arrays
 
 BUCKET_ROWS = 1 << 20  # rows of a bucket, about
-_SHUFFLED_ROWS = 1 << 20  # that a task lays out, about
+_SHUFFLED_ROWS = 1 << 20  # that a task sorts by bucket, about
 # Odd, so that no two users have the same product modulo 2^64; 2^64 / golden ratio spreads runs
 # of neighbouring numbers evenly.
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 
 
 def hashed(user_N: np.ndarray) -> np.ndarray:
-  """A one-to-one scattering of users: uint64."""
+  """Returns one-to-one hashes of users: uint64."""
   return user_N.astype(np.uint64) * _FACTOR
 
 
 def bucket_count(rows: int) -> int:
-  """Into how many buckets so many rows go."""
+  """Returns the number of buckets for so many rows."""
   return max(1, -(-rows // BUCKET_ROWS))
 
 
 def _buckets(user_N: np.ndarray, buckets: int) -> np.ndarray:
-  """Bucket b holds the b-th of `buckets` equal ranges of hashes."""
+  """Returns the bucket of each user; bucket b is the b-th of `buckets` equal ranges of hashes."""
   return ((hashed(user_N) >> np.uint64(32)) * np.uint64(buckets)) >> np.uint64(32)
 
 
@@ -60,7 +60,7 @@ class _ShuffleTask:
 
 
 def _names() -> tuple[str, ...]:
-  return ('label', *(f'key{k}' for k in range(len(KEPT))))
+  return ('label', *(f'key{k}' for k in range(len(STORED))))
 
 
 def _concatenate(parts: list[list[np.ndarray]]) -> dict[str, np.ndarray]:
@@ -74,7 +74,7 @@ def _concatenate(parts: list[list[np.ndarray]]) -> dict[str, np.ndarray]:
 
 
 def _shuffle(task: _ShuffleTask) -> int:
-  """Lays out the rows of some chunks by bucket; removes the chunks; returns the rows."""
+  """Sorts the rows of some chunks by bucket; removes the chunks; returns the number of rows."""
   if not task.out.exists():
     parts = []
     for path, rows in zip(task.files, task.rows, strict=True):
@@ -94,7 +94,7 @@ def _shuffle(task: _ShuffleTask) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class _BucketTask:
-  files: tuple[Path, ...]  # that _shuffle made
+  files: tuple[Path, ...]  # written by _shuffle
   bucket: int
   length: int  # of a behaviour sequence
   users: SideTable
@@ -102,21 +102,27 @@ class _BucketTask:
   keys: Path
   times: Path
 
+  @property
+  def result(self) -> Path:
+    """File of the result; shows that the bucket is done even when its keys are gone."""
+    return self.keys.with_name(f'{self.keys.name}.json')
 
-def _done(task: _BucketTask) -> Path:
-  """Says that a bucket is done, even when its keys are no longer needed and gone."""
-  return task.keys.with_name(f'{task.keys.name}.json')
+
+class _BucketResult(msgspec.Struct):
+  rows: int
+  groups: int
+  events: int
 
 
 def _gather(task: _BucketTask) -> dict[str, np.ndarray]:
-  """The rows of a bucket, by KEPT and `label`, in their order."""
+  """Returns the columns STORED and `label` of a bucket's rows, in their final order."""
   parts = []
   for path in task.files:
     with columns_file.Reader(path) as file:
       start, stop = file.read('start', task.bucket, task.bucket + 2).tolist()
       if start < stop:
         parts.append([file.read(name, start, stop) for name in _names()])
-  columns = dict(zip(('label', *KEPT), _concatenate(parts).values(), strict=True))
+  columns = dict(zip(('label', *STORED), _concatenate(parts).values(), strict=True))
   order = np.lexsort((columns['time_ms'], hashed(columns['user_id'])))  # stable
   return {name: column[order] for name, column in columns.items()}
 
@@ -124,12 +130,12 @@ def _gather(task: _BucketTask) -> dict[str, np.ndarray]:
 def histories(
   user_N: np.ndarray, time_N: np.ndarray, event_N: np.ndarray, length: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Which events make the sequence of each row.
+  """Finds the events that make the sequence of each row.
 
   Args:
-    user_N: each user's rows stand together.
+    user_N: each user's rows lie together.
     time_N: does not fall within a user.
-    event_N: bool, which rows are events; these are numbered in order.
+    event_N: bool, which rows are events; events are numbered in order.
 
   Returns:
     First event and end, int64: the last `length` events of the row's user before its time.
@@ -137,7 +143,7 @@ def histories(
   number_N = np.arange(len(user_N))
   new_user_N = np.diff(user_N, prepend=user_N[:1]) != 0
   new_time_N = new_user_N | (np.diff(time_N, prepend=time_N[:1]) != 0)
-  # Rows of the same time do not see each other: the past ends where the first of them stands.
+  # Rows of the same time do not see each other: the history ends before the first of them.
   first_of_user_N = np.maximum.accumulate(np.where(new_user_N, number_N, 0))
   first_of_time_N = np.maximum.accumulate(np.where(new_time_N, number_N, 0))
   before_N = np.cumsum(event_N) - event_N
@@ -146,7 +152,7 @@ def histories(
 
 
 def _columns(task: _BucketTask, rows: dict[str, np.ndarray], group_N: np.ndarray):
-  """Keys and missing ones of all FIELDS, in order."""
+  """Yields the key column of each of FIELDS, in order."""
   first_G = np.searchsorted(group_N, np.arange(group_N[-1] + 1))
   user_G = rows['user_id'][first_G]
   rising = np.argsort(user_G)
@@ -159,24 +165,20 @@ def _columns(task: _BucketTask, rows: dict[str, np.ndarray], group_N: np.ndarray
     **calendar(rows['time_ms']),
     'duration': duration_bucket(rows['duration_ms']),
   }
-  nothing_N = np.zeros(len(group_N), bool)
+  none_missing_N = np.zeros(len(group_N), bool)
   for name in FIELDS:
     if name in known:
-      yield known[name], nothing_N
+      yield known[name], none_missing_N
     elif name in of_video:
       yield tuple(column_U[place_N] for column_U in of_video[name])
     else:
       yield tuple(column_U[of_row_N] for column_U in of_user[name])
 
 
-def _build_bucket(task: _BucketTask) -> dict[str, int]:
-  """Makes the keys of a bucket; returns how many rows, groups and events it has.
-
-  The times stay in files of their own: those by rank and those in the order of rows.
-  """
-  meta = _done(task)
-  if meta.exists():
-    return json.loads(meta.read_bytes())
+def _build_bucket(task: _BucketTask) -> _BucketResult:
+  """Writes the keys of a bucket, and its times in the order of rows and sorted; a task."""
+  if task.result.exists():
+    return read_result(task.result, _BucketResult)
   rows = _gather(task)
   user_N, time_N, feedback_N = (rows[name] for name in ('user_id', 'time_ms', 'feedback'))
   event_N = feedback_N > 0
@@ -191,15 +193,13 @@ def _build_bucket(task: _BucketTask) -> dict[str, int]:
       'count': (end_N - begin_N).astype(np.uint16),
       'time': time_N.astype(np.int64),
       'group': group_N.astype(np.int32),
-      f'own{len(SHARED)}': feedback_ids(feedback_N[event_N]),
+      f'attribute{len(SHARED)}': feedback_ids(feedback_N[event_N]),
     }
   columns_file.write(task.keys, arrays)
   columns_file.write(task.times, {'time': time_N, 'sorted': np.sort(time_N)})
-  counts = {'rows': len(user_N), 'groups': groups, 'events': int(event_N.sum())}
-  temporary = meta.with_name(f'{meta.name}.{os.getpid()}.tmp')
-  temporary.write_text(json.dumps(counts))
-  os.replace(temporary, meta)
-  return counts
+  result = _BucketResult(len(user_N), groups, int(event_N.sum()))
+  write_result(task.result, result)
+  return result
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,9 +207,9 @@ class ByUser:
   """The rows of all users, in files of keys.
 
   Attributes:
-    ingested: what `encoding` reads.
-    times: a file a file of keys: `time` of its rows, and the same, `sorted`.
-    events: rows with positive feedback.
+    ingested: the files of keys, for `encoding`.
+    times: for each file of keys a file of its rows' times: `time`, and the same `sorted`.
+    events: number of rows with positive feedback.
   """
 
   ingested: Ingested
@@ -217,26 +217,24 @@ class ByUser:
   events: int
 
 
-def bring_together(
+def group_by_user(
   logs: Ingested, length: int, users: SideTable, videos: SideTable, context: BuildContext
 ) -> ByUser:
-  """From ingested logs to rows by user, with what is known of users and videos.
+  """Groups ingested logs by user and joins the side tables, which must be built.
 
   Args:
     length: events of a behaviour sequence.
-    users, videos: were built.
   """
   buckets = bucket_count(logs.total)
-  # Another version's buckets are other files.
+  # With another number of buckets the files are others.
   folders = {name: context.work / f'{name}-{buckets}' for name in ('shuffled', 'users', 'times')}
   for folder in folders.values():
     folder.mkdir(exist_ok=True)
-  spans = _spans(logs.rows)
   shuffles = [
     _ShuffleTask(
       logs.files[first:last], logs.rows[first:last], buckets, folders['shuffled'] / f'{k:06d}'
     )
-    for k, (first, last) in enumerate(spans)
+    for k, (first, last) in enumerate(cut_runs(logs.rows, _SHUFFLED_ROWS))
   ]
   files = tuple(task.out for task in shuffles)
   tasks = [
@@ -245,34 +243,24 @@ def bring_together(
     )
     for b in range(buckets)
   ]
-  if not all(_done(task).exists() for task in tasks):
+  if not all(task.result.exists() for task in tasks):
     progress = Progress(context.log, 'shuffling', logs.total)
     for rows in context.workers.map(_shuffle, shuffles):
       progress.add(rows)
     progress.done()
-  progress, counts = Progress(context.log, 'sorting by user', logs.total), []
-  for count in context.workers.map(_build_bucket, tasks):
-    counts.append(count)
-    progress.add(count['rows'])
+  progress, results = Progress(context.log, 'sorting by user', logs.total), []
+  for result in context.workers.map(_build_bucket, tasks):
+    results.append(result)
+    progress.add(result.rows)
   progress.done()
   for path in files:
     path.unlink(missing_ok=True)
   ingested = dataclasses.replace(
     logs,
     files=tuple(task.keys for task in tasks),
-    rows=tuple(count['rows'] for count in counts),
-    groups=tuple(count['groups'] for count in counts),
+    rows=tuple(result.rows for result in results),
+    groups=tuple(result.groups for result in results),
   )
   assert ingested.total == logs.total, f'{logs.total} rows, {ingested.total} by user'
-  events = sum(count['events'] for count in counts)
+  events = sum(result.events for result in results)
   return ByUser(ingested, tuple(task.times for task in tasks), events)
-
-
-def _spans(rows: tuple[int, ...]) -> list[tuple[int, int]]:
-  """Runs of neighbouring files, [first, last), of about _SHUFFLED_ROWS rows."""
-  ends = list(itertools.accumulate(rows))
-  cuts = [0]
-  for i, end in enumerate(ends):
-    if end - (ends[cuts[-1] - 1] if cuts[-1] else 0) >= _SHUFFLED_ROWS or i == len(ends) - 1:
-      cuts.append(i + 1)
-  return list(itertools.pairwise(cuts))

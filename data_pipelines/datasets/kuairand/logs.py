@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The KuaiRand logs: comma-separated integers, one impression a line; no order is promised."""
+"""The KuaiRand logs: comma-separated integers, one impression a line, in any order."""
 
 import functools
 
 import numpy as np
 
-from data_pipelines.prepared.vocabulary import decimal_tokens
 from data_pipelines.text.ingest import TextProtocol
 from data_pipelines.text.parser import INTEGER, LABEL, Column, Parsed, TextTable
 
@@ -17,60 +16,55 @@ COLUMNS = (
 # Positive feedback: bit k of `feedback` is column k.
 FEEDBACK = ('is_click', 'is_like', 'is_follow', 'is_comment', 'is_forward', 'long_view')
 LABELS = ('is_click', 'long_view', 'is_like')
-KEPT = ('user_id', 'video_id', 'time_ms', 'tab', 'duration_ms', 'feedback')  # of a row, as keys
+STORED = ('user_id', 'video_id', 'time_ms', 'tab', 'duration_ms', 'feedback')  # of a row
 MAX_TIME_MS = 1 << 43  # the year 2248
 
 
 def log_table(label: str) -> TextTable:
-  """Layout of a log whose label is one of LABELS."""
+  """Returns the layout of a log whose label is one of LABELS."""
   columns = (Column(name, LABEL if name == label else INTEGER) for name in COLUMNS)
   return TextTable(separator=b',', columns=tuple(columns), required=True)
 
 
 def _columns(label: str, parsed: Parsed) -> dict[str, np.ndarray]:
-  """The columns of the valid rows, by name."""
+  """Returns the columns of the valid rows, by name."""
   names = [name for name in COLUMNS if name != label]
   columns = {name: parsed.ints_NI[:, i] for i, name in enumerate(names)}
   return {**columns, label: parsed.label_N}
 
 
 def keys(label: str, parsed: Parsed) -> list[tuple[np.ndarray, np.ndarray]]:
-  """See TextProtocol.keys; the fields are KEPT."""
+  """See TextProtocol.keys; the fields are STORED."""
   columns = _columns(label, parsed)
   feedback_N = np.zeros(len(parsed.label_N), np.int64)
   for k, name in enumerate(FEEDBACK):
     feedback_N |= columns[name].astype(np.int64) << k
   columns['feedback'] = feedback_N
   missing_N = np.zeros(len(feedback_N), bool)
-  return [(columns[name], missing_N) for name in KEPT]
+  return [(columns[name], missing_N) for name in STORED]
 
 
 def faults(label: str, parsed: Parsed) -> dict[int, str]:
-  """See TextProtocol.faults: feedback other than 0 and 1, and times that cannot be."""
-  columns, found = _columns(label, parsed), {}
+  """See TextProtocol.faults: feedback other than 0 and 1, and impossible times."""
+  columns, reasons = _columns(label, parsed), {}
   for name in FEEDBACK:
     values_N = columns[name]
     for row in np.flatnonzero((values_N < 0) | (values_N > 1)).tolist():
-      found.setdefault(row, f'{name} must be 0 or 1, found {values_N[row]}')
+      reasons.setdefault(row, f'{name} must be 0 or 1, found {values_N[row]}')
   time_N = columns['time_ms']
   for row in np.flatnonzero((time_N <= 0) | (time_N >= MAX_TIME_MS)).tolist():
-    found.setdefault(row, f'time_ms: expected milliseconds since 1970, found {time_N[row]}')
-  return found
-
-
-def _no_tokens(f: int, keys_U: np.ndarray) -> np.ndarray:
-  del f
-  return decimal_tokens(keys_U)
+    reasons.setdefault(row, f'time_ms: expected milliseconds since 1970, found {time_N[row]}')
+  return reasons
 
 
 def log_protocol(label: str) -> TextProtocol:
-  """How the logs are ingested, before their rows are brought together by user."""
+  """Returns the protocol that ingests the logs, before their rows are grouped by user."""
   return TextProtocol(
     table=log_table(label),
-    fields=KEPT,
+    fields=STORED,
     keys=functools.partial(keys, label),
-    missing_kept=(False,) * len(KEPT),
-    tokens=_no_tokens,
+    missing_kept=(False,) * len(STORED),
+    tokens=None,
     expected=f'a KuaiRand log: {", ".join(COLUMNS[:5])}, ..., {COLUMNS[-1]}, '
     f'{len(COLUMNS)} comma-separated integers',
     faults=functools.partial(faults, label),

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The side tables of KuaiRand: what is known of each user and of each video, joined by number.
+"""The side tables of KuaiRand: features of users and of videos, joined by number.
 
-A table is read with the standard library's csv module some lines at a time, each line one row,
-and kept as one sorted column file that all workers map. A bad row ends the build: a table is
-small beside the logs, and what is joined to many rows must not be guessed.
+The csv module reads a table some lines at a time, one row per line; the result is one sorted column
+file that all workers map. A bad row ends the build: a table is small beside the logs, and each of
+its rows is joined to many rows.
 """
 
 import contextlib
@@ -16,13 +16,14 @@ import re
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from data_pipelines.core import columns_file
-from data_pipelines.core.errors import UserError
+from data_pipelines.core.columns_file import narrow
 from data_pipelines.core.files import file_sha256, is_zipped
+from data_pipelines.prepared.schema import RawFile
+from deres_jax.core.errors import UserError
 
 _LINES = 1 << 16  # read at a time
 _MAX_DIGITS = 18  # any such integer fits int64
@@ -35,12 +36,12 @@ class SideTable:
 
   Attributes:
     path: the raw file.
-    key: its column of numbers that rows refer to; each is there once.
+    key: its column of numbers that rows refer to, each only once.
     integers: columns of integers (3.0 is 3; of a list "12,34" the first counts), empty if missing.
     texts: columns of text, empty if missing.
-    out: the column file that is made of it: `key`, rising, and of each column NAME `key_NAME` and
-      `missing_NAME`; of a text column also `text_NAME`, its tokens, ascending, a line each. The
-      key of a text is its token's place.
+    out: the column file of the table: `key`, rising; for each column NAME `key_NAME` and
+      `missing_NAME`; for a text column also `text_NAME`, its tokens, ascending, one per line. The
+      key of a text is the index of its token.
   """
 
   path: Path
@@ -55,40 +56,27 @@ class SideTable:
     return (*self.integers, *self.texts)
 
 
-class _Fault(NamedTuple):
-  """What is wrong with a line, without its number."""
-
-  reason: str
-
-
 def _quoted(text: str) -> str:
   return repr(text if len(text) <= 30 else f'{text[:30]}...')
 
 
-def _split(line: str, columns: int) -> list[str] | _Fault:
-  try:
-    rows = list(csv.reader([line], strict=True))
-  except csv.Error as error:
-    return _Fault(f'no comma-separated row ({error})')
-  if not rows or not rows[0]:
-    return _Fault('empty line')
-  if len(rows[0]) != columns:
-    return _Fault(f'expected {columns} comma-separated columns, found {len(rows[0])}')
-  return rows[0]
-
-
 @functools.lru_cache(1 << 16)
 def _integer(text: str) -> int | None:
-  """An integer; None if it is none. The first of a list stands for it."""
-  found = _INTEGER.fullmatch(text.partition(',')[0].strip())
-  return int(found[1]) if found else None
+  """Returns the integer, or the first of a list; None for another text."""
+  match = _INTEGER.fullmatch(text.partition(',')[0].strip())
+  return int(match[1]) if match else None
 
 
 def _explain(table: SideTable, names: list[str], line: str) -> str | None:
-  """What is wrong with a line; None if it is a good row. Slow."""
-  row = _split(line, len(names))
-  if isinstance(row, _Fault):
-    return row.reason
+  """Says what is wrong with a line; None for a good row. Slow."""
+  try:
+    row = next(csv.reader([line], strict=True), [])
+  except csv.Error as error:
+    return f'no comma-separated row ({error})'
+  if not row:
+    return 'empty line'
+  if len(row) != len(names):
+    return f'expected {len(names)} comma-separated columns, found {len(row)}'
   values = dict(zip(names, row, strict=True))
   if _integer(values[table.key]) is None:
     return f'{table.key}: not an integer: {_quoted(values[table.key])}'
@@ -109,7 +97,7 @@ class _Integers:
     self.missing: list[np.ndarray] = []
 
   def add(self, texts: Sequence[str]) -> bool:
-    """Adds values; False if one of them is none."""
+    """Adds values; returns False if one of them is not an integer."""
     digits = ''.join(texts)
     plain = digits.isascii() and digits.isdigit() and max(map(len, texts)) <= _MAX_DIGITS
     if plain and all(texts):
@@ -118,7 +106,7 @@ class _Integers:
       values = [_integer(text) if text else 0 for text in texts]
     if None in values:
       return False
-    self.keys.append(_narrow(np.array(values, np.int64)))
+    self.keys.append(narrow(np.array(values, np.int64)))
     self.missing.append(np.array([not text for text in texts], bool))
     return True
 
@@ -130,19 +118,19 @@ class _Integers:
 
 
 class _Texts:
-  """A column of text; keys are places in the order of first sight until all are known."""
+  """A column of text; keys are in the order of first occurrence until all are known."""
 
   def __init__(self):
     self._places: dict[str, int] = {}
     self.keys: list[np.ndarray] = []
 
   def add(self, texts: Sequence[str]) -> bool:
-    """Adds values; False if one of them cannot be a token."""
+    """Adds values; returns False if one of them cannot be a token."""
     for text in set(texts) - self._places.keys():
       if not text.isprintable():
         return False
     places = self._places
-    self.keys.append(_narrow(np.array([places.setdefault(t, len(places)) for t in texts], 'i8')))
+    self.keys.append(narrow(np.array([places.setdefault(t, len(places)) for t in texts], 'i8')))
     return True
 
   def arrays(self, name: str, order: np.ndarray) -> dict[str, np.ndarray]:
@@ -158,16 +146,9 @@ class _Texts:
     }
 
 
-def _narrow(keys: np.ndarray) -> np.ndarray:
-  """int32 where that holds all."""
-  if keys.size and np.iinfo(np.int32).min <= keys.min() and keys.max() <= np.iinfo(np.int32).max:
-    return keys.astype(np.int32)
-  return keys
-
-
 @contextlib.contextmanager
 def _lines(path: Path) -> Iterator[Iterator[str]]:
-  # Bytes that are no UTF-8 are found where they matter: they make no integer and do not print.
+  # Bytes that are not UTF-8 fail later: they make no integer and are not printable.
   options = {'mode': 'rt', 'encoding': 'utf-8', 'errors': 'surrogateescape', 'newline': '\n'}
   with gzip.open(path, **options) if is_zipped(path) else open(path, **options) as file:
     try:
@@ -180,13 +161,13 @@ def _lines(path: Path) -> Iterator[Iterator[str]]:
 
 def _header(table: SideTable, line: str) -> list[str]:
   names = line.rstrip('\r\n').split(',')
-  wanted = (table.key, *table.columns)
-  missing = [name for name in wanted if name not in names]
+  required = (table.key, *table.columns)
+  missing = [name for name in required if name not in names]
   if missing or len(set(names)) != len(names):
     problem = f'lacks the column {missing[0]}' if missing else 'names a column twice'
     raise UserError(
       f'--raw={table.path}: line 1: its header {problem}; give the file as it was published, '
-      f'with the columns {", ".join(wanted)}'
+      f'with the columns {", ".join(required)}'
     )
   return names
 
@@ -199,10 +180,10 @@ def _read(table: SideTable) -> dict[str, np.ndarray]:
   }
   with _lines(table.path) as file:
     names = _header(table, next(file, ''))
-    places = {name: names.index(name) for name in columns}
+    indices = {name: names.index(name) for name in columns}
     first_line = 2
     while lines := list(itertools.islice(file, _LINES)):
-      if not _add(columns, places, len(names), lines):
+      if not _add(columns, indices, len(names), lines):
         raise UserError(_first_fault(table, names, lines, first_line))
       first_line += len(lines)
   if first_line == 2:
@@ -223,8 +204,8 @@ def _read(table: SideTable) -> dict[str, np.ndarray]:
   return arrays
 
 
-def _add(columns: dict, places: dict[str, int], width: int, lines: list[str]) -> bool:
-  """Adds lines to the columns; False if one of them is no good row."""
+def _add(columns: dict, indices: dict[str, int], width: int, lines: list[str]) -> bool:
+  """Adds lines to the columns; returns False if one of them is a bad row."""
   try:
     rows = list(csv.reader(lines, strict=True))
   except csv.Error:
@@ -233,8 +214,8 @@ def _add(columns: dict, places: dict[str, int], width: int, lines: list[str]) ->
   if len(rows) != len(lines) or {len(row) for row in rows} != {width}:
     return False
   values = list(zip(*rows, strict=True))
-  there = all(row[places[next(iter(columns))]] for row in rows)
-  return there and all(column.add(values[places[name]]) for name, column in columns.items())
+  keyed = all(row[indices[next(iter(columns))]] for row in rows)
+  return keyed and all(column.add(values[indices[name]]) for name, column in columns.items())
 
 
 def _first_fault(table: SideTable, names: list[str], lines: list[str], first_line: int) -> str:
@@ -245,32 +226,32 @@ def _first_fault(table: SideTable, names: list[str], lines: list[str], first_lin
   raise AssertionError(f'{table.path}: rejected for no reason after line {first_line}')
 
 
-def build_side(table: SideTable) -> dict:
-  """Makes the column file of a table, if it is not there; a task.
+def build_side(table: SideTable) -> RawFile:
+  """Writes the column file of a table, unless it is there; a task.
 
   Returns:
-    Name, bytes and sha256 of the raw file, for schema.json.
+    The raw file's entry in schema.json.
 
   Raises:
-    UserError: a bad row, by its line, or no table of this kind.
+    UserError: a bad row (the message has its line), or another kind of table.
   """
   if not table.out.exists():
     columns_file.write(table.out, _read(table))
   path = table.path
-  return {'name': path.name, 'bytes': path.stat().st_size, 'sha256': file_sha256(path)}
+  return RawFile(path.name, path.stat().st_size, file_sha256(path))
 
 
 def text_tokens(table: SideTable) -> dict[str, tuple[bytes, ...]]:
-  """The tokens of the text columns of a table that was built."""
+  """Returns the tokens of the text columns of a built table."""
   with columns_file.Reader(table.out) as file:
     texts = {name: file.read(f'text_{name}').tobytes() for name in table.texts}
   return {name: tuple(text.split(b'\n')[:-1]) for name, text in texts.items()}
 
 
 def join(table: SideTable, numbers_U: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-  """Keys and missing ones of each column, for rows that are best asked for in rising order.
+  """Returns the key column of each column for some numbers, which are best in rising order.
 
-  A number that the table does not have misses all.
+  A number that the table does not have misses all columns.
   """
   names = [f'{kind}_{name}' for name in table.columns for kind in ('key', 'missing')]
   with columns_file.Reader(table.out) as file:

@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""8:1:1 in the order of time, of rows in any order; rows of the same millisecond stay together."""
+"""Splits rows 8:1:1 in the order of time; rows of the same millisecond stay together."""
 
 from pathlib import Path
 
 import numpy as np
 
 from data_pipelines.core import columns_file
-from data_pipelines.core.errors import UserError
 from data_pipelines.prepared.schema import SPLITS
+from deres_jax.core.errors import UserError
 
 TENTHS = {'train': (0, 8), 'validation': (8, 9), 'test': (9, 10)}
 
 
 class Clock:
-  """The times of all rows; see histories.ByUser.times. They stay on disk."""
+  """The times of all rows, on disk; see histories.ByUser.times."""
 
   def __init__(self, files: tuple[Path, ...]):
     """Args: at least one row in all."""
@@ -21,53 +21,53 @@ class Clock:
     for path in files:
       with columns_file.Reader(path) as file:
         self._sorted.append(file.map('sorted'))
-    some = [times for times in self._sorted if len(times)]
-    self.rows = sum(map(len, some))
-    self._low = min(int(times[0]) for times in some)
-    self._high = max(int(times[-1]) for times in some)
+    filled = [times for times in self._sorted if len(times)]
+    self.rows = sum(map(len, filled))
+    self._low = min(int(times[0]) for times in filled)
+    self._high = max(int(times[-1]) for times in filled)
 
   def before(self, time: int) -> int:
-    """Rows earlier than a time."""
+    """Returns the number of rows earlier than a time."""
     return sum(int(np.searchsorted(times, time)) for times in self._sorted)
 
   def cut(self, tenths: int) -> int:
-    """The time before which there are as nearly `tenths` tenths of the rows as ties allow.
+    """Returns the time before which lie `tenths` tenths of the rows, as nearly as ties allow.
 
-    Of two that are equally near, the earlier.
+    Of two equally near times it is the earlier.
     """
-    low, high = self._low, self._high + 1  # before(low) <= the wanted < before(high)
+    low, high = self._low, self._high + 1  # before(low) <= target < before(high), in tenths
     while high - low > 1:
       middle = (low + high) // 2
       if 10 * self.before(middle) <= tenths * self.rows:
         low = middle
       else:
         high = middle
-    wanted = tenths * self.rows
-    nearer = wanted - 10 * self.before(low) <= 10 * self.before(high) - wanted
+    target = tenths * self.rows
+    nearer = target - 10 * self.before(low) <= 10 * self.before(high) - target
     return low if nearer else high
 
 
 def split_by_time(files: tuple[Path, ...], rows: int, seed: int, raw: Path) -> dict:
-  """Row numbers of each split, in the order in which they are written.
+  """Returns the row numbers of each split, in the order in which they are written.
 
   Each split is shuffled by the same generator, in the order train, validation, test.
 
   Args:
     files: see histories.ByUser.times.
-    rows: in all of them.
-    raw: for people.
+    rows: number of rows in all of them.
+    raw: the folder of raw files, for error messages.
 
   Raises:
-    UserError: no row of one of the splits.
+    UserError: a split would be empty.
   """
   clock = Clock(files)
   cuts = [clock.cut(tenths) for _, tenths in TENTHS.values()][:-1]
   counts = np.diff([0, *(clock.before(cut) for cut in cuts), rows]).tolist()
   if not all(counts):
-    found = ', '.join(f'{split} {count}' for split, count in zip(SPLITS, counts, strict=True))
+    sizes = ', '.join(f'{split} {count}' for split, count in zip(SPLITS, counts, strict=True))
     raise UserError(
       f'--raw={raw}: {rows} rows cannot be split 8:1:1 by time: rows of the same millisecond '
-      f'stay together, which leaves {found}; give more rows'
+      f'stay together, which leaves {sizes}; give more rows'
     )
   kind = np.uint32 if rows <= 1 << 32 else np.uint64
   order = {split: np.empty(count, kind) for split, count in zip(SPLITS, counts, strict=True)}

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Planted data: rows of a known teacher, with their Bayes AUC."""
+"""Planted data: rows drawn from a known teacher, whose Bayes AUC is known."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the best possible model reaches on data whose click probabilities are known."""
+"""Metrics of the best possible model on data whose click probabilities are known."""
 
 import numpy as np
 
@@ -7,12 +7,13 @@ from data_pipelines.datasets.synthetic.teacher import sigmoid
 
 
 def soft_auc(score_N: np.ndarray, positive_N: np.ndarray) -> float | None:
-  """Tie-aware AUC, ties count half; with labels in {0, 1} it is the ordinary one.
+  """Returns the AUC, ties counted half, for labels or for probabilities of them.
 
   Args:
     score_N: scores; only their order counts.
     positive_N: probability that a row is positive, or its label. With probabilities the result
-      is expected positive-negative pairs in the right order over all expected pairs i != j.
+      is the expected number of positive-negative pairs in the right order over the expected number
+      of all pairs i != j.
 
   Returns:
     The AUC, or None if there is no positive-negative pair.
@@ -22,7 +23,7 @@ def soft_auc(score_N: np.ndarray, positive_N: np.ndarray) -> float | None:
   positive_G = np.bincount(group_N, weights=positive_N)
   negative_G = np.bincount(group_N, weights=1 - positive_N)
   below_G = np.cumsum(negative_G) - negative_G
-  # A row is no pair with itself; the grouped sums count it as a tie.
+  # The grouped sums count a row and itself as a tie.
   itself = (positive_N * (1 - positive_N)).sum()
   right = (positive_G * (below_G + 0.5 * negative_G)).sum() - 0.5 * itself
   pairs = positive_G.sum() * negative_G.sum() - itself
@@ -30,12 +31,12 @@ def soft_auc(score_N: np.ndarray, positive_N: np.ndarray) -> float | None:
 
 
 def grouped_auc(score_N: np.ndarray, label_N: np.ndarray, group_N: np.ndarray) -> float | None:
-  """Mean of the groups' tie-aware AUCs, weighted by rows, over groups that have both labels.
+  """Returns the mean of the groups' AUCs, weighted by rows, over groups that have both labels.
 
   Args:
     score_N: scores; only their order within a group counts.
     label_N: 0 or 1.
-    group_N: what a row belongs to, integers from 0 on.
+    group_N: group of each row, integers from 0 on.
 
   Returns:
     The mean, or None if no group has both labels.
@@ -62,24 +63,23 @@ def grouped_auc(score_N: np.ndarray, label_N: np.ndarray, group_N: np.ndarray) -
 
 
 def log_loss(logit_N: np.ndarray, positive_N: np.ndarray) -> float:
-  """Mean of -y log p - (1 - y) log(1 - p) with p = sigmoid(logit), in nats."""
+  """Returns the mean of -y log p - (1 - y) log(1 - p) with p = sigmoid(logit), in nats."""
   return float((np.logaddexp(0, logit_N) - positive_N * logit_N).mean())
 
 
 def bayes_metrics(logit_N: np.ndarray, main_N: np.ndarray, label_N: np.ndarray) -> dict:
-  """The reachable figures of a split.
+  """Returns the best reachable metrics of a split.
 
   Args:
     logit_N: the true logit.
-    main_N: its order-1 part (any constant may be missing).
+    main_N: its order-1 part, up to a constant.
     label_N: the drawn labels.
 
   Returns:
     bayes_auc, bayes_logloss: of the true probabilities on the drawn labels.
-    bayes_auc_expected, bayes_logloss_expected: the same, expected over labels.
-    linear_auc: of the order-1 part on the drawn labels. It is the best additive predictor of
-      the logit, so the reference for a model without interactions (a fitted one may differ
-      slightly).
+    bayes_auc_expected, bayes_logloss_expected: their expectations over labels.
+    linear_auc: of the order-1 part on the drawn labels: the best additive predictor of the logit,
+      a reference for models without interactions (a fitted one may differ slightly).
   """
   probability_N = sigmoid(logit_N)
   return {

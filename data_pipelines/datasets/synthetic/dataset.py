@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Planted data: rows that are a pure function of (seed, row), and what is known about them.
+"""Planted data: rows as a pure function of (seed, row), and their Bayes metrics.
 
-Row i of a split is row i + offset of one endless table; the splits' offsets lie 2^40 rows
-apart. So a split's rows depend neither on its size nor on another's, and any range can be made
-alone.
+Row i of a split is row i + offset of one endless table; the splits' offsets lie 2^40 rows apart. So
+a split's rows depend neither on its size nor on another split's, and any range can be drawn alone.
 """
 
-import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,11 +24,7 @@ from data_pipelines.prepared.tfds import BlockBuilder
 from data_pipelines.prepared.vocabulary import write_vocabulary
 
 OFFSETS = {split: MAX_ROWS * i for i, split in enumerate(SPLITS)}
-
-
 _STREAM_ROWS = 0
-
-
 _CHUNK_ROWS = 1 << 16
 
 
@@ -38,14 +32,13 @@ class SyntheticSource:
   """Generates any range of rows of any split."""
 
   def __init__(self, options: SyntheticOptions, teacher: Teacher):
-    """Args: the options and their teacher."""
     self._seed = options.seed
     self.teacher = teacher
     self.shape = RecordShape(fields=options.fields)
     self.rows = options.rows()
 
   def draw(self, split: str, start: int, stop: int):
-    """Rows [start, stop): values int32 [rows, fields], logit parts [rows, 4], labels uint8."""
+    """Draws rows [start, stop): values int32 [rows, fields], logit parts [rows, 4], labels."""
     draws = uniforms(
       self._seed, _STREAM_ROWS, OFFSETS[split] + start, stop - start, self.shape.fields + 1
     )
@@ -63,7 +56,7 @@ class SyntheticSource:
 
 
 def split_metrics(source: SyntheticSource, split: str) -> dict:
-  """Reachable figures of one split (see bayes_metrics)."""
+  """Returns the best reachable metrics of one split (see bayes_metrics)."""
   logits, mains, labels = [], [], []
   for start in range(0, source.rows[split], _CHUNK_ROWS):
     stop = min(start + _CHUNK_ROWS, source.rows[split])
@@ -75,29 +68,20 @@ def split_metrics(source: SyntheticSource, split: str) -> dict:
 
 
 def numbers_text(values: int) -> bytes:
-  """A vocabulary file of the numbers below `values`, made in pieces to save memory."""
+  """Returns a vocabulary file of the numbers below `values`; made in pieces to save memory."""
   return b''.join(
     ''.join(f'{v}\n' for v in range(start, min(start + _CHUNK_ROWS, values))).encode()
     for start in range(0, values, _CHUNK_ROWS)
   )
 
 
-def field_names(options: SyntheticOptions) -> list[str]:
-  """f01, f02, ..."""
-  return [f'f{f + 1:02d}' for f in range(options.fields)]
-
-
-def _options(args: argparse.Namespace) -> dict:
-  return option_flags.to_json(options_lib.from_flags(args))
-
-
-def encode_dataset(options: dict, raw: Path | None, context: BuildContext) -> Encoded:
+def encode(options: dict, files: list[Path], context: BuildContext) -> Encoded:
   """See Dataset.encode."""
-  del raw  # nothing is read
+  del files  # there are none
   o = option_flags.from_json(options, SyntheticOptions)
   teacher = make_teacher(o)
   source = SyntheticSource(o, teacher)
-  names = field_names(o)
+  names = [f'f{f + 1:02d}' for f in range(o.fields)]
   fields = []
   for name, values in zip(names, o.cardinalities(), strict=True):
     write_vocabulary(context.folder, name, numbers_text(values))
@@ -116,11 +100,11 @@ def encode_dataset(options: dict, raw: Path | None, context: BuildContext) -> En
     planted['splits'][split] = split_metrics(source, split)
     context.log(f'drew {source.rows[split]:,} rows of {split}')
   return Encoded(
-    tuple(fields),
-    source,
-    (),
-    sum(source.rows.values()),
-    planted,
+    fields=tuple(fields),
+    source=source,
+    raw_files=(),
+    rows_read=sum(source.rows.values()),
+    planted=planted,
     recipes={name: recipes.integer(name) for name in names},
   )
 
@@ -128,7 +112,6 @@ def encode_dataset(options: dict, raw: Path | None, context: BuildContext) -> En
 class SyntheticCtr(BlockBuilder):
   """Generated click data with a known logit, in blocks of rows."""
 
-  RELEASE_NOTES = {'1.0.0': 'First version.'}  # noqa: RUF012 (TFDS's own attribute)
   DESCRIPTION = (
     'Generated categorical rows with Zipf-distributed values and clicks drawn from a planted '
     'logit of main effects and interactions of order 2 to 4. The true click probabilities are '
@@ -142,10 +125,9 @@ class SyntheticCtr(BlockBuilder):
 SYNTHETIC = Dataset(
   name='synthetic',
   about='planted interactions with a known best AUC; needs no raw file',
-  needs_raw=False,
   add_flags=options_lib.add_flags,
-  options=_options,
-  encode=encode_dataset,
+  options=lambda args: option_flags.to_json(options_lib.from_flags(args)),
+  encode=encode,
   builder=SyntheticCtr,
-  config=lambda options: None,
+  raw_files=None,
 )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Options of the planted data: one frozen dataclass, one command-line flag a field."""
+"""Options of the planted data: a frozen dataclass, one command-line flag per field."""
 
 import argparse
 import dataclasses
@@ -14,10 +14,10 @@ MAX_ROWS = 1 << 40  # splits start this far apart
 
 @dataclasses.dataclass(frozen=True)
 class SyntheticOptions:
-  """What determines the planted data, all of it. Tuples have one entry an interaction order.
+  """All options that determine the planted data. Tuples have one entry per interaction order.
 
   The defaults are learnable in a minute: a small model comes near the Bayes AUC of 0.88, a linear
-  one stays at 0.70. More values a field, sets and rank make them as hard as one likes.
+  one stays at 0.70. More values per field, more sets and a higher rank make them harder.
   """
 
   rows_train: int = flag(200_000, 'training rows')
@@ -38,7 +38,7 @@ class SyntheticOptions:
   seed: int = flag(0, 'seed of the rows and labels; the teacher does not change')
 
   def rows(self) -> dict[str, int]:
-    """Rows by split."""
+    """Returns the number of rows of each split."""
     return {
       'train': self.rows_train,
       'validation': self.rows_validation,
@@ -46,14 +46,14 @@ class SyntheticOptions:
     }
 
   def cardinalities(self) -> list[int]:
-    """Number of values by field, log-spaced from the smallest to the largest."""
+    """Returns the number of values of each field, log-spaced from the smallest to the largest."""
     steps = max(self.fields - 1, 1)
     ratio = self.cardinality_max / self.cardinality_min
     return [round(self.cardinality_min * ratio ** (f / steps)) for f in range(self.fields)]
 
 
 def validate(options: SyntheticOptions) -> None:
-  """Raises UserError, naming the flag, if a teacher cannot be planted as asked."""
+  """Raises UserError, naming the flag, if no teacher can be planted with these options."""
   o = options
   for split, rows in o.rows().items():
     check(1 <= rows <= MAX_ROWS, f'rows_{split}', rows, '1 to 2^40 rows')
@@ -96,24 +96,17 @@ def _validate_orders(o: SyntheticOptions) -> None:
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-  """Flags of `--dataset=synthetic`."""
+  """Adds the flags of `--dataset=synthetic`."""
   sets = {'sets': 'F, 0.6 F, 0.3 F, 0.1 F of F fields'}  # as many as fit the fields
   option_flags.add_flags(parser, SyntheticOptions, dependent=sets)
 
 
-def default_sets(fields: int) -> tuple[int, ...]:
-  """Planted sets by order for a number of fields."""
-  return (fields, *(max(1, round(share * fields)) for share in (0.6, 0.3, 0.1)))
-
-
 def from_flags(args: argparse.Namespace) -> SyntheticOptions:
-  """The options of parsed flags.
-
-  Raises:
-    UserError: a value that cannot be planted.
-  """
+  """Returns the options of parsed flags; raises UserError if no teacher can be planted."""
   values = option_flags.flag_values(args, SyntheticOptions)
-  values['sets'] = values['sets'] or default_sets(args.fields)
+  if values['sets'] is None:
+    fields = args.fields
+    values['sets'] = (fields, *(max(1, round(share * fields)) for share in (0.6, 0.3, 0.1)))
   options = SyntheticOptions(**values)
   validate(options)
   return options

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The planted teacher: a logit whose variance is split by interaction order, by construction.
+"""The planted teacher: a logit whose variance divides among interaction orders by construction.
 
 Fields are independent; value v of a field has probability ~ (v + 1)^-a (Zipf).
 
@@ -12,15 +12,15 @@ Fields are independent; value v of a field has probability ~ (v + 1)^-a (Zipf).
 * Planted sets of one order are distinct field sets. Then two terms differ in at least one field
   whose factor has mean 0, so all terms are uncorrelated, and
     logit = bias + sum_o std sqrt(share_o / n_o) sum over the n_o sets of order o of its term
-  has standard deviation std, of which order o holds exactly share_o of the variance. Terms of
-  order 2 to 4 are uncorrelated with every function of one field, so the best additive predictor
-  of the logit is bias + its order-1 part.
+  has standard deviation std, and order o has exactly share_o of the variance. Terms of order 2 to 4
+  are uncorrelated with every function of one field, so the best additive predictor of the logit is
+  bias + its order-1 part.
 
 Products of unbounded factors have heavy tails (a product of four normals has kurtosis 81), and
-a few rows would hold most of the variance. Raw factors are therefore drawn with absolute values
-in [0.5, 1], and of several draws the one with the smallest largest value is kept.
+a few rows would have most of the variance. So we draw raw factors with absolute values in [0.5, 1]
+and keep, of several draws, the one whose largest value is smallest.
 
-A logit of standard deviation 0 needs no factors, and none are made: fields may then have tens of
+A logit of standard deviation 0 needs no factors, and we make none: fields may then have tens of
 millions of values.
 """
 
@@ -29,13 +29,12 @@ import itertools
 
 import numpy as np
 
-from data_pipelines.core.errors import UserError
 from data_pipelines.core.random import uniforms
 from data_pipelines.datasets.synthetic.options import ORDERS, SyntheticOptions
+from deres_jax.core.errors import UserError
 
 FACTOR_TRIES = 16
 QUADRATURE_ROWS = 1 << 19  # rows over which the click rate is averaged to find the bias
-_BISECTIONS = 60
 
 # Streams of the teacher's seed. Pairs and fields follow from the bases by their index.
 _STREAM_QUADRATURE, _STREAM_SETS = 0, 1
@@ -69,14 +68,14 @@ class Teacher:
   bias: float
 
   def values(self, uniform_NF: np.ndarray) -> np.ndarray:
-    """Field values of uniform draws, by inverse distribution: int32 [rows, fields]."""
+    """Returns the field values of uniform draws, by inverse distribution: int32 [rows, fields]."""
     values_NF = np.empty(uniform_NF.shape, np.int32)
     for f, cdf in enumerate(self.cdf_F):
       values_NF[:, f] = np.searchsorted(cdf, uniform_NF[:, f], side='right')
     return values_NF
 
   def parts(self, values_NF: np.ndarray) -> np.ndarray:
-    """The logit's parts by order, bias not included: float64 [rows, 4]."""
+    """Returns the logit's parts by order, without the bias: float64 [rows, 4]."""
     if not any(self.scale_O):
       return np.zeros((len(values_NF), len(ORDERS)))
     pair_NP = np.empty((len(values_NF), len(self.pairs)))
@@ -94,10 +93,9 @@ class Teacher:
     return parts_NO * np.array(self.scale_O)
 
   def field_sets(self) -> dict[str, list[list[int]]]:
-    """Planted field sets by order.
+    """Returns the planted field sets by order.
 
-    The first two fields of a set of order 3, and the first two and last two of order 4, are the
-    planted pairs it is composed of.
+    A set of order 3 is a planted pair and a field, one of order 4 two planted pairs.
     """
     pairs = [list(pair) for pair in self.pairs]
     return {
@@ -109,7 +107,7 @@ class Teacher:
 
 
 def zipf_probabilities(values: int, exponent: float) -> np.ndarray:
-  """Probability of each value, falling: float64 [values]."""
+  """Returns the probability of each value, falling: float64 [values]."""
   weights = np.arange(1, values + 1, dtype=np.float64)
   weights **= -exponent
   weights /= weights.sum()
@@ -117,7 +115,7 @@ def zipf_probabilities(values: int, exponent: float) -> np.ndarray:
 
 
 def standardised_factors(probability_V: np.ndarray, rank: int, seed: int, stream: int):
-  """Factors with mean 0, variance 1 and no correlation under probability_V: [values, rank]."""
+  """Returns factors of mean 0, variance 1, uncorrelated under probability_V: [values, rank]."""
   values = len(probability_V)
   draws = uniforms(seed, stream, 0, FACTOR_TRIES * rank, 2 * values)
   size, sign = 0.5 + 0.5 * draws[:, :values], np.where(draws[:, values:] < 0.5, -1.0, 1.0)
@@ -125,7 +123,7 @@ def standardised_factors(probability_V: np.ndarray, rank: int, seed: int, stream
   root_V = np.sqrt(probability_V)
   best, best_size = None, np.inf
   for raw_VK in raw_TVK:
-    # Under the probabilities, the first column (a constant) is taken out of the others.
+    # Makes the other columns orthogonal to the first, a constant, under the probabilities.
     columns = np.concatenate((np.ones((values, 1)), raw_VK), axis=1) * root_V[:, None]
     orthogonal, triangle = np.linalg.qr(columns)
     if np.abs(np.diag(triangle)).min() < 1e-6:
@@ -146,7 +144,7 @@ def plant_sets(options: SyntheticOptions):
   """Chooses the planted sets: main fields, pairs, triples (pair, field), quads (pair, pair).
 
   Raises:
-    UserError: more sets are asked for than can be composed.
+    UserError: so many sets cannot be composed.
   """
   seed = options.teacher_seed
   mains = tuple(sorted(_shuffled(list(range(options.fields)), seed, 0)[: options.sets[0]]))
@@ -176,7 +174,7 @@ def _shuffled(items: list, seed: int, kind: int) -> list:
 
 
 def _balanced(candidates: list[tuple[int, int]], count: int, fields: int):
-  """The first `count` pairs when always one of the least used fields is taken next."""
+  """Yields `count` pairs, each time the first one whose fields are least used."""
   if count > len(candidates):
     raise UserError(
       f'--sets: {count} pairs asked for, but {fields} fields have only {len(candidates)}'
@@ -192,14 +190,14 @@ def _balanced(candidates: list[tuple[int, int]], count: int, fields: int):
 
 
 def _distinct(candidates: list[tuple[int, int]], union, count: int, order: int):
-  """The first `count` compositions of `order` different fields with different field sets."""
-  seen, chosen = set(), []
+  """Returns the first `count` compositions of `order` fields with different field sets."""
+  used, chosen = set(), []
   for candidate in candidates:
     if len(chosen) == count:
       break
     fields = frozenset(union(*candidate))
-    if len(fields) == order and fields not in seen:
-      seen.add(fields)
+    if len(fields) == order and fields not in used:
+      used.add(fields)
       chosen.append(candidate)
   if len(chosen) < count:
     raise UserError(
@@ -210,7 +208,7 @@ def _distinct(candidates: list[tuple[int, int]], union, count: int, order: int):
 
 
 def make_teacher(options: SyntheticOptions) -> Teacher:
-  """Plants the teacher of these options. Depends on no data seed and on no number of rows."""
+  """Plants the teacher of these options; neither data seed nor number of rows matters."""
   seed = options.teacher_seed
   cardinalities = options.cardinalities()
   mains, pairs, triples, quads = plant_sets(options)
@@ -249,16 +247,20 @@ def make_teacher(options: SyntheticOptions) -> Teacher:
 
 
 def _solve_bias(teacher: Teacher, options: SyntheticOptions) -> float:
-  """The bias with E[sigmoid(logit)] = click_rate over a fixed sample of the fields' values."""
+  """Returns the bias with E[sigmoid(logit)] = click_rate over a fixed sample of field values."""
   chunk, logits = 1 << 16, []
   for start in range(0, QUADRATURE_ROWS, chunk):
     draws = uniforms(options.teacher_seed, _STREAM_QUADRATURE, start, chunk, options.fields)
     logits.append(teacher.parts(teacher.values(draws)).sum(axis=1))
-  logit_N = np.concatenate(logits)
+  return solve_bias(np.concatenate(logits), options.click_rate, bisections=60)
+
+
+def solve_bias(logit_N: np.ndarray, click_rate: float, bisections: int) -> float:
+  """Returns the bias with mean sigmoid(logit + bias) = click_rate, by bisection."""
   low, high = -100.0, 100.0
-  for _ in range(_BISECTIONS):
+  for _ in range(bisections):
     bias = (low + high) / 2
-    if sigmoid(logit_N + bias).mean() < options.click_rate:
+    if sigmoid(logit_N + bias).mean() < click_rate:
       low = bias
     else:
       high = bias
@@ -266,5 +268,5 @@ def _solve_bias(teacher: Teacher, options: SyntheticOptions) -> float:
 
 
 def sigmoid(logit: np.ndarray) -> np.ndarray:
-  """1 / (1 + exp(-logit)), without overflow."""
+  """Returns 1 / (1 + exp(-logit)), without overflow."""
   return 0.5 * (1 + np.tanh(0.5 * logit))

@@ -1,29 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """Finds the constants of the planted feed's teacher on a fixed population of users.
 
-A history depends on the clicks before it, and these on the constants. So the population, always
-the same draws, is simulated again and again: each round measures means and variances of the parts,
-solves for the bias by bisection and goes STEP of the way there. (All of it would overshoot: a
-stronger history makes more clicks, and these a stronger history.) Whatever the constants come to,
-labels are drawn from the logit with them: its figures are exact, only the shares and the click
-rate are as near as the population is large.
+A history depends on earlier clicks, and these on the constants. So we simulate the same population
+again and again: each round measures means and variances of the parts, solves for the bias by
+bisection and goes STEP of the way there. (The whole way would overshoot: a stronger history makes
+more clicks, and these a stronger history.) Labels are drawn from the logit with the final
+constants, so its metrics are exact; only the shares and the click rate have the error of a finite
+population.
 """
 
 import dataclasses
 
 import numpy as np
 
-from data_pipelines.core.errors import UserError
-from data_pipelines.datasets.synthetic.teacher import sigmoid
+from data_pipelines.datasets.synthetic.teacher import sigmoid, solve_bias
 from data_pipelines.datasets.synthetic_feed.catalogue import make_catalogue
 from data_pipelines.datasets.synthetic_feed.options import PARTS, FeedOptions
 from data_pipelines.datasets.synthetic_feed.teacher import AUTHOR, TAG, FeedTeacher
 from data_pipelines.datasets.synthetic_feed.users import Population, Rows, simulate
 from data_pipelines.prepared.schema import FIRST_TOKEN_ID
+from deres_jax.core.errors import UserError
 
 CALIBRATION_ROWS = 1 << 17
 ROUNDS, STEP = 9, 0.6
-_BISECTIONS = 50
 _STREAM_USERS, _STREAM_STEPS = 8, 9  # of the teacher's seed, beside the catalogue's
 
 
@@ -35,25 +34,13 @@ def _population_rows(teacher: FeedTeacher, options: FeedOptions) -> Rows:
   return rows
 
 
-def solve_bias(rest_N: np.ndarray, click_rate: float) -> float:
-  """The bias with mean sigmoid(bias + rest) = click_rate."""
-  low, high = -100.0, 100.0
-  for _ in range(_BISECTIONS):
-    bias = (low + high) / 2
-    if sigmoid(rest_N + bias).mean() < click_rate:
-      low = bias
-    else:
-      high = bias
-  return (low + high) / 2
-
-
 def _means(value_N: np.ndarray, number_N: np.ndarray, count: int) -> np.ndarray:
   rows = np.bincount(number_N, minlength=count)
   return np.bincount(number_N, weights=value_N, minlength=count) / np.maximum(rows, 1)
 
 
 def _round(teacher: FeedTeacher, options: FeedOptions, rows: Rows) -> FeedTeacher:
-  """STEP of the way to the constants that would be right for these rows of the population."""
+  """Moves STEP of the way to the constants that would be right for these rows."""
   o = options
   ids_NF = rows.ids_USF.reshape(-1, rows.ids_USF.shape[-1])
   tag_N, author_N = ids_NF[:, TAG] - FIRST_TOKEN_ID, ids_NF[:, AUTHOR] - FIRST_TOKEN_ID
@@ -67,7 +54,8 @@ def _round(teacher: FeedTeacher, options: FeedOptions, rows: Rows) -> FeedTeache
     new.append(_means(raw_NP[:, p], number_N, len(centre)))
     raw_NP[:, p] -= new[-1][number_N]
   scale_P = _scales(raw_NP, o)
-  bias = solve_bias(rows.main_US.reshape(-1) + raw_NP @ scale_P, o.click_rate)
+  rest_N = rows.main_US.reshape(-1) + raw_NP @ scale_P
+  bias = solve_bias(rest_N, o.click_rate, bisections=50)
   return dataclasses.replace(
     teacher,
     scale_P=_toward(teacher.scale_P, scale_P),
@@ -83,7 +71,7 @@ def _toward(old, new):
 
 
 def _active(options: FeedOptions) -> np.ndarray:
-  """Which parts of the history are in the logit at all, bool [3]."""
+  """Returns which parts of the history are in the logit at all, bool [3]."""
   return (np.array(options.shares[1:]) > 0) & (options.logit_std > 0)
 
 
@@ -102,16 +90,16 @@ def _scales(raw_NP: np.ndarray, options: FeedOptions) -> np.ndarray:
 
 
 def calibrate(options: FeedOptions) -> tuple[FeedTeacher, dict]:
-  """The teacher of these options, and what a last simulation of the population measures.
+  """Returns the teacher of these options, and measurements of a last simulation.
 
-  Depends neither on the seed of the users nor on their number.
+  Neither the seed of the users nor their number matters.
 
   Returns:
     The teacher; `logit_std` and `covariance` (main, tag, author, recent) of the logit's parts and
     `click_rate`, over the population's rows.
 
   Raises:
-    UserError: a part of the logit has a share but never shows.
+    UserError: a part of the logit has a share but no history shows it.
   """
   o = options
   catalogue = make_catalogue(o)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The items of the planted feed: tag, author, popularity and main effect of each.
 
-Every author has a home tag. His first item has it; each other item has it with probability
-HOME_SHARE, else any tag. So neither field is a function of the other, and no tag or author is
-without an item.
+Every author has a home tag. The author's first item has it; each other item has it with probability
+HOME_SHARE, else any tag. So neither field is a function of the other, and every tag and author has
+an item.
 
 Shapes: I items in the order of their ids (value v has id v + FIRST_TOKEN_ID), T tags, A authors.
 """
@@ -24,16 +24,16 @@ _STREAM_ASSIGN, _STREAM_EFFECT, _STREAM_HOME = 0, 1, 2
 
 @dataclasses.dataclass(frozen=True)
 class Catalogue:
-  """All items. An item's, tag's and author's number falls in its expected frequency in rows.
+  """All items. Items, tags and authors are numbered by falling expected frequency in rows.
 
   Attributes:
     author_I, tag_I: int32 [items].
-    probability_I: of the item in any row of any user, exact (see make_catalogue).
+    probability_I: exact probability of the item in any row of any user (see make_catalogue).
     effect_I: main effect, mean 0 and variance 1 under probability_I.
-    shelf_I: items, those of a tag side by side.
+    shelf_I: items sorted by tag.
     border_I: cumulative popularity along the shelf; the last is 1.
-    start_T, mass_T: where a tag begins on the shelf, in popularity, and how much it takes.
-    first_T, last_T: first and last place of a tag on the shelf.
+    start_T, mass_T: popularity on the shelf before a tag, and that of the tag.
+    first_T, last_T: first and last index of a tag on the shelf.
   """
 
   author_I: np.ndarray
@@ -48,12 +48,12 @@ class Catalogue:
   last_T: np.ndarray
 
   def draw(self, uniform_N: np.ndarray) -> np.ndarray:
-    """Items by popularity, from uniform draws: int32 [N]."""
+    """Returns items by popularity, from uniform draws: int32 [N]."""
     place_N = np.searchsorted(self.border_I, uniform_N, side='right')
     return self.shelf_I[np.minimum(place_N, len(self.shelf_I) - 1)]
 
   def draw_of(self, tag_N: np.ndarray, uniform_N: np.ndarray) -> np.ndarray:
-    """Items of the given tags by popularity, from uniform draws: int32 [N]."""
+    """Returns items of the given tags by popularity, from uniform draws: int32 [N]."""
     target_N = self.start_T[tag_N] + uniform_N * self.mass_T[tag_N]
     place_N = np.searchsorted(self.border_I, target_N, side='right')
     # Against rounding: a draw must never leave its tag.
@@ -61,7 +61,7 @@ class Catalogue:
 
 
 def _by_frequency(number_I: np.ndarray, probability_I: np.ndarray, count: int) -> np.ndarray:
-  """Numbers of tags or authors anew, so that their probability falls: int32 [items]."""
+  """Renumbers tags or authors so that their probability falls: int32 [items]."""
   total = np.bincount(number_I, weights=probability_I, minlength=count)
   new = np.empty(count, np.int32)
   new[np.argsort(-total, kind='stable')] = np.arange(count, dtype=np.int32)
@@ -69,7 +69,7 @@ def _by_frequency(number_I: np.ndarray, probability_I: np.ndarray, count: int) -
 
 
 def _effects(probability_I: np.ndarray, seed: int) -> np.ndarray:
-  """Effects of mean 0 and variance 1; raw ones have absolute values in [0.5, 1]: no outliers."""
+  """Draws effects of mean 0 and variance 1, without outliers: raw ones are in +-[0.5, 1]."""
   draws = uniforms(seed, _STREAM_EFFECT, 0, len(probability_I), 2)
   raw_I = (0.5 + 0.5 * draws[:, 0]) * np.where(draws[:, 1] < 0.5, -1.0, 1.0)
   raw_I -= probability_I @ raw_I
@@ -77,13 +77,13 @@ def _effects(probability_I: np.ndarray, seed: int) -> np.ndarray:
 
 
 def make_catalogue(options: FeedOptions) -> Catalogue:
-  """The catalogue of these options' teacher.
+  """Draws the catalogue of these options' teacher.
 
   A candidate is drawn by popularity, or with probability `affinity` from one of the user's
-  interests, which are uniform over the tags at any time. So an item i of tag t has in every row
-  the probability
+  interests, which are uniform over the tags at any time. So in every row, whatever the history, an
+  item i of tag t has the probability
     (1 - affinity) pop_i + affinity pop_i / (T pop(t)),
-  whatever the history: that is what ids are sorted by.
+  and ids are sorted by it.
   """
   o, seed = options, options.teacher_seed
   draws = uniforms(seed, _STREAM_ASSIGN, 0, o.items, 4)

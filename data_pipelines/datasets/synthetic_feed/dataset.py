@@ -1,13 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Planted social feed: users with parallel interests, their histories, and the best figures.
+"""Planted feed (`synthetic_social`): users with parallel interests, histories, Bayes metrics.
 
-A user's rows are a function of (seed, his number); his first impressions are training rows, the
-next ones validation, the last ones test, and a history goes on across the splits. Rows of a split
-stand in the order of users, a shard's rows are shuffled: a shard needs only its own users, and
-rows of different shards never change places.
+A user's rows are a function of (seed, user number); the first impressions are training rows, the
+next ones validation, the last ones test, and a history goes on across the splits. A shard has the
+rows of a range of users, shuffled: it can be made alone.
 """
 
-import argparse
 import functools
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,26 +33,28 @@ from data_pipelines.datasets.synthetic_feed.teacher import (
 from data_pipelines.datasets.synthetic_feed.users import Population, Rows, simulate
 from data_pipelines.prepared import recipes, shards
 from data_pipelines.prepared.dataset import (
-  AttributeInfo,
   BuildContext,
   Dataset,
   Encoded,
   FieldInfo,
-  GroupInfo,
-  SequenceInfo,
-  item_info,
+  head_and_torso,
 )
 from data_pipelines.prepared.records import Block
-from data_pipelines.prepared.schema import BLOCK_ROWS, FIRST_TOKEN_ID, SPLITS, RecordShape
+from data_pipelines.prepared.schema import (
+  BLOCK_ROWS,
+  FIRST_TOKEN_ID,
+  SPLITS,
+  Attribute,
+  Group,
+  RecordShape,
+  Sequence,
+)
 from data_pipelines.prepared.tfds import BlockBuilder
 from data_pipelines.prepared.vocabulary import text_of, write_vocabulary
 
 _STREAM_USERS, _STREAM_STEPS, _STREAM_SHUFFLE = 16, 17, 18  # of the seed; a shuffle a split
 
-
 _CHUNK_USERS = 2048  # simulated together: their histories stay in a core's cache
-
-
 _TASK_USERS = 16 * _CHUNK_USERS
 
 
@@ -62,18 +62,17 @@ class FeedSource:
   """Generates the impressions of any users, and the shards of any split."""
 
   def __init__(self, options: FeedOptions, teacher: FeedTeacher):
-    """Args: the options and their teacher."""
     self.options, self.teacher = options, teacher
     self.shape = RecordShape(len(FIELDS), options.events, len(ATTRIBUTES), grouped=True)
     self.rows = options.rows()
 
   def impressions(self, first: int, users: int, keep: tuple[int, int], events: bool) -> Rows:
-    """Impressions [keep) of users [first, first + users); with their histories or without."""
+    """Simulates impressions [keep) of users [first, first + users), with or without histories."""
     rows = Rows.empty(users, keep[1] - keep[0], self.options.events if events else 0)
     population = Population(self.options.seed, _STREAM_USERS, _STREAM_STEPS)
     for start in range(0, users, _CHUNK_USERS):
-      some = rows.users(start, start + _CHUNK_USERS)
-      simulate(self.teacher, self.options, population, first + start, keep, some)
+      chunk = rows.users(start, start + _CHUNK_USERS)
+      simulate(self.teacher, self.options, population, first + start, keep, chunk)
     return rows
 
   def blocks(self, split: str, first: int, last: int) -> Iterator[Block]:
@@ -91,7 +90,7 @@ class FeedSource:
         yield {name: array[chosen] for name, array in arrays.items()}
 
   def _stretch(self, split: str, start: int, stop: int) -> Block:
-    """Rows [start, stop) of a split in the order of users and time."""
+    """Returns rows [start, stop) of a split in the order of users and time."""
     keep = self.options.steps()[split]
     steps = keep[1] - keep[0]
     first, last = start // steps, -(-stop // steps)
@@ -110,7 +109,7 @@ class FeedSource:
 
 
 def _known(first: int, source: FeedSource) -> dict[str, dict[str, np.ndarray]]:
-  """By split, what the figures are computed from, over the users of a task."""
+  """Simulates the users of a task; returns by split the arrays that the metrics need."""
   options = source.options
   users = min(_TASK_USERS, options.users - first)
   rows = source.impressions(first, users, (0, options.impressions), events=False)
@@ -129,11 +128,11 @@ def _known(first: int, source: FeedSource) -> dict[str, dict[str, np.ndarray]]:
 
 
 def split_metrics(known: dict[str, np.ndarray], memory: 'Memory | None') -> dict:
-  """Reachable figures of one split: those of bayes_metrics, and
+  """Returns the best reachable metrics of one split: those of bayes_metrics, and
 
   * bayes_gauc: mean over users with both labels, weighted by rows, of the AUC of the true logit
     within a user; None without such a user;
-  * memory_auc: of the order-1 part plus what `memory` knows; None without one.
+  * memory_auc: AUC of the order-1 part plus `memory`; None without one.
   """
   logit_N, main_N, label_N = known['logit'], known['main'], known['label']
   remembered = None
@@ -149,18 +148,18 @@ def split_metrics(known: dict[str, np.ndarray], memory: 'Memory | None') -> dict
 class Memory:
   """The mean of the history's part over a user's training rows of a tag.
 
-  About as far as a model comes that reads no history but learns every user by heart; it is shown
-  the parts themselves, not just clicks.
+  About the best that a model can do which reads no history but memorises every user; here it even
+  sees the parts themselves, not just clicks.
   """
 
   def __init__(self, known: dict[str, np.ndarray]):
-    """Args: what is known of the training rows."""
+    """Args: the training rows' arrays of _known."""
     history_N = known['logit'] - known['main']
     self._keys_C, cell_N, rows_C = np.unique(
       self._key(known['user'], known['tag']), return_inverse=True, return_counts=True
     )
     self._mean_C = np.bincount(cell_N, weights=history_N) / rows_C
-    # A tag that the user has not seen is most like those that he saw once.
+    # A tag that is new to the user is most like those that occurred once.
     rare_C = rows_C == rows_C.min()
     self._unseen = float(self._mean_C[rare_C].mean())
 
@@ -169,14 +168,14 @@ class Memory:
     return (user_N.astype(np.int64) << 32) | tag_N
 
   def recall(self, user_N: np.ndarray, tag_N: np.ndarray) -> np.ndarray:
-    """The means of these users' tags, float64 [N]."""
+    """Returns the means of these users' tags, float64 [N]."""
     key_N = self._key(user_N, tag_N)
     place_N = np.minimum(np.searchsorted(self._keys_C, key_N), len(self._keys_C) - 1)
     return np.where(self._keys_C[place_N] == key_N, self._mean_C[place_N], self._unseen)
 
 
-def planted_figures(source: FeedSource, measured: dict, context: BuildContext) -> dict:
-  """`planted` of the schema."""
+def planted_metrics(source: FeedSource, measured: dict, context: BuildContext) -> dict:
+  """Returns `planted` of schema.json."""
   options, teacher = source.options, source.teacher
   tasks = range(0, options.users, _TASK_USERS)
   parts = list(context.workers.map(functools.partial(_known, source=source), tasks))
@@ -200,25 +199,20 @@ def planted_figures(source: FeedSource, measured: dict, context: BuildContext) -
   return planted
 
 
-def _options(args: argparse.Namespace) -> dict:
-  return option_flags.to_json(options_lib.from_flags(args))
-
-
 def _write_vocabularies(options: FeedOptions, folder: Path) -> dict[str, int]:
-  """Writes the tokens of fields and of the events' own attributes; sizes by name."""
+  """Writes the vocabularies of fields and of attributes with their own ids; returns their sizes."""
   counts = (options.users, options.items, options.authors, options.tags, HOURS)
   tokens = {
     name: [b'%d' % v for v in range(count)] for name, count in zip(FIELDS, counts, strict=True)
   }
   tokens |= {'kind': [kind.encode() for kind in KINDS], 'gap': gap_tokens()}
-  for name, own in tokens.items():
-    write_vocabulary(folder, name, text_of(own))
-  return {name: len(own) + FIRST_TOKEN_ID for name, own in tokens.items()}
+  for name, texts in tokens.items():
+    write_vocabulary(folder, name, text_of(texts))
+  return {name: len(texts) + FIRST_TOKEN_ID for name, texts in tokens.items()}
 
 
 def _recipes() -> dict[str, recipes.Recipe]:
-  """A gap is given in minutes."""
-  edges = [1 << b for b in range(GAP_BUCKETS - 1)]
+  edges = [1 << b for b in range(GAP_BUCKETS - 1)]  # minutes
   tokens = [token.decode('ascii') for token in gap_tokens()]
   return {
     **{name: recipes.integer(name) for name in FIELDS},
@@ -227,26 +221,26 @@ def _recipes() -> dict[str, recipes.Recipe]:
   }
 
 
-def encode_dataset(options: dict, raw: Path | None, context: BuildContext) -> Encoded:
+def encode(options: dict, files: list[Path], context: BuildContext) -> Encoded:
   """See Dataset.encode."""
-  del raw  # nothing is read
+  del files  # there are none
   o = option_flags.from_json(options, FeedOptions)
   teacher, measured = calibrate(o)
   source = FeedSource(o, teacher)
   sizes = _write_vocabularies(o, context.folder)
-  attributes = tuple(
-    AttributeInfo(name, sizes[name], name if name in SHARED else None) for name in ATTRIBUTES
-  )
+  attributes = [
+    Attribute(name, sizes[name], name if name in SHARED else None) for name in ATTRIBUTES
+  ]
   return Encoded(
     fields=tuple(FieldInfo(name, sizes[name], 0, 0.0) for name in FIELDS),
     source=source,
     raw_files=(),
     rows_read=sum(source.rows.values()),
-    planted=planted_figures(source, measured, context),
-    sequence=SequenceInfo(o.events, attributes),
-    group=GroupInfo('user_id', o.users),
+    planted=planted_metrics(source, measured, context),
+    sequence=Sequence(o.events, attributes),
+    group=Group('user_id', o.users),
     # Expected rows, not counted ones: ids are then the same for any number of users.
-    items=item_info(FIELDS[ITEM], teacher.catalogue.probability_I * source.rows['train']),
+    items=head_and_torso(FIELDS[ITEM], teacher.catalogue.probability_I * source.rows['train']),
     recipes=_recipes(),
   )
 
@@ -255,7 +249,6 @@ class SyntheticFeed(BlockBuilder):
   """Generated feed of users with histories and a known logit, in blocks of rows."""
 
   name = 'synthetic_social'
-  RELEASE_NOTES = {'1.0.0': 'First version.'}  # noqa: RUF012 (TFDS's own attribute)
   DESCRIPTION = (
     'Generated impressions of a social feed: users with several interests at the same time, items '
     'with author and tag, and the history of what a user clicked, how he reacted and how long ago. '
@@ -270,10 +263,9 @@ class SyntheticFeed(BlockBuilder):
 SYNTHETIC_FEED = Dataset(
   name='synthetic_social',
   about='planted feed of users with parallel interests and a known best AUC; needs no raw file',
-  needs_raw=False,
   add_flags=options_lib.add_flags,
-  options=_options,
-  encode=encode_dataset,
+  options=lambda args: option_flags.to_json(options_lib.from_flags(args)),
+  encode=encode,
   builder=SyntheticFeed,
-  config=lambda options: None,
+  raw_files=None,
 )

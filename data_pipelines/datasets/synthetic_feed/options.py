@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Options of the planted feed: one frozen dataclass, one command-line flag a field."""
+"""Options of the planted feed: a frozen dataclass, one command-line flag per field."""
 
 import argparse
 import dataclasses
@@ -14,10 +14,10 @@ MAX_USERS = (1 << 31) - 4  # ids are int32
 
 @dataclasses.dataclass(frozen=True)
 class FeedOptions:
-  """What determines the planted feed, all of it. `shares` has one entry a part of the logit.
+  """All options that determine the planted feed. `shares` has one entry per part of the logit.
 
   The defaults make 200,000 training rows; on the test rows the main effects alone reach an AUC of
-  0.71, with what can be learnt of a user by heart 0.78, and the best model 0.86.
+  0.71, a memory of each user's tags 0.78, and the best model 0.86.
   """
 
   users: int = flag(6_250, 'number of users')
@@ -42,7 +42,7 @@ class FeedOptions:
   seed: int = flag(0, 'seed of the users and labels; the teacher does not change')
 
   def steps(self) -> dict[str, tuple[int, int]]:
-    """First and last (exclusive) impression of a user by split; the warm-up comes before 0."""
+    """Returns each split's first and last (exclusive) impression of a user; warm-up is before 0."""
     train, validation = self.impressions * 8 // 10, self.impressions // 10
     return {
       'train': (0, train),
@@ -51,12 +51,12 @@ class FeedOptions:
     }
 
   def rows(self) -> dict[str, int]:
-    """Rows by split."""
+    """Returns the number of rows of each split."""
     return {split: self.users * (stop - start) for split, (start, stop) in self.steps().items()}
 
 
 def validate(options: FeedOptions) -> None:
-  """Raises UserError, naming the flag, if a feed cannot be planted as asked."""
+  """Raises UserError, naming the flag, if no feed can be planted with these options."""
   o = options
   check(1 <= o.users <= MAX_USERS, 'users', o.users, '1 to 2^31 - 4 users')
   check(10 <= o.impressions <= 1 << 16, 'impressions', o.impressions, '10 to 65536 rows a user')
@@ -87,16 +87,12 @@ def validate(options: FeedOptions) -> None:
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-  """Flags of `--dataset=synthetic_social`."""
+  """Adds the flags of `--dataset=synthetic_social`."""
   option_flags.add_flags(parser, FeedOptions)
 
 
 def from_flags(args: argparse.Namespace) -> FeedOptions:
-  """The options of parsed flags.
-
-  Raises:
-    UserError: a value that cannot be planted.
-  """
+  """Returns the options of parsed flags; raises UserError if no feed can be planted."""
   options = FeedOptions(**option_flags.flag_values(args, FeedOptions))
   validate(options)
   return options

@@ -1,20 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The planted feed's teacher: a logit that is a known function of what a row shows.
+"""The planted feed's teacher: a logit that is a known function of the values of a row.
 
-Of an event e of the history, w_e = (weight of its kind of feedback) (RECENCY_DECAY ^ its gap
-bucket), and e matches a tag or an author if it is the candidate's. The parts of the logit, before
-they are centred and scaled, are
+An event e of the history has the weight w_e = (weight of its kind of feedback) (RECENCY_DECAY ^ its
+gap bucket). The parts of the logit, before they are centred and scaled, are
   main    sqrt(.8) effect of the item + sqrt(.1) effect of the user + sqrt(.1) effect of the hour
   tag     tanh(sum of w_e over events of the candidate's tag / SATURATION)
   author  tanh(sum of w_e over events of the candidate's author / SATURATION)
   recent  -tanh(number of events of the candidate's tag in the last RECENT_MINUTES / SATURATION):
           too much of the same in one sitting. Second order: it needs tag and gap together.
-The last three are 0 without history. Each is centred by its mean over the rows of a tag (author: of
-an author) and the history's parts are scaled so that
-  * variances of the three are to each other as their shares,
+The last three, the parts of the history, are 0 without history. Each is centred by its mean over
+the rows of a tag (author: of an author), and they are scaled so that
+  * their variances are in the ratio of their shares,
   * the variance of their sum is (1 - the share of main) logit_std^2;
-constants that are measured on a calibration population (see calibration). Main has
-exactly its share. The parts of the history are correlated with each other, hardly with main.
+`calibration` measures these constants. Main has exactly its share. The parts of the history are
+correlated with each other, hardly with main.
 
 Shapes: N rows, L events, P = 3 parts of the history, T tags, A authors.
 """
@@ -33,7 +32,7 @@ USER, ITEM, AUTHOR, TAG, HOUR = range(5)
 E_ITEM, E_AUTHOR, E_TAG, E_KIND, E_GAP = range(5)
 
 HOURS = 24
-# What a user did with an item that he clicked on: probability, and weight for what he likes later.
+# Feedback of a user on a clicked item: its probability, and its weight for later clicks.
 KINDS = ('click', 'like', 'share', 'hide')
 KIND_PROBABILITY = (0.55, 0.2, 0.1, 0.15)
 KIND_WEIGHT = (1.0, 2.0, 3.0, -2.0)
@@ -51,8 +50,8 @@ class FeedTeacher:
   """The catalogue and the constants of the logit.
 
   Attributes:
-    scale_main: what the main part, of variance 1, is multiplied by.
-    scale_P: the same of the parts of the history.
+    scale_main: factor of the main part, which has variance 1.
+    scale_P: factors of the parts of the history.
     centre_tag_T, centre_author_A, centre_recent_T: their means, before they are scaled.
     bias: the logit's mean.
   """
@@ -66,7 +65,7 @@ class FeedTeacher:
   bias: float
 
   def main(self, ids_NF: np.ndarray, user_effect_N: np.ndarray) -> np.ndarray:
-    """The order-1 part, float64 [N].
+    """Returns the order-1 part, float64 [N].
 
     Args:
       ids_NF: ids as they are written, int32.
@@ -79,7 +78,7 @@ class FeedTeacher:
     return self.scale_main * (effect_N + user * user_effect_N + hour * hour_effect_N)
 
   def history(self, ids_NF: np.ndarray, events_NLG: np.ndarray) -> np.ndarray:
-    """The parts tag, author and recent, centred and scaled: float64 [N, 3].
+    """Returns the parts tag, author and recent, centred and scaled: float64 [N, 3].
 
     Args:
       ids_NF, events_NLG: ids as they are written, int32.
@@ -93,7 +92,7 @@ class FeedTeacher:
 
 
 def _weight_tables() -> tuple[np.ndarray, np.ndarray]:
-  """Weights by id of the kind and of the gap; padding weighs nothing."""
+  """Returns the weights by id of the kind and of the gap; 0 for padding."""
   gap = RECENCY_DECAY ** np.arange(GAP_BUCKETS)
   none = np.zeros(FIRST_TOKEN_ID)
   return np.concatenate((none, KIND_WEIGHT)), np.concatenate((none, gap))
@@ -103,7 +102,7 @@ _KIND_WEIGHT_BY_ID, _GAP_WEIGHT_BY_ID = _weight_tables()
 
 
 def raw_history(ids_NF: np.ndarray, events_NLG: np.ndarray) -> np.ndarray:
-  """The parts tag, author and recent before they are centred and scaled: float64 [N, 3]."""
+  """Returns the parts tag, author and recent, neither centred nor scaled: float64 [N, 3]."""
   gap_NL = events_NLG[..., E_GAP]
   weight_NL = _KIND_WEIGHT_BY_ID[events_NLG[..., E_KIND]] * _GAP_WEIGHT_BY_ID[gap_NL]
   same_tag_NL = events_NLG[..., E_TAG] == ids_NF[:, TAG, None]
@@ -116,12 +115,12 @@ def raw_history(ids_NF: np.ndarray, events_NLG: np.ndarray) -> np.ndarray:
 
 
 def gap_ids(seconds: np.ndarray) -> np.ndarray:
-  """Ids of the time between event and row, int32, from whole seconds (0 or more)."""
+  """Returns the ids of the time from event to row, int32, from whole seconds (0 or more)."""
   # frexp gives the number of binary digits of whole minutes, exactly.
   bucket = np.frexp((seconds // 60).astype(np.float64))[1]
   return np.minimum(bucket, GAP_BUCKETS - 1).astype(np.int32) + np.int32(FIRST_TOKEN_ID)
 
 
 def gap_tokens() -> list[bytes]:
-  """Names of the gap's ids: minutes, the lower border."""
+  """Returns the names of the gap's ids: lower edges in minutes."""
   return [b'<1m', *(b'>=%dm' % (1 << b) for b in range(GAP_BUCKETS - 1))]

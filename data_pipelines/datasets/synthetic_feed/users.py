@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Simulates users of the planted feed, each alone: his rows are a function of (seed, number).
+"""Simulates users of the planted feed, each alone: a user's rows are a function of (seed, number).
 
-A user has interests, all at the same time; now and then one gives way to another tag, so that what
-his earlier rows say of him grows old and a model must read the history. An impression shows a
-candidate out of one interest (probability `affinity`) or out of all items, some time after the one
-before. Its click is drawn from the teacher's logit of what its row shows; a clicked item is an
-event of the rows after it. The impressions before number 0 are the warm-up.
+A user has several interests at the same time; now and then another tag replaces one, so that
+earlier rows tell less and a model must read the history. An impression shows a candidate out of one
+interest (probability `affinity`) or out of all items, some time after the impression before. Its
+click is drawn from the teacher's logit of the row; a clicked item is an event of the rows after it.
+The impressions before number 0 are the warm-up.
 
-Shapes: U users, S steps that are kept, K interests, L events, F fields, G attributes.
+Shapes: U users, S steps that are stored, K interests, L events, F fields, G attributes.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ _KIND_CDF = np.cumsum(KIND_PROBABILITY)[:-1]
 
 
 class Population(NamedTuple):
-  """An endless line of users: a seed, and the streams of their own draws and their steps'."""
+  """An endless line of users: a seed, the stream of the users' draws, that of their steps'."""
 
   seed: int
   users_stream: int
@@ -51,7 +51,7 @@ class Rows:
 
   Attributes:
     ids_USF: int32, as they are written.
-    events_USLG: int32, as they are written; None where they were not asked for.
+    events_USLG: int32, as they are written; None if not stored.
     main_US, history_USP: parts of the logit, float64.
     logit_US: the logit.
     label_US: uint8.
@@ -66,7 +66,7 @@ class Rows:
 
   @classmethod
   def empty(cls, users: int, steps: int, events: int) -> 'Rows':
-    """To be filled; no events if 0."""
+    """Allocates rows; stores no events if `events` is 0."""
     return cls(
       ids_USF=np.empty((users, steps, len(FIELDS)), np.int32),
       events_USLG=np.empty((users, steps, events, len(ATTRIBUTES)), np.int32) if events else None,
@@ -77,12 +77,12 @@ class Rows:
     )
 
   def users(self, start: int, stop: int) -> 'Rows':
-    """Views of some users' rows."""
+    """Returns views of some users' rows."""
     return Rows(**{k: None if v is None else v[start:stop] for k, v in vars(self).items()})
 
 
 def interests_of(uniform_UK: np.ndarray, tags: int) -> np.ndarray:
-  """Distinct tags, every set alike: int64 [U, K], ascending."""
+  """Draws distinct tags, all sets equally probable: int64 [U, K], ascending."""
   chosen_UK = np.empty((len(uniform_UK), 0), np.int64)
   for k in range(uniform_UK.shape[1]):
     tag_U = _other(chosen_UK, (uniform_UK[:, k] * (tags - k)).astype(np.int64))
@@ -91,7 +91,7 @@ def interests_of(uniform_UK: np.ndarray, tags: int) -> np.ndarray:
 
 
 def _other(taken_UK: np.ndarray, number_U: np.ndarray) -> np.ndarray:
-  """Tags by their number among those that are not taken; the taken ones ascend."""
+  """Returns the tags that have these numbers among those not taken; taken_UK ascends."""
   tag_U = number_U.copy()
   for k in range(taken_UK.shape[1]):
     tag_U += tag_U >= taken_UK[:, k]
@@ -99,11 +99,11 @@ def _other(taken_UK: np.ndarray, number_U: np.ndarray) -> np.ndarray:
 
 
 def drifted(interest_UK: np.ndarray, uniform_U: np.ndarray, options: FeedOptions) -> np.ndarray:
-  """The interests, where with probability `drift` another tag has taken the place of one."""
+  """Replaces, with probability `drift`, one of each user's interests by another tag."""
   moved = np.flatnonzero(uniform_U < options.drift)
   if not len(moved):
     return interest_UK
-  # What is left of the draw is uniform again: it says which of them goes and what comes.
+  # The rest of the draw is uniform again: it says which interest goes and which tag comes.
   left_M = uniform_U[moved] / options.drift * options.interests
   which_M = np.minimum(left_M.astype(np.int64), options.interests - 1)
   free = options.tags - options.interests
@@ -116,14 +116,14 @@ def drifted(interest_UK: np.ndarray, uniform_U: np.ndarray, options: FeedOptions
 
 
 def user_draws(options: FeedOptions, population: Population, first: int, users: int):
-  """Of users [first, first + users): effect (variance 1), second of the day, interests."""
+  """Draws users [first, first + users): effect (variance 1), second of the day, interests."""
   draws = uniforms(population.seed, population.users_stream, first, users, 2 + options.interests)
   effect_U = (2 * draws[:, 0] - 1) * np.sqrt(3)
   return effect_U, (draws[:, 1] * _DAY).astype(np.int64), interests_of(draws[:, 2:], options.tags)
 
 
 def _seconds(uniform_U2: np.ndarray) -> np.ndarray:
-  """Log-normal times of whole seconds, at least 1: int64 (Box and Muller, 1958)."""
+  """Draws log-normal times of whole seconds, at least 1: int64 (Box and Muller, 1958)."""
   normal_U = np.sqrt(-2 * np.log1p(-uniform_U2[:, 0])) * np.cos(2 * np.pi * uniform_U2[:, 1])
   seconds_U = GAP_MEDIAN * np.exp(GAP_SIGMA * normal_U)
   return np.clip(seconds_U, 1, MAX_GAP).astype(np.int64)
@@ -137,11 +137,11 @@ def simulate(
   keep: tuple[int, int],
   rows: Rows,
 ) -> None:
-  """Simulates users from number `first` on and keeps some of their impressions.
+  """Simulates users from number `first` on and stores some of their impressions.
 
   Args:
-    keep: the first impression that is kept, and the one after the last.
-    rows: takes them; its arrays say how many users.
+    keep: the first impression to store, and the one after the last.
+    rows: the output; its arrays have one entry per user.
   """
   o, users = options, len(rows.ids_USF)
   steps = o.warmup + o.impressions
@@ -158,19 +158,19 @@ def simulate(
     now_U = now_U + _seconds(draws_UW[:, 3:5])
     interest_UK = drifted(interest_UK, draws_UW[:, 7], o)
     _show(teacher, o, draws_UW, interest_UK, now_U, ids_UF)
-    there_UL = events_ULG[..., E_ITEM] != 0
-    events_ULG[..., E_GAP] = np.where(there_UL, gap_ids(now_U[:, None] - time_UL), 0)
+    event_mask_UL = events_ULG[..., E_ITEM] != 0
+    events_ULG[..., E_GAP] = np.where(event_mask_UL, gap_ids(now_U[:, None] - time_UL), 0)
     main_U = teacher.main(ids_UF, effect_U)
     history_UP = teacher.history(ids_UF, events_ULG)
     logit_U = teacher.bias + main_U + history_UP.sum(axis=1)
     clicked_U = draws_UW[:, 5] < sigmoid(logit_U)
-    kept = step - o.warmup - keep[0]
-    if kept >= 0:
-      rows.ids_USF[:, kept] = ids_UF
+    s = step - o.warmup - keep[0]
+    if s >= 0:
+      rows.ids_USF[:, s] = ids_UF
       if rows.events_USLG is not None:
-        rows.events_USLG[:, kept] = events_ULG
-      rows.main_US[:, kept], rows.history_USP[:, kept] = main_U, history_UP
-      rows.logit_US[:, kept], rows.label_US[:, kept] = logit_U, clicked_U
+        rows.events_USLG[:, s] = events_ULG
+      rows.main_US[:, s], rows.history_USP[:, s] = main_U, history_UP
+      rows.logit_US[:, s], rows.label_US[:, s] = logit_U, clicked_U
     _remember(np.flatnonzero(clicked_U), draws_UW[:, 6], now_U, ids_UF, events_ULG, time_UL)
 
 
@@ -190,7 +190,7 @@ def _show(teacher, options, draws_UW, interest_UK, now_U, ids_UF) -> None:
 
 
 def _remember(user_C, uniform_U, now_U, ids_UF, events_ULG, time_UL) -> None:
-  """Appends the candidates of the users who clicked to their histories; the oldest goes."""
+  """Appends clicked candidates to their users' histories, which drop the oldest event."""
   kind_C = np.searchsorted(_KIND_CDF, uniform_U[user_C], side='right')
   events_ULG[user_C, :-1] = events_ULG[user_C, 1:]
   time_UL[user_C, :-1] = time_UL[user_C, 1:]

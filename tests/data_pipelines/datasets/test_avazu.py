@@ -9,14 +9,14 @@ import itertools
 
 import numpy as np
 import pytest
-from invented_rows import AVAZU_HEADER, avazu_lines, read_prepared, write_lines
+from invented_rows import AVAZU_HEADER, avazu_lines, concatenate, read_prepared, write_lines
 
 from data_pipelines import build
 from data_pipelines.datasets.avazu import AVAZU_TEXT, HEXES, INTEGERS, calendar, dates_of
 from data_pipelines.doctor import __main__ as doctor
 from data_pipelines.text import ingest
-from data_pipelines.text.chunks import RawFile
-from data_pipelines.text.parser import concatenate, parse
+from data_pipelines.text.chunks import TextFile
+from data_pipelines.text.parser import parse
 
 NAMES = AVAZU_HEADER.split(',')
 SPLIT_NAMES = ('train', 'validation', 'test')
@@ -247,7 +247,7 @@ def test_order_is_known_of_chunks_that_an_earlier_build_parsed(tmp_path, monkeyp
   spans = []
   monkeypatch.setattr(
     'data_pipelines.text.ingest._parse',
-    lambda task: spans.append(whole(task)[3]) or whole(task),
+    lambda task: spans.append(whole(task).span) or whole(task),
   )
   assert prepare(raw, tmp_path / 'out', '--protocol=time', '--workers=1') == 0
   assert [span.line for span in spans][:2] == [2, 1] and all(spans)
@@ -314,7 +314,7 @@ def sample(request, samples):
 
 def test_statistics_of_the_samples(sample):
   path, count, click_rate, which = sample
-  parts = [parse(AVAZU_TEXT, chunk.read(), 1) for chunk in RawFile(path).chunks(1 << 20, None)]
+  parts = [parse(AVAZU_TEXT, chunk.read(), 1) for chunk in TextFile(path).chunks(1 << 20, None)]
   bad = [line for _, lines, _ in parts for line in lines]
   assert [(line.line, line.reason) for line in bad] == [(1, 'a second header')]
   rows = concatenate([part for part, _, _ in parts])

@@ -305,7 +305,7 @@ def test_other_protocols(tmp_path, protocol, rows):
   assert doctor.main([str(tmp_path / 'out')]) == 0
 
 
-def test_tensorflow_is_not_imported(tmp_path):
+def test_neither_tensorflow_nor_jax_is_imported(tmp_path):
   raw = write_lines(tmp_path / 'rows', criteo_lines(50))
   code = (
     'import sys; from data_pipelines import build;'
@@ -313,7 +313,9 @@ def test_tensorflow_is_not_imported(tmp_path):
     f'assert build.main(["--dataset=criteo", "--raw={raw}", "--out={tmp_path / "out"}"]) == 0;'
     f'assert doctor.main(["{tmp_path / "out"}"]) == 0;'
     'assert "tensorflow_datasets" in sys.modules;'
-    'assert not {"tensorflow", "jax", "deres_jax"} & set(sys.modules)'
+    'assert not {"tensorflow", "jax", "jaxlib", "flax", "grain"} & set(sys.modules);'
+    'ours = {m for m in sys.modules if m.startswith("deres_jax.")};'
+    'assert {m.split(".")[1] for m in ours} <= {"core", "report"}, ours'
   )
   result = run_python('-c', code)
   assert result.returncode == 0, result.stderr

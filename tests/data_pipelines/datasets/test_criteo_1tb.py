@@ -9,15 +9,15 @@ import shutil
 
 import numpy as np
 import pytest
-from invented_rows import criteo_lines, read_prepared, write_lines
+from invented_rows import concatenate, criteo_lines, read_prepared, write_lines
 
 from data_pipelines import build
-from data_pipelines.core.errors import UserError
 from data_pipelines.datasets.criteo import CRITEO_TEXT, FIELD_NAMES
 from data_pipelines.datasets.criteo_1tb import day_files, split_by_day
 from data_pipelines.doctor import __main__ as doctor
-from data_pipelines.text.chunks import RawFile
-from data_pipelines.text.parser import concatenate, parse
+from data_pipelines.text.chunks import TextFile
+from data_pipelines.text.parser import parse
+from deres_jax.core.errors import UserError
 
 SPLIT_NAMES = ('train', 'validation', 'test')
 
@@ -339,7 +339,7 @@ def sample(samples):
 
 
 def test_statistics_of_the_sample(sample):
-  parts = [parse(CRITEO_TEXT, chunk.read(), 1) for chunk in RawFile(sample).chunks(1 << 20, None)]
+  parts = [parse(CRITEO_TEXT, chunk.read(), 1) for chunk in TextFile(sample).chunks(1 << 20, None)]
   assert not any(bad for _, bad, _ in parts)
   rows = concatenate([part for part, _, _ in parts])
   assert len(rows.label_N) == 10_000 and abs(rows.label_N.mean() - 0.0265) < 5e-5

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from invented_rows import criteo_lines
+from invented_rows import concatenate, criteo_lines
 
 from data_pipelines.datasets.criteo import CRITEO_TEXT
-from data_pipelines.text.chunks import RawFile
-from data_pipelines.text.parser import concatenate, parse
+from data_pipelines.text.chunks import TextFile
+from data_pipelines.text.parser import parse
 
 
 def parse_slowly(data: bytes):
@@ -171,7 +171,7 @@ def test_chunking_changes_nothing(tmp_path, zipped):
   path.write_bytes(gzip.compress(data) if zipped else data)
   whole, whole_bad, _ = parse(CRITEO_TEXT, data, 1)
   parts, bad, number = [], [], 1
-  for chunk in RawFile(path).chunks(1000, None):
+  for chunk in TextFile(path).chunks(1000, None):
     rows, bad_lines, count = parse(CRITEO_TEXT, chunk.read(), number)
     parts.append(rows)
     bad += bad_lines

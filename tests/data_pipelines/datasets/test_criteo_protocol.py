@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipelines.datasets.criteo import SPLIT_PROTOCOLS, _bucket_starts, bucketise
+from data_pipelines.datasets.criteo import PROTOCOLS, _bucket_starts, bucketise
 from data_pipelines.prepared.vocabulary import Counter, Lookup, decimal_tokens, hex_tokens, rank
 
 
@@ -32,7 +32,7 @@ def test_buckets_are_python_s_around_every_boundary():
 @pytest.mark.parametrize('num_rows', [10, 11, 19, 1003])
 @pytest.mark.parametrize('protocol, parts', [('x4', (8, 1, 1)), ('x1', (7, 2, 1))])
 def test_random_split_is_a_permutation_of_numpy_s(num_rows, protocol, parts):
-  order = SPLIT_PROTOCOLS[protocol].rows(num_rows, seed=5)
+  order = PROTOCOLS[protocol].split.rows(num_rows, seed=5)
   tenth = num_rows // 10
   validation, test = parts[1] * tenth, parts[2] * tenth
   lengths = [len(order[s]) for s in ('train', 'validation', 'test')]
@@ -41,16 +41,16 @@ def test_random_split_is_a_permutation_of_numpy_s(num_rows, protocol, parts):
   np.testing.assert_array_equal(
     np.concatenate((order['test'], order['validation'], order['train'])), expected
   )
-  assert order['train'].tolist() != SPLIT_PROTOCOLS[protocol].rows(num_rows, 6)['train'].tolist()
+  assert order['train'].tolist() != PROTOCOLS[protocol].split.rows(num_rows, 6)['train'].tolist()
 
 
 def test_split_by_time_keeps_the_order_of_splits_and_shuffles_inside():
-  order = SPLIT_PROTOCOLS['time'].rows(1003, seed=5)
+  order = PROTOCOLS['time'].split.rows(1003, seed=5)
   assert sorted(order['train']) == list(range(803))
   assert sorted(order['validation']) == list(range(803, 903))
   assert sorted(order['test']) == list(range(903, 1003))
   assert all(numbers.tolist() != sorted(numbers) for numbers in order.values())
-  assert order['train'].tolist() != SPLIT_PROTOCOLS['time'].rows(1003, 6)['train'].tolist()
+  assert order['train'].tolist() != PROTOCOLS['time'].split.rows(1003, 6)['train'].tolist()
 
 
 def vocabulary_of(keys: list[int], min_count: int):

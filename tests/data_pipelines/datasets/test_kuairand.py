@@ -120,7 +120,7 @@ def cut_small(monkeypatch) -> None:
     ('text.encoding._GROUP_ROWS', 100),
     ('text.encoding._TURN_ROWS', 9),
     ('text.encoding._UINT32_ROWS', 100),
-    ('text.sequences._LAID_OUT_ROWS', 7),
+    ('text.sequences._EXPANDED_ROWS', 7),
     ('datasets.kuairand.side_tables._LINES', 3),
   ):
     monkeypatch.setattr(f'data_pipelines.{name}', size)

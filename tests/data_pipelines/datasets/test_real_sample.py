@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from invented_rows import REPOSITORY
+from invented_rows import REPOSITORY, concatenate
 
 from data_pipelines import build
 from data_pipelines.datasets.criteo import CRITEO_TEXT, FIELD_NAMES
 from data_pipelines.doctor import __main__ as doctor
-from data_pipelines.text.chunks import RawFile
-from data_pipelines.text.parser import concatenate, parse
+from data_pipelines.text.chunks import TextFile
+from data_pipelines.text.parser import parse
 
 SAMPLES = Path(os.environ.get('DERES_DATA_SAMPLES', REPOSITORY.parent / 'shared' / 'data'))
 SAMPLE = SAMPLES / 'criteo_sample.tsv.gz'
@@ -38,7 +38,7 @@ MISSING_TOLERANCE = 0.0015
 
 def test_statistics_of_the_sample():
   rows = concatenate([
-    parse(CRITEO_TEXT, chunk.read(), 1)[0] for chunk in RawFile(SAMPLE).chunks(1 << 20, None)
+    parse(CRITEO_TEXT, chunk.read(), 1)[0] for chunk in TextFile(SAMPLE).chunks(1 << 20, None)
   ])  # fmt: skip
   assert len(rows.label_N) == 137_139
   assert abs(rows.label_N.mean() - 0.25677) < 5e-6

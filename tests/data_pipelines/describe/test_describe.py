@@ -19,13 +19,8 @@ from data_pipelines.describe.charts import click_rates, compact, decades, linear
 from data_pipelines.describe.figures import click_point, coverage, wilson
 from data_pipelines.describe.text import percent
 from data_pipelines.doctor import __main__ as doctor
-from data_pipelines.prepared.dataset import (
-  AttributeInfo,
-  FieldInfo,
-  GroupInfo,
-  ItemInfo,
-  SequenceInfo,
-)
+from data_pipelines.prepared.dataset import FieldInfo
+from data_pipelines.prepared.schema import Attribute, Group, Items, Sequence
 
 ROWS = {'train': 5000, 'validation': 300, 'test': 200}
 NASTY = '<b>&"\'item'
@@ -34,8 +29,8 @@ FIELDS = (
   FieldInfo('few', 6, 0, 0.25),
   FieldInfo('hash', 40_000_002, 0, 0.0, hashed=True),
 )
-SEQUENCE = SequenceInfo(4, (AttributeInfo('item', 402, NASTY), AttributeInfo('kind<i>', 9)))
-ITEMS = ItemInfo(NASTY, 10, 60)
+SEQUENCE = Sequence(4, [Attribute('item', 402, NASTY), Attribute('kind<i>', 9, None)])
+ITEMS = Items(NASTY, 10, 60)
 
 
 def invented(rows=ROWS, clicks=None):
@@ -71,7 +66,7 @@ def columns():
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory, columns):
   out = tmp_path_factory.mktemp('describe') / 'x'
-  write_folder(out, FIELDS, columns, SEQUENCE, GroupInfo('user<u>', 80), ITEMS)
+  write_folder(out, FIELDS, columns, SEQUENCE, Group('user<u>', 80), ITEMS)
   assert describe.main([str(out), '--workers=1']) == 0
   return out
 
@@ -271,7 +266,7 @@ def test_doctor_does_not_mind_the_page(folder, capsys):
 def test_one_class_and_empty_splits(tmp_path, clicks):
   rows = {'train': 50, 'validation': 0, 'test': 1}
   out = write_folder(
-    tmp_path / 'x', FIELDS, invented(rows, clicks), SEQUENCE, GroupInfo('user', 80), ITEMS
+    tmp_path / 'x', FIELDS, invented(rows, clicks), SEQUENCE, Group('user', 80), ITEMS
   )
   assert describe.main([str(out), '--workers=1']) == 0
   figures = json.loads((out / 'describe/describe.json').read_text())

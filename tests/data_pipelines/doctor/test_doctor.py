@@ -15,7 +15,7 @@ from data_pipelines.datasets.synthetic.dataset import SYNTHETIC
 from data_pipelines.doctor import __main__ as doctor
 from data_pipelines.prepared.dataset import BuildContext, Encoded, FieldInfo
 from data_pipelines.prepared.rejects import Rejects
-from data_pipelines.prepared.schema import BLOCK_ROWS, RecordShape, write_schema
+from data_pipelines.prepared.schema import BLOCK_ROWS, RecordShape
 from data_pipelines.prepared.split_stats import SplitStats
 from data_pipelines.prepared.vocabulary import write_vocabulary
 from data_pipelines.prepared.writer import write_prepared
@@ -51,7 +51,7 @@ def records(folder, split):
 def edit_schema(folder, edit) -> None:
   schema = json.loads((folder / 'schema.json').read_text())
   edit(schema)
-  write_schema(folder, schema)
+  (folder / 'schema.json').write_text(json.dumps(schema))
 
 
 def test_whole_folder(folder, capsys):
@@ -85,7 +85,7 @@ def test_truncated_record_file(folder, capsys):
     ('click_rate', 0.5, 'validation: click rate: expected 0.5, found '),
     ('content_sha256', 'abc', 'validation: content sha256: expected abc, found '),
     ('files', {}, 'validation: record files: expected [], found '),
-    ('rows', '100', "schema.splits.validation.rows: expected int, found '100'"),
+    ('rows', '100', '`$.splits.validation.rows`: expected `int`, got `str`'),
   ],
 )
 def test_changed_split_entry(folder, capsys, entry, value, expected):
@@ -103,7 +103,7 @@ def test_changed_counts_and_rates(folder, capsys):
   edit_schema(folder, lambda schema: schema['fields'][2]['oov_rate'].update(test=0.25))
   assert 'f03: expected 0.25, found 0.0' in diagnose(folder, capsys)
   edit_schema(folder, lambda schema: schema.pop('vocabulary'))
-  assert 'schema.vocabulary: missing' in diagnose(folder, capsys)
+  assert 'missing required field `vocabulary`' in diagnose(folder, capsys)
 
 
 def test_missing_files(folder, capsys):

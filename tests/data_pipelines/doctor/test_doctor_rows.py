@@ -13,9 +13,9 @@ from data_pipelines.doctor import __main__ as doctor
 from data_pipelines.doctor import rows as rows_lib
 from data_pipelines.doctor.leaks import Leaks, too_many
 from data_pipelines.doctor.rows import row_hashes
-from data_pipelines.prepared.dataset import AttributeInfo, FieldInfo, GroupInfo, SequenceInfo
+from data_pipelines.prepared.dataset import FieldInfo
 from data_pipelines.prepared.records import read_shard
-from data_pipelines.prepared.schema import RecordShape, read_schema
+from data_pipelines.prepared.schema import Attribute, Group, RecordShape, Sequence, read_schema
 from data_pipelines.prepared.tfds import split_files
 
 PAIRS = (('validation', 'train'), ('test', 'train'), ('test', 'validation'))
@@ -80,9 +80,9 @@ def social(rows=(5000, 700, 600)):
     events = rng.integers(2, 4, size=(count, 3, 2)).astype(np.int32)
     events[rng.random(count) < 0.5, :2] = 0
     columns[split] |= {'events': events, 'group': rng.integers(3, size=count).astype(np.int32)}
-  own = AttributeInfo('kind', 4)
-  sequence = SequenceInfo(3, (AttributeInfo('f0', fields[0].vocab_size, 'f0'), own))
-  return fields, columns, sequence, GroupInfo('user', 3)
+  own = Attribute('kind', 4, None)
+  sequence = Sequence(3, [Attribute('f0', fields[0].vocab_size, 'f0'), own])
+  return fields, columns, sequence, Group('user', 3)
 
 
 @pytest.mark.parametrize('kind', ['plain', 'social'])
@@ -159,7 +159,7 @@ def test_share_of_held_out_rows_is_that_of_a_loop(tmp_path, monkeypatch, most):
   schema = read_schema(folder)
   plan, workers = rows_lib.row_plan(schema), Workers(1)
   assert plan.drop_bits == (0 if most > 16_000 else 2)
-  files = {split: split_files(folder / schema['tfds'], split) for split in columns}
+  files = {split: split_files(folder / schema.tfds, split) for split in columns}
   rows = {
     split: rows_lib.read_split(paths, plan, split == 'train', workers)
     for split, paths in files.items()
@@ -246,8 +246,8 @@ def test_ids_out_of_order_fail_ties_do_not(tmp_path, capsys):
 def test_ids_of_events_count_for_the_field_they_share(tmp_path, capsys):
   fields, columns, sequence, group = social()
   fields = (FieldInfo('f0', fields[0].vocab_size + 1, 1, 0.0), fields[1])
-  attribute = AttributeInfo('f0', fields[0].vocab_size, 'f0')
-  sequence = SequenceInfo(3, (attribute, sequence.attributes[1]))
+  attribute = Attribute('f0', fields[0].vocab_size, 'f0')
+  sequence = Sequence(3, [attribute, sequence.attributes[1]])
   rest = (sequence, group)
   code, _, error = diagnose(write_folder(tmp_path / 'x', fields, columns, *rest), capsys)
   last = fields[0].vocab_size - 1

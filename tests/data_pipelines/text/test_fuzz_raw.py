@@ -168,13 +168,13 @@ def spoil(schema, how):
 @pytest.mark.parametrize(
   ('how', 'words'),
   [
-    ('a file is null', 'expected an object'),
-    ('half a character', 'surrogates not allowed'),
-    ('a raw file is null', 'schema.raw.files[0]: expected an object'),
+    ('a file is null', '`$.splits.train.files[...]`: expected `object`, got `null`'),
+    ('half a character', 'not valid JSON (JSON is malformed: unexpected end of hex escape'),
+    ('a raw file is null', '`$.raw.files[0]`: expected `object`, got `null`'),
     ('a field is gone', 'no rows of the 38 fields of schema.json'),
-    ('NaN', 'NaN is no number of JSON'),
-    ('negative', 'expected a number from 0'),
-    ('too large', 'found one of 401 digits'),
+    ('NaN', 'not valid JSON (JSON is malformed: invalid character'),
+    ('negative', '`$.splits.train.rows`: expected `int` >= 0'),
+    ('too large', '`$.splits.train.rows`: expected `int` <= 9007199254740992'),
     ('ids without end', 'error: not enough memory (counts of the ids that schema.json names take '),
   ],
 )

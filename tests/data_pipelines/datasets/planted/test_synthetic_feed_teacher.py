@@ -10,13 +10,13 @@ from sklearn.metrics import roc_auc_score
 from small_feed import FLAGS, SMALL, source_of, teacher_of
 
 from data_pipelines import build
-from data_pipelines.core.errors import UserError
 from data_pipelines.datasets.synthetic.bayes import grouped_auc
 from data_pipelines.datasets.synthetic_feed import dataset
 from data_pipelines.datasets.synthetic_feed.catalogue import make_catalogue
 from data_pipelines.datasets.synthetic_feed.dataset import FeedSource, Memory, split_metrics
 from data_pipelines.datasets.synthetic_feed.teacher import GAP_BUCKETS, gap_ids, gap_tokens
 from data_pipelines.datasets.synthetic_feed.users import drifted, interests_of
+from deres_jax.core.errors import UserError
 
 ALL = (0, SMALL.impressions)
 
