@@ -15,13 +15,8 @@ import zlib
 from pathlib import Path
 
 from data_pipelines import datasets
-from data_pipelines.core.cli import (
-  OneLineParser,
-  add_workers_flag,
-  check_workers,
-  guarded,
-  say,
-)
+from data_pipelines.core import cli
+from data_pipelines.core.cli import say
 from data_pipelines.core.files import file_sha256
 from data_pipelines.core.workers import Workers
 from data_pipelines.prepared import shards
@@ -52,13 +47,13 @@ def parse_flags(argv: list[str], others: bool = False):
   Exits with code 2 on a mistake.
   """
   prog = f'python -m data_pipelines.{"beam_build" if others else "build"}'
-  first = OneLineParser(prog=prog, add_help=False)
+  first = cli.OneLineParser(prog=prog, add_help=False)
   first.add_argument('--dataset')
   name = first.parse_known_args(argv)[0].dataset
   names = [name] if name in datasets.DATASETS else datasets.DATASETS
   about = '; '.join(f'{name}: {datasets.DATASETS[name].about}' for name in names)
   more = '' if name in datasets.DATASETS else ' --dataset=NAME --help lists its own flags.'
-  parser = OneLineParser(
+  parser = cli.OneLineParser(
     prog=prog,
     usage='%(prog)s --dataset=NAME --out=DIR [flags]',
     description=f'Raw file to prepared data. {about}.{more}',
@@ -69,7 +64,7 @@ def parse_flags(argv: list[str], others: bool = False):
   parser.add_argument('--raw', type=Path, metavar='PATH', help='raw data file or folder')
   parser.add_argument('--out', type=Path, required=True, metavar='DIR', help='folder to write')
   parser.add_argument('--overwrite', action='store_true', help='replace a prepared --out')
-  add_workers_flag(parser, 'processes [all cores]', metavar='N')
+  cli.add_workers_flag(parser, 'processes [all cores]', metavar='N')
   parser.add_argument(
     '--compress',
     action='store_true',
@@ -87,7 +82,7 @@ def parse_flags(argv: list[str], others: bool = False):
     parser.error(f'--dataset={name} needs --raw=PATH, {dataset.about}')
   if dataset.raw_files is None and args.raw is not None:
     parser.error(f'--dataset={name} reads no raw file; leave out --raw={args.raw}')
-  check_workers(parser, args.workers)
+  cli.check_workers(parser, args.workers)
   return dataset, args, unknown
 
 
@@ -209,7 +204,7 @@ def check_space(folder: Path, source: BlockSource, compress: bool) -> None:
 def main(argv: list[str] | None = None) -> int:
   """Runs the command; returns the exit code."""
   dataset, args, _ = parse_flags(sys.argv[1:] if argv is None else argv)
-  return guarded(lambda: build(dataset, args, Workers(args.workers)))
+  return cli.guarded(lambda: build(dataset, args, Workers(args.workers)))
 
 
 if __name__ == '__main__':

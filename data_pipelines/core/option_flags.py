@@ -3,12 +3,13 @@
 
 import argparse
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import TypeVar
 
 from deres_jax.core.errors import UserError
 
-Options = TypeVar('Options')
+T = TypeVar('T', bound='Options')
 
 
 def flag(default, text: str):
@@ -19,10 +20,28 @@ def flag(default, text: str):
 def check(holds: bool, name: str, value, expected: str) -> None:
   """Raises UserError, naming the flag and its value, unless the condition holds."""
   if not holds:
-    raise UserError(f'--{name}={value}: expected {expected}')
+    raise UserError(f'--{name}={_text(value)}: expected {expected}')
 
 
-def text_of(value) -> str:
+class Options:
+  """Base of the dataclasses."""
+
+  def validate(self) -> None:
+    """Raises UserError, naming the flag, if a value is out of range."""
+    raise NotImplementedError
+
+  def check(self, name: str, holds: bool, expected: str) -> None:
+    """Raises UserError, naming the flag and its value, unless the condition holds."""
+    check(holds, name, vars(self)[name], expected)
+
+  def check_shares(self, name: str, count: int) -> None:
+    """Raises UserError unless the values of a flag are shares of a whole."""
+    shares = vars(self)[name]
+    whole = math.isclose(sum(shares), 1, abs_tol=1e-9) and min(shares) >= 0
+    self.check(name, len(shares) == count and whole, 'four shares of at least 0 that sum to 1')
+
+
+def _text(value) -> str:
   """Returns an option's value as it is typed on the command line."""
   return ','.join(map(str, value)) if isinstance(value, tuple) else str(value)
 
@@ -36,7 +55,7 @@ def _tuple_of(kind):
 
 
 def add_flags(
-  parser: argparse.ArgumentParser, options: type, dependent: Mapping[str, str] | None = None
+  parser: argparse.ArgumentParser, options: type[Options], dependent: Mapping[str, str]
 ) -> None:
   """Adds a flag for each field.
 
@@ -45,28 +64,24 @@ def add_flags(
     dependent: the fields whose default depends on other flags, and the text that says how; the
       value of such a flag is None if it is not given.
   """
-  dependent = dependent or {}
   for field in dataclasses.fields(options):
     many = isinstance(field.default, tuple)
     kind = _tuple_of(type(field.default[0])) if many else type(field.default)
-    default, default_text = field.default, text_of(field.default)
+    default, default_text = field.default, _text(field.default)
     if field.name in dependent:
       default, default_text = None, dependent[field.name]
     text = f'{field.metadata["help"]} (default {default_text})'
     parser.add_argument(f'--{field.name}', type=kind, default=default, metavar='X', help=text)
 
 
-def flag_values(args: argparse.Namespace, options: type) -> dict:
-  """Returns the parsed flags of an options dataclass, by field."""
-  return {field.name: vars(args)[field.name] for field in dataclasses.fields(options)}
+def from_flags(args: argparse.Namespace, options: type[T]) -> T:
+  """Returns the options of parsed flags; raises UserError if a value is out of range."""
+  parsed = options(**{field.name: vars(args)[field.name] for field in dataclasses.fields(options)})
+  parsed.validate()
+  return parsed
 
 
-def to_json(options) -> dict:
+def to_json(options: Options) -> dict:
   """Returns the options with tuples as lists, as JSON gives them back."""
   values = dataclasses.asdict(options)
   return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
-
-
-def from_json(values: dict, options: type[Options]) -> Options:
-  """Inverse of to_json."""
-  return options(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})

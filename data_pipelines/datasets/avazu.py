@@ -21,10 +21,9 @@ figures of x4.
 import functools
 
 import numpy as np
-import tensorflow_datasets as tfds
 
 from data_pipelines.prepared import recipes
-from data_pipelines.prepared.tfds import BlockBuilder
+from data_pipelines.prepared.tfds import BlockBuilder, configs
 from data_pipelines.prepared.vocabulary import decimal_tokens, hex_tokens
 from data_pipelines.text.dataset import Protocol, text_dataset
 from data_pipelines.text.ingest import TextProtocol
@@ -141,14 +140,13 @@ PROTOCOLS = {
 class Avazu(BlockBuilder):
   """Avazu click-through rate challenge, encoded to per-field ids, in blocks of rows."""
 
-  BUILDER_CONFIGS = [  # noqa: RUF012 (TFDS's own attribute)
-    tfds.core.BuilderConfig(name=name, version=tfds.core.Version('1.0.0'), description=text)
-    for name, text in (
-      ('x4', 'Avazu_x4 style: random 8:1:1, hour, weekday and weekend, minimum count.'),
-      ('x1', 'Avazu_x1 proportions, 7:1:2, in the order of time; 22 fields.'),
-      ('time', '8:1:1 in the order of time; the fields of x4.'),
-    )
-  ]
+  BUILDER_CONFIGS = configs(
+    {
+      'x4': 'Avazu_x4 style: random 8:1:1, hour, weekday and weekend, minimum count.',
+      'x1': 'Avazu_x1 proportions, 7:1:2, in the order of time; 22 fields.',
+      'time': '8:1:1 in the order of time; the fields of x4.',
+    }
+  )
   DESCRIPTION = (
     'Ten days of mobile-advertising logs from Avazu, published for a Kaggle challenge in 2014: a '
     'click label, the hour, and 21 categorical fields of site, app, device and banner. Clicks and '

@@ -19,10 +19,9 @@ import functools
 import math
 
 import numpy as np
-import tensorflow_datasets as tfds
 
 from data_pipelines.prepared import recipes
-from data_pipelines.prepared.tfds import BlockBuilder
+from data_pipelines.prepared.tfds import BlockBuilder, configs
 from data_pipelines.prepared.vocabulary import decimal_tokens, hex_tokens
 from data_pipelines.text.dataset import Protocol, text_dataset
 from data_pipelines.text.ingest import TextProtocol
@@ -123,14 +122,13 @@ PROTOCOLS = {
 class CriteoDisplay(BlockBuilder):
   """Criteo display advertising challenge, encoded to per-field ids, in blocks of rows."""
 
-  BUILDER_CONFIGS = [  # noqa: RUF012 (TFDS's own attribute)
-    tfds.core.BuilderConfig(name=name, version=tfds.core.Version('1.0.0'), description=text)
-    for name, text in (
-      ('x4', 'Criteo_x4 style: random 8:1:1, bucketised numbers, minimum count.'),
-      ('x1', 'Criteo_x1 proportions: random 7:2:1, bucketised numbers.'),
-      ('time', '8:1:1 in the order of the file, which is chronological; bucketised numbers.'),
-    )
-  ]
+  BUILDER_CONFIGS = configs(
+    {
+      'x4': 'Criteo_x4 style: random 8:1:1, bucketised numbers, minimum count.',
+      'x1': 'Criteo_x1 proportions: random 7:2:1, bucketised numbers.',
+      'time': '8:1:1 in the order of the file, which is chronological; bucketised numbers.',
+    }
+  )
   DESCRIPTION = (
     'Seven days of display-advertising logs from Criteo, published for a Kaggle challenge in '
     '2014: a click label, 13 integer fields and 26 hashed categorical fields. Clicks and '

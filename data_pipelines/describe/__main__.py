@@ -11,13 +11,8 @@ import json
 import sys
 from pathlib import Path
 
-from data_pipelines.core.cli import (
-  OneLineParser,
-  add_workers_flag,
-  check_workers,
-  guarded,
-  say,
-)
+from data_pipelines.core import cli
+from data_pipelines.core.cli import say
 from data_pipelines.core.workers import Workers
 from data_pipelines.describe.counts import count_folder
 from data_pipelines.describe.figures import figures
@@ -61,14 +56,16 @@ def describe(folder: Path, out: Path, workers: int) -> int:
 
 def main(argv: list[str] | None = None) -> int:
   """Runs the command; returns the exit code."""
-  parser = OneLineParser('python -m data_pipelines.describe', 'Shows what is in a prepared folder.')
+  parser = cli.OneLineParser(
+    'python -m data_pipelines.describe', 'Shows what is in a prepared folder.'
+  )
   parser.add_argument('folder', type=Path, metavar='DIR', help='the prepared folder')
   parser.add_argument('--out', type=Path, help=f'folder to write (default DIR/{DEFAULT_OUT})')
-  add_workers_flag(parser, 'processes (default: all cores)')
+  cli.add_workers_flag(parser, 'processes (default: all cores)')
   args = parser.parse_args(sys.argv[1:] if argv is None else argv)
-  check_workers(parser, args.workers)
+  cli.check_workers(parser, args.workers)
   out = args.out or args.folder / DEFAULT_OUT
-  return guarded(lambda: describe(args.folder, out, args.workers))
+  return cli.guarded(lambda: describe(args.folder, out, args.workers))
 
 
 if __name__ == '__main__':

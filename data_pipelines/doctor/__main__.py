@@ -12,13 +12,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from data_pipelines.core.cli import (
-  OneLineParser,
-  add_workers_flag,
-  check_workers,
-  guarded,
-  say,
-)
+from data_pipelines.core import cli
+from data_pipelines.core.cli import say
 from data_pipelines.core.files import file_sha256
 from data_pipelines.core.workers import Workers
 from data_pipelines.doctor.checks import Checks
@@ -219,16 +214,16 @@ def doctor(folder: Path, workers: int) -> int:
 
 def main(argv: list[str] | None = None) -> int:
   """Runs the command; returns the exit code."""
-  parser = OneLineParser('python -m data_pipelines.doctor', 'Checks a prepared folder.')
+  parser = cli.OneLineParser('python -m data_pipelines.doctor', 'Checks a prepared folder.')
   parser.add_argument('folder', nargs='?', type=Path, metavar='DIR', help='the folder')
   parser.add_argument('--path', type=Path, help='the folder, as a flag')
-  add_workers_flag(parser, 'processes (default: all cores)')
+  cli.add_workers_flag(parser, 'processes (default: all cores)')
   args = parser.parse_args(sys.argv[1:] if argv is None else argv)
-  check_workers(parser, args.workers)
+  cli.check_workers(parser, args.workers)
   if (args.folder is None) == (args.path is None):
     parser.error('give one prepared folder: DIR or --path=DIR')
   folder = args.folder or args.path
-  return guarded(lambda: doctor(folder, args.workers))
+  return cli.guarded(lambda: doctor(folder, args.workers))
 
 
 if __name__ == '__main__':

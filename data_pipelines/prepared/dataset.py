@@ -3,12 +3,16 @@
 
 import argparse
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
+import msgspec
 import numpy as np
 
+from data_pipelines.core import option_flags
 from data_pipelines.core.files import check_raw
+from data_pipelines.core.option_flags import Options
 from data_pipelines.core.progress import Log
 from data_pipelines.core.workers import Workers
 from data_pipelines.prepared.recipes import Recipe
@@ -120,3 +124,28 @@ class Dataset:
   encode: Callable[[dict, list[Path], BuildContext], Encoded]
   builder: type[BlockBuilder]
   raw_files: Callable[[Path, dict], list[Path]] | None = one_raw_file
+
+
+def generated_dataset(
+  name: str,
+  about: str,
+  builder: type[BlockBuilder],
+  options: type[Options],
+  encode: Callable[[Options, BuildContext], Encoded],
+  dependent: Mapping[str, str] = MappingProxyType({}),
+) -> Dataset:
+  """Returns a data set that reads no raw file; its flags are the fields of a dataclass.
+
+  Args:
+    name, about, builder, encode: see Dataset.
+    options, dependent: see option_flags.add_flags.
+  """
+  return Dataset(
+    name,
+    about,
+    add_flags=lambda parser: option_flags.add_flags(parser, options, dependent),
+    options=lambda args: option_flags.to_json(option_flags.from_flags(args, options)),
+    encode=lambda values, _, context: encode(msgspec.convert(values, options), context),
+    builder=builder,
+    raw_files=None,
+  )

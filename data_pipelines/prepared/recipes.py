@@ -42,13 +42,8 @@ def text(column: str) -> Recipe:
 
 def buckets(column: str, edges: Sequence[int], tokens: Sequence[str]) -> Recipe:
   """Reads an integer; the index of the token is the number of edges that are not above it."""
-  return {
-    'column': column,
-    'kind': 'buckets',
-    'missing': None,
-    'edges': list(edges),
-    'tokens': list(tokens),
-  }
+  recipe = {'column': column, 'kind': 'buckets', 'missing': None}
+  return {**recipe, 'edges': list(edges), 'tokens': list(tokens)}
 
 
 def age_buckets(column: str, edges: Sequence[int], tokens: Sequence[str]) -> Recipe:
@@ -68,10 +63,4 @@ def calendar_hour(column: str, part: str) -> Recipe:
 
 def calendar_ms(column: str, part: str, offset_ms: int) -> Recipe:
   """Reads milliseconds since 1970; the token is hour or weekday in a zone this far ahead of UTC."""
-  return {
-    'column': column,
-    'kind': 'milliseconds',
-    'missing': None,
-    'part': part,
-    'offset_ms': offset_ms,
-  }
+  return {**calendar_hour(column, part), 'kind': 'milliseconds', 'offset_ms': offset_ms}

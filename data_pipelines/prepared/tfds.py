@@ -21,6 +21,15 @@ from data_pipelines.prepared.records import features_of
 from data_pipelines.prepared.schema import SPLITS, RecordShape
 
 
+def configs(descriptions: Mapping[str, str]) -> list[tfds.core.BuilderConfig]:
+  """Returns the BUILDER_CONFIGS of these names and descriptions."""
+  version = tfds.core.Version('1.0.0')
+  return [
+    tfds.core.BuilderConfig(name=name, version=version, description=text)
+    for name, text in descriptions.items()
+  ]
+
+
 class _LocalInfo(tfds.core.DatasetInfo):
   """Dataset info that never searches a bucket for a copy (and leaves no empty temporary folder)."""
 
@@ -31,8 +40,8 @@ class _LocalInfo(tfds.core.DatasetInfo):
 class BlockBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
   """Adopts record files that are already written; subclasses only describe the data set.
 
-  A record is a block of rows (`schema.RecordShape`). To read, use `open_split`: it needs no builder
-  class.
+  A record is a block of rows (`schema.RecordShape`). Reading needs no builder class:
+  `tfds.builder_from_directory(FOLDER).as_data_source('train')` yields the blocks.
   """
 
   VERSION = tfds.core.Version('1.0.0')
@@ -102,19 +111,6 @@ def adopt_shards(builder: BlockBuilder) -> str:
     builder.download_and_prepare(download_dir=str(downloads))
   shutil.rmtree(downloads)  # TFDS makes it, with an empty folder in it
   return Path(builder.data_dir).relative_to(root).as_posix()
-
-
-def open_split(folder: Path, split: str):
-  """Opens the blocks of a split for random access.
-
-  Args:
-    folder: the TFDS folder (the one with `dataset_info.json`).
-    split: "train", "validation" or "test".
-
-  Returns:
-    A sequence; item k is a block, `{'ids': int32 [rows, fields], 'label': uint8 [rows], ...}`.
-  """
-  return tfds.builder_from_directory(str(folder)).as_data_source(split)
 
 
 def split_files(folder: Path, split: str) -> list[Path]:

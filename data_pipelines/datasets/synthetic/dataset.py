@@ -6,18 +6,15 @@ a split's rows depend neither on its size nor on another split's, and any range 
 """
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 
-from data_pipelines.core import option_flags
 from data_pipelines.core.random import uniforms
-from data_pipelines.datasets.synthetic import options as options_lib
 from data_pipelines.datasets.synthetic.bayes import bayes_metrics
 from data_pipelines.datasets.synthetic.options import MAX_ROWS, SyntheticOptions
 from data_pipelines.datasets.synthetic.teacher import Teacher, make_teacher, sigmoid
 from data_pipelines.prepared import recipes
-from data_pipelines.prepared.dataset import BuildContext, Dataset, Encoded, FieldInfo
+from data_pipelines.prepared.dataset import BuildContext, Encoded, FieldInfo, generated_dataset
 from data_pipelines.prepared.records import Block
 from data_pipelines.prepared.schema import BLOCK_ROWS, FIRST_TOKEN_ID, SPLITS, RecordShape
 from data_pipelines.prepared.tfds import BlockBuilder
@@ -75,10 +72,8 @@ def numbers_text(values: int) -> bytes:
   )
 
 
-def encode(options: dict, files: list[Path], context: BuildContext) -> Encoded:
+def encode(o: SyntheticOptions, context: BuildContext) -> Encoded:
   """See Dataset.encode."""
-  del files  # there are none
-  o = option_flags.from_json(options, SyntheticOptions)
   teacher = make_teacher(o)
   source = SyntheticSource(o, teacher)
   names = [f'f{f + 1:02d}' for f in range(o.fields)]
@@ -122,12 +117,11 @@ class SyntheticCtr(BlockBuilder):
   CITATION = ''
 
 
-SYNTHETIC = Dataset(
-  name='synthetic',
-  about='planted interactions with a known best AUC; needs no raw file',
-  add_flags=options_lib.add_flags,
-  options=lambda args: option_flags.to_json(options_lib.from_flags(args)),
-  encode=encode,
-  builder=SyntheticCtr,
-  raw_files=None,
+SYNTHETIC = generated_dataset(
+  'synthetic',
+  'planted interactions with a known best AUC; needs no raw file',
+  SyntheticCtr,
+  SyntheticOptions,
+  encode,
+  {'sets': 'F, 0.6 F, 0.3 F, 0.1 F of F fields'},
 )

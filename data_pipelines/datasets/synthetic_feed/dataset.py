@@ -12,10 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipelines.core import option_flags
 from data_pipelines.core.random import uniforms
 from data_pipelines.datasets.synthetic.bayes import bayes_metrics, grouped_auc, soft_auc
-from data_pipelines.datasets.synthetic_feed import options as options_lib
 from data_pipelines.datasets.synthetic_feed.calibration import calibrate
 from data_pipelines.datasets.synthetic_feed.options import PARTS, FeedOptions
 from data_pipelines.datasets.synthetic_feed.teacher import (
@@ -34,9 +32,9 @@ from data_pipelines.datasets.synthetic_feed.users import Population, Rows, simul
 from data_pipelines.prepared import recipes, shards
 from data_pipelines.prepared.dataset import (
   BuildContext,
-  Dataset,
   Encoded,
   FieldInfo,
+  generated_dataset,
   head_and_torso,
 )
 from data_pipelines.prepared.records import Block
@@ -221,10 +219,8 @@ def _recipes() -> dict[str, recipes.Recipe]:
   }
 
 
-def encode(options: dict, files: list[Path], context: BuildContext) -> Encoded:
+def encode(o: FeedOptions, context: BuildContext) -> Encoded:
   """See Dataset.encode."""
-  del files  # there are none
-  o = option_flags.from_json(options, FeedOptions)
   teacher, measured = calibrate(o)
   source = FeedSource(o, teacher)
   sizes = _write_vocabularies(o, context.folder)
@@ -260,12 +256,10 @@ class SyntheticFeed(BlockBuilder):
   CITATION = ''
 
 
-SYNTHETIC_FEED = Dataset(
-  name='synthetic_social',
-  about='planted feed of users with parallel interests and a known best AUC; needs no raw file',
-  add_flags=options_lib.add_flags,
-  options=lambda args: option_flags.to_json(options_lib.from_flags(args)),
-  encode=encode,
-  builder=SyntheticFeed,
-  raw_files=None,
+SYNTHETIC_FEED = generated_dataset(
+  'synthetic_social',
+  'planted feed of users with parallel interests and a known best AUC; needs no raw file',
+  SyntheticFeed,
+  FeedOptions,
+  encode,
 )

@@ -1,19 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Options of the planted feed: a frozen dataclass, one command-line flag per field."""
 
-import argparse
 import dataclasses
-import math
 
-from data_pipelines.core import option_flags
-from data_pipelines.core.option_flags import check, flag, text_of
+from data_pipelines.core.option_flags import Options, flag
 
 PARTS = ('main', 'tag', 'author', 'recent')  # of the logit
 MAX_USERS = (1 << 31) - 4  # ids are int32
 
 
 @dataclasses.dataclass(frozen=True)
-class FeedOptions:
+class FeedOptions(Options):
   """All options that determine the planted feed. `shares` has one entry per part of the logit.
 
   The defaults make 200,000 training rows; on the test rows the main effects alone reach an AUC of
@@ -54,45 +51,24 @@ class FeedOptions:
     """Returns the number of rows of each split."""
     return {split: self.users * (stop - start) for split, (start, stop) in self.steps().items()}
 
-
-def validate(options: FeedOptions) -> None:
-  """Raises UserError, naming the flag, if no feed can be planted with these options."""
-  o = options
-  check(1 <= o.users <= MAX_USERS, 'users', o.users, '1 to 2^31 - 4 users')
-  check(10 <= o.impressions <= 1 << 16, 'impressions', o.impressions, '10 to 65536 rows a user')
-  check(0 <= o.warmup <= 1 << 16, 'warmup', o.warmup, '0 to 65536 impressions')
-  check(2 <= o.tags <= 1 << 20, 'tags', o.tags, '2 to 2^20 tags')
-  check(o.tags <= o.authors <= 1 << 22, 'authors', o.authors, f'--tags={o.tags} to 2^22 authors')
-  check(o.authors <= o.items <= 1 << 22, 'items', o.items, f'--authors={o.authors} to 2^22 items')
-  check(1 <= o.interests <= o.tags, 'interests', o.interests, f'1 to --tags={o.tags}')
-  check(0 <= o.affinity <= 1, 'affinity', o.affinity, 'a probability between 0 and 1')
-  check(0 <= o.drift <= 1, 'drift', o.drift, 'a probability between 0 and 1')
-  check(
-    o.drift == 0 or o.interests < o.tags, 'drift', o.drift, '0, or fewer --interests than --tags'
-  )
-  check(1 <= o.events <= 1 << 12, 'events', o.events, '1 to 4096 events')
-  check(0 <= o.zipf <= 3, 'zipf', o.zipf, '0 to 3')
-  check(0 < o.click_rate < 1, 'click_rate', o.click_rate, 'a rate between 0 and 1')
-  check(0 <= o.logit_std <= 20, 'logit_std', o.logit_std, '0 to 20')
-  check(
-    len(o.shares) == len(PARTS)
-    and all(share >= 0 for share in o.shares)
-    and math.isclose(sum(o.shares), 1, abs_tol=1e-9),
-    'shares',
-    text_of(o.shares),
-    'four shares of at least 0 that sum to 1',
-  )
-  for name, seed in (('seed', o.seed), ('teacher_seed', o.teacher_seed)):
-    check(seed >= 0, name, seed, '0 or more')
-
-
-def add_flags(parser: argparse.ArgumentParser) -> None:
-  """Adds the flags of `--dataset=synthetic_social`."""
-  option_flags.add_flags(parser, FeedOptions)
-
-
-def from_flags(args: argparse.Namespace) -> FeedOptions:
-  """Returns the options of parsed flags; raises UserError if no feed can be planted."""
-  options = FeedOptions(**option_flags.flag_values(args, FeedOptions))
-  validate(options)
-  return options
+  def validate(self) -> None:
+    """See Options.validate."""
+    tags, authors, most = self.tags, self.authors, 1 << 22
+    self.check('users', 1 <= self.users <= MAX_USERS, '1 to 2^31 - 4 users')
+    self.check('impressions', 10 <= self.impressions <= 1 << 16, '10 to 65536 rows a user')
+    self.check('warmup', 0 <= self.warmup <= 1 << 16, '0 to 65536 impressions')
+    self.check('tags', 2 <= tags <= 1 << 20, '2 to 2^20 tags')
+    self.check('authors', tags <= authors <= most, f'--tags={tags} to 2^22 authors')
+    self.check('items', authors <= self.items <= most, f'--authors={authors} to 2^22 items')
+    self.check('interests', 1 <= self.interests <= tags, f'1 to --tags={tags}')
+    self.check('affinity', 0 <= self.affinity <= 1, 'a probability between 0 and 1')
+    self.check('drift', 0 <= self.drift <= 1, 'a probability between 0 and 1')
+    can_drift = self.drift == 0 or self.interests < tags
+    self.check('drift', can_drift, '0, or fewer --interests than --tags')
+    self.check('events', 1 <= self.events <= 1 << 12, '1 to 4096 events')
+    self.check('zipf', 0 <= self.zipf <= 3, '0 to 3')
+    self.check('click_rate', 0 < self.click_rate < 1, 'a rate between 0 and 1')
+    self.check('logit_std', 0 <= self.logit_std <= 20, '0 to 20')
+    self.check_shares('shares', len(PARTS))
+    self.check('seed', self.seed >= 0, '0 or more')
+    self.check('teacher_seed', self.teacher_seed >= 0, '0 or more')
