@@ -33,7 +33,7 @@ from data_pipelines.prepared.tfds import BlockBuilder
 from data_pipelines.text import encoding
 from data_pipelines.text.dataset import add_shared_flags, check_shared_options
 from data_pipelines.text.ingest import ingest
-from data_pipelines.text.splits import Split
+from data_pipelines.text.splits import Split, shuffle_splits
 from deres_jax.core.errors import UserError
 
 MAX_IDS = 40_000_000  # of MLPerf
@@ -122,13 +122,11 @@ def split_by_day(day_rows: tuple[int, ...], seed: int) -> dict[str, np.ndarray]:
   total = sum(day_rows)
   end = total - day_rows[-1] // 2
   borders = (0, total - day_rows[-1], end, total)
-  generator = np.random.default_rng(seed)
-  order = {}
-  for split, (start, stop) in zip(SPLITS, itertools.pairwise(borders), strict=True):
-    numbers = np.arange(start, stop, dtype=np.uint32 if stop <= 1 << 32 else np.uint64)
-    generator.shuffle(numbers)
-    order[split] = numbers
-  return order
+  order = {
+    split: np.arange(start, stop, dtype=np.uint32 if stop <= 1 << 32 else np.uint64)
+    for split, (start, stop) in zip(SPLITS, itertools.pairwise(borders), strict=True)
+  }
+  return shuffle_splits(order, np.random.default_rng(seed))
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

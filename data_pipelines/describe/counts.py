@@ -65,7 +65,7 @@ class _Plan:
 
 @dataclasses.dataclass(frozen=True)
 class _Part:
-  sums: SplitCounts  # without by_group
+  sums: dict[str, int | np.ndarray]  # as in SplitCounts
   groups: Counted
   ids: list[Counted]  # of 2 id + label, by field
 
@@ -110,14 +110,13 @@ def _count(path: Path, plan: _Plan, train: bool) -> _Part:
     for f, size in enumerate(plan.sizes):
       wide = np.int64 if size > 1 << 30 else np.int32
       pairs.append(count_ids(ids_NF[:, f].astype(wide) * 2 + label_N, 2 * size))
-  sums = SplitCounts(
-    rows=len(label_N),
-    clicks=int(label_N.sum(dtype=np.int64)),
-    unknown_F=np.count_nonzero(ids_NF == OOV_ID, axis=0),
-    by_length=by_length,
-    by_group=np.zeros(0, np.int64),
-    by_part=by_part,
-  )
+  sums = {
+    'rows': len(label_N),
+    'clicks': int(label_N.sum(dtype=np.int64)),
+    'unknown_F': np.count_nonzero(ids_NF == OOV_ID, axis=0),
+    'by_length': by_length,
+    'by_part': by_part,
+  }
   return _Part(sums, groups, pairs)
 
 
@@ -128,19 +127,15 @@ def count_folder(folder: Path, schema: Schema, workers: Workers) -> Counts:
   ids = no_counts([(size, 2) for size in plan.sizes], np.uint64 if wide else np.uint32)
   splits = {}
   for split in SPLITS:
-    rows = clicks = 0
-    unknown_F = np.zeros(plan.shape.fields, np.int64)
-    by_length, by_group = no_counts([(plan.shape.events + 1,), (plan.groups,)], np.int64)
-    by_part = np.zeros((3, 2), np.int64)
+    shapes = (plan.shape.fields,), (plan.shape.events + 1,), (3, 2), (plan.groups,)
+    unknown_F, by_length, by_part, by_group = no_counts(shapes, np.int64)
+    totals = {'rows': 0, 'clicks': 0}
+    totals |= {'unknown_F': unknown_F, 'by_length': by_length, 'by_part': by_part}
     count = functools.partial(_count, plan=plan, train=split == 'train')
     for part in workers.map(count, split_files(folder / schema.tfds, split)):
-      rows += part.sums.rows
-      clicks += part.sums.clicks
-      unknown_F += part.sums.unknown_F
-      by_length += part.sums.by_length
-      by_part += part.sums.by_part
+      totals = {name: total + part.sums[name] for name, total in totals.items()}
       add_counts(by_group, part.groups)
       for total_V2, pairs in zip(ids, part.ids, strict=split == 'train'):
         add_counts(total_V2.reshape(-1), pairs)
-    splits[split] = SplitCounts(rows, clicks, unknown_F, by_length, by_group, by_part)
+    splits[split] = SplitCounts(**totals, by_group=by_group)
   return Counts(splits, ids)

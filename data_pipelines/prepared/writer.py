@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fills a folder from an encoded data set: record blocks first, the schema last."""
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -29,14 +30,9 @@ def _fields(encoded: Encoded, stats: dict[str, SplitStats]) -> list[Field]:
   rates = {split: stats[split].oov_rate_F() for split in SPLITS}
   return [
     Field(
-      name=field.name,
       kind='categorical',
-      vocab_size=field.vocab_size,
-      hashed=field.hashed,
-      min_count=field.min_count,
-      missing_rate_train=field.missing_rate_train,
-      missing_kept=field.missing_kept,
       oov_rate=BySplit(*(rates[split][f] for split in SPLITS)),
+      **dataclasses.asdict(field),
     )
     for f, field in enumerate(encoded.fields)
   ]

@@ -8,6 +8,15 @@ import numpy as np
 from data_pipelines.prepared.schema import SPLITS
 
 
+def shuffle_splits(
+  order: dict[str, np.ndarray], generator: np.random.Generator
+) -> dict[str, np.ndarray]:
+  """Shuffles the row numbers of each split in place, in the order train, validation, test."""
+  for split in SPLITS:
+    generator.shuffle(order[split])
+  return order
+
+
 @dataclasses.dataclass(frozen=True)
 class Split:
   """A way to split rows.
@@ -51,9 +60,7 @@ class Split:
         'validation': numbers[last - self.validation * part : last],
         'test': numbers[last:],
       }
-      for split in SPLITS:
-        generator.shuffle(cuts[split])
-      return cuts
+      return shuffle_splits(cuts, generator)
     generator.shuffle(numbers)
     test, validation = self.test * part, (self.test + self.validation) * part
     return {

@@ -8,11 +8,16 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import tensorflow_datasets as tfds
 
-from data_pipelines.prepared.tfds import open_split
 from data_pipelines.text.parser import Parsed
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def open_split(folder: Path, split: str):
+  """Opens the blocks of a split of a TFDS folder, as the docs say."""
+  return tfds.builder_from_directory(str(folder)).as_data_source(split)
 
 
 def criteo_line(rng: random.Random) -> str:

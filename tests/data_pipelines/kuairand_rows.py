@@ -11,8 +11,7 @@ import random
 from pathlib import Path
 
 import numpy as np
-
-from data_pipelines.prepared.tfds import open_split
+from invented_rows import open_split
 
 SPLIT_NAMES = ('train', 'validation', 'test')
 LOG_HEADER = (

@@ -15,7 +15,6 @@ from data_pipelines.datasets.avazu import PROTOCOLS as AVAZU_PROTOCOLS
 from data_pipelines.datasets.criteo import FIELD_NAMES
 from data_pipelines.datasets.criteo import PROTOCOLS as CRITEO_PROTOCOLS
 from data_pipelines.datasets.kuairand import fields
-from data_pipelines.prepared.tfds import open_split
 from data_pipelines.text.splits import Split
 from deres_jax.core.errors import UserError
 from deres_jax.data.schema import load_schema
@@ -35,7 +34,7 @@ def stored(folder) -> dict[str, np.ndarray]:
   schema = load_schema(str(folder))
   out = {}
   for split in SPLITS:
-    blocks = list(open_split(folder / schema.tfds, split))
+    blocks = list(invented_rows.open_split(folder / schema.tfds, split))
     parts = [np.concatenate([b['ids'] for b in blocks])]
     if schema.sequence is not None:
       events = np.concatenate([b['events'] for b in blocks])

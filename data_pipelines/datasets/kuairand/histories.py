@@ -59,18 +59,14 @@ class _ShuffleTask:
   out: Path
 
 
-def _names() -> tuple[str, ...]:
-  return ('label', *(f'key{k}' for k in range(len(STORED))))
+_NAMES = ('label', *(f'key{k}' for k in range(len(STORED))))  # columns of a file of keys
 
 
 def _concatenate(parts: list[list[np.ndarray]]) -> dict[str, np.ndarray]:
-  names = _names()
-  if not parts:
-    return {name: np.zeros(0, np.uint8 if name == 'label' else np.int64) for name in names}
-  return {
-    name: np.concatenate(columns)
-    for name, columns in zip(names, zip(*parts, strict=True), strict=True)
-  }
+  """Joins parts, each with the columns _NAMES."""
+  empty = [np.zeros(0, np.uint8 if name == 'label' else np.int64) for name in _NAMES]
+  columns = zip(*(parts or [empty]), strict=True)
+  return dict(zip(_NAMES, map(np.concatenate, columns), strict=True))
 
 
 def _shuffle(task: _ShuffleTask) -> int:
@@ -80,7 +76,7 @@ def _shuffle(task: _ShuffleTask) -> int:
     for path, rows in zip(task.files, task.rows, strict=True):
       if rows:
         with columns_file.Reader(path) as file:
-          parts.append([file.read(name) for name in _names()])
+          parts.append([file.read(name) for name in _NAMES])
     columns = _concatenate(parts)
     bucket_N = _buckets(columns['key0'], task.buckets)
     order = np.argsort(bucket_N, kind='stable')
@@ -121,7 +117,7 @@ def _gather(task: _BucketTask) -> dict[str, np.ndarray]:
     with columns_file.Reader(path) as file:
       start, stop = file.read('start', task.bucket, task.bucket + 2).tolist()
       if start < stop:
-        parts.append([file.read(name, start, stop) for name in _names()])
+        parts.append([file.read(name, start, stop) for name in _NAMES])
   columns = dict(zip(('label', *STORED), _concatenate(parts).values(), strict=True))
   order = np.lexsort((columns['time_ms'], hashed(columns['user_id'])))  # stable
   return {name: column[order] for name, column in columns.items()}

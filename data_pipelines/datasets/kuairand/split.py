@@ -7,6 +7,7 @@ import numpy as np
 
 from data_pipelines.core import columns_file
 from data_pipelines.prepared.schema import SPLITS
+from data_pipelines.text.splits import shuffle_splits
 from deres_jax.core.errors import UserError
 
 TENTHS = {'train': (0, 8), 'validation': (8, 9), 'test': (9, 10)}
@@ -80,7 +81,4 @@ def split_by_time(files: tuple[Path, ...], rows: int, seed: int, raw: Path) -> d
       order[split][filled[split] : filled[split] + len(numbers)] = numbers
       filled[split] += len(numbers)
     start += len(split_N)
-  generator = np.random.default_rng(seed)
-  for split in SPLITS:
-    generator.shuffle(order[split])
-  return order
+  return shuffle_splits(order, np.random.default_rng(seed))
