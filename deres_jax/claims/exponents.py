@@ -118,7 +118,7 @@ def _to_tell(
   decades = [two['decades'] + more for more in _MORE_DECADES]
 
   def line(seeds: int, reach: float) -> dict[str, Any]:
-    [found] = power.table(truth, [seeds], [budgets], [reach], _TRIALS, 0, 'saturating_free')
+    [found] = power.power_table(truth, [seeds], [budgets], [reach], _TRIALS, 0, 'saturating_free')
     return found
 
   tried = [line(_SEEDS[-1], reach) for reach in decades]

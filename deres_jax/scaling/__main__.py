@@ -208,7 +208,7 @@ def _seen(folders: list[str]) -> tuple[float, float]:
   found = fits.fit(p, family.form('saturating', p))
   k = p.names.index(analysis.reference_of(curves, flags.FLAGS.reference).name)
   pure = float(p.pure_T[0]) / p.df_pure if p.df_pure else float(found.s2_T[0])
-  smallest = p.compute0 * math.exp(float(p.t_N[p.which_N == k].min()))
+  smallest = p.compute0 * math.exp(float(p.t_N[p.connector_N == k].min()))
   return p.scale * math.sqrt(pure), float(found.alpha_TK[0, k]) - found.auc(k, smallest)
 
 
@@ -230,7 +230,7 @@ def _power(out: pathlib.Path):
   grid = (_numbers('seeds', int), _numbers('budgets', int), _numbers('decades', float))
   tables = {}
   for law in ('saturating', 'saturating_free'):
-    lines = power.table(truth, *grid, f.trials, f.seed, law)
+    lines = power.power_table(truth, *grid, f.trials, f.seed, law)
     tables[law] = {'lines': lines, 'cheapest': power.cheapest(lines)}
   content = {
     'kind': 'deres_jax power of scaling laws',

@@ -79,7 +79,7 @@ def analyse(curves: list[Curve], o: Options) -> dict[str, Any]:
     'method': METHOD,
     'reference': reference.name,
     'compute_reference': p.compute0,
-    'decades': p.range / math.log(10),
+    'decades': p.t_range / math.log(10),
     'noise': _noise(p, shared),
     'points': [_point(curve, cell) for curve in curves for cell in curve.cells],
     'laws': reports,
@@ -126,7 +126,7 @@ def _point(curve: Curve, cell: Cell) -> dict[str, Any]:
 
 def _law(
   found: Fit,
-  data: family.Points,
+  data: family.Observations,
   base: int,
   base_cells: tuple[Cell, ...],
   goals: list[Cell],
@@ -166,7 +166,7 @@ def _law(
       for k in others
     ],
     'match': [_match(found, k, base, goal, interval) for goal in goals for k in others],
-    'extrapolation': fits.leave_largest(found),
+    'extrapolation': fits.holdout_largest(found),
     'line': _line(found),
   }
 
@@ -185,10 +185,10 @@ def _number(x) -> float | None:
 
 def _curve(found: Fit, k: int, interval) -> dict[str, Any]:
   p, f = found.p, found.f
-  kappa, m, sigma = (float(x[0, k]) for x in found.parts)
+  kappa, m, sigma = (float(x[0, k]) for x in found.curve_params)
   alpha = float(found.alpha_TK[0, k])
   level = p.centre + p.scale * m
-  own = np.exp(p.t_N[p.which_N == k]) * p.compute0
+  own = np.exp(p.t_N[p.connector_N == k]) * p.compute0
   return {
     'curve': p.names[k],
     'compute': [float(own.min()), float(own.max())],
@@ -198,23 +198,23 @@ def _curve(found: Fit, k: int, interval) -> dict[str, Any]:
     # beta C_0^-gamma: the distance to alpha at the reference compute.
     'gap_at_reference': _number(alpha - level),
     'auc_at_reference': level,
-    'slope_per_doubling': interval(targets.slope(p, f, k)),
+    'slope_per_doubling': interval(targets.slope_per_doubling(p, f, k)),
     'scaled': {'kappa': kappa, 'm': m, 'sigma': sigma},
   }
 
 
 def _match(found: Fit, k: int, base: int, goal: Cell, interval) -> dict[str, Any]:
-  found_at = interval(targets.match(found.p, found.f, k, base, goal.compute))
+  found_at = interval(targets.compute_to_match(found.p, found.f, k, base, goal.compute))
   ends = ('estimate', 'low', 'high')
   ratio = {x: None if found_at[x] is None else found_at[x] / goal.compute for x in ends}
-  own = np.exp(found.p.t_N[found.p.which_N == k]) * found.p.compute0
+  own = np.exp(found.p.t_N[found.p.connector_N == k]) * found.p.compute0
   within = found_at['estimate'] is not None and own.min() <= found_at['estimate'] <= own.max()
   return {
     'curve': found.p.names[k],
     'goal': goal.size,
     'goal_compute': goal.compute,
     'goal_auc': float(
-      found.predict(np.array([base]), np.array([found.p.time(goal.compute)]))[0, 0]
+      found.predict(np.array([base]), np.array([found.p.log_compute(goal.compute)]))[0, 0]
     ),
     'compute': found_at,
     'share': ratio,
@@ -229,13 +229,13 @@ def _line(found: Fit) -> list[dict[str, Any]]:
   covariance_QQ = found.covariance()[0]
   root = float(np.sqrt(special.fdtri(1, max(int(found.df_T[0]), 1), LEVEL)))
   for k, name in enumerate(p.names):
-    own = p.t_N[p.which_N == k]
+    own = p.t_N[p.connector_N == k]
     t = np.linspace(own.min(), own.max(), count)
     which = np.full(count, k)
     grid = dataclasses.replace(
-      p, which_N=which, t_N=t, runs_N=np.ones(count, int), y_TN=np.zeros((1, count))
+      p, connector_N=which, t_N=t, runs_N=np.ones(count, int), y_TN=np.zeros((1, count))
     )
-    _, j_TNQ = family.Family(grid, found.f).residuals()(found.q_TQ, np.zeros(1, int))
+    _, j_TNQ = family.Residuals(grid, found.f)(found.q_TQ, np.zeros(1, int))
     variance = np.einsum('nq,qr,nr->n', j_TNQ[0], covariance_QQ, j_TNQ[0])
     half = p.scale * root * np.sqrt(np.maximum(variance, 0))
     auc = found.predict(which, t)[0]

@@ -161,10 +161,10 @@ def _size(run: runs_lib.Run) -> str:
   return f'{head}, {overrides.written(more)}' if more else head
 
 
-def points(curves: list[Curve]) -> family.Points:
+def points(curves: list[Curve]) -> family.Observations:
   """All runs of the curves; raises UserError as `laws.points`."""
-  return family.points([
-    family.Row(curve.name, cell.compute, auc, seed, cell.size)
+  return family.observations([
+    family.Observation(curve.name, cell.compute, auc, seed, cell.size)
     for curve in curves
     for cell in curve.cells
     for seed, auc in cell.aucs.items()

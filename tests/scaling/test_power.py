@@ -10,20 +10,20 @@ NOISY = power.Truth(noise_sd=2.5e-3)
 
 
 def test_power_grows_with_seeds_and_is_seeded():
-  lines = power.table(NOISY, (1, 2, 4, 8), (6,), (1.5,), trials=120)
+  lines = power.power_table(NOISY, (1, 2, 4, 8), (6,), (1.5,), trials=120)
   powers = [x['power'] for x in lines]
   assert powers == sorted(powers) and powers[0] < 0.65 and powers[-1] > powers[0] + 0.2
   widths = [x['ratio_high'] - x['ratio_low'] for x in lines]
   assert widths == sorted(widths, reverse=True)
   assert [x['runs'] for x in lines] == [12, 24, 48, 96]
-  few = [power.table(NOISY, (1,), (6,), (1.5,), trials=20, seed=seed) for seed in (0, 0, 1)]
+  few = [power.power_table(NOISY, (1,), (6,), (1.5,), trials=20, seed=seed) for seed in (0, 0, 1)]
   assert few[0] == few[1] != few[2]
 
 
 @pytest.mark.slow
 def test_power_grows_with_decades_and_budgets_and_falls_with_noise():
   def one(truth=NOISY, budgets=6, decades=1.5):
-    return power.one(truth, 2, budgets, decades, 120, 0, 'saturating')['power']
+    return power.simulate(truth, 2, budgets, decades, 120, 0, 'saturating')['power']
 
   assert one(decades=1.0) < one() < one(decades=3.0)
   assert one() < one(budgets=16)
@@ -32,14 +32,15 @@ def test_power_grows_with_decades_and_budgets_and_falls_with_noise():
 
 def test_without_a_difference_power_is_the_level():
   same = power.Truth(gammas=(0.1, 0.1), noise_sd=3e-4)
-  x = power.one(same, 3, 8, 2.0, 500, 0, 'saturating')
+  x = power.simulate(same, 3, 8, 2.0, 500, 0, 'saturating')
   assert 0.02 <= x['power'] <= 0.08 and x['ratio_low'] < 1 < x['ratio_high']
 
 
 def test_free_asymptotes_take_far_more():
   truth = power.Truth(noise_sd=3e-4)
   shared, free = (
-    power.one(truth, 3, 10, 1.5, 100, 0, law)['power'] for law in ('saturating', 'saturating_free')
+    power.simulate(truth, 3, 10, 1.5, 100, 0, law)['power']
+    for law in ('saturating', 'saturating_free')
   )
   assert shared == 1.0 and free < 0.5
 
@@ -66,4 +67,4 @@ def test_the_cheapest_line_has_the_fewest_runs():
 )
 def test_what_cannot_be_simulated_is_refused(truth, grid, words):
   with pytest.raises(UserError, match=words):
-    power.table(truth, *grid)
+    power.power_table(truth, *grid)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Laws of AUC against compute, fitted jointly over connectors.
+"""Laws of AUC against compute, fitted jointly over connectors k.
 
-  saturating        AUC = alpha - beta_k C^-gamma_k, one alpha for all connectors k
-  saturating_free   the same, an alpha_k for each
+  saturating        AUC = alpha - beta_k C^-gamma_k, one alpha for all connectors
+  saturating_free   the same with an alpha_k for each connector
   power_gain        AUC = AUC_0 + a_k C^gamma_k, AUC_0 given (UniMixer, arXiv 2604.00590)
   log_linear        AUC = a_k + b_k ln C
 
@@ -11,76 +11,81 @@ kappa = 1 / (alpha - mean AUC) and sigma_k = gamma_k / kappa (AUC counted from i
 
   AUC_k(t) = m_k e^(-kappa sigma_k t) + sigma_k t phi(kappa sigma_k t),  phi(z) = (1 - e^-z) / z.
 
-kappa = 0 is the straight line in ln C, kappa < 0 a gain over alpha = AUC_0; nothing is singular on
-the way, so a fit that runs to alpha = infinity ends at kappa = 0 and says so. beta, gamma >= 0 are
-the bounds kappa >= 0, sigma_k >= 0 and kappa m_k < 1. C is in units of C_0 (the geometric mean)
-and AUC in units of its spread.
+kappa = 0 is the straight line in ln C, kappa < 0 a gain over alpha = AUC_0. Nothing is singular
+between them, so a fit that tends to alpha = infinity ends at kappa = 0 and reports it. The bounds
+beta, gamma >= 0 become kappa >= 0, sigma_k >= 0 and kappa m_k < 1. Scaled units: C in units of C_0
+(the geometric mean), AUC in units of its spread.
 
-Shape letters: T sets of AUCs that share budgets (1 for data, many for simulations), N cells (a
+Shape letters: T sets of AUCs at the same budgets (1 for data, many for simulations), N cells (a
 connector at a size), K connectors, Q free parameters, R runs.
 """
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from deres_jax.core.errors import UserError, choose
 
-MIN_BUDGETS = 4  # of a connector; below it there is no law to speak of
+MIN_BUDGETS = 4  # distinct computes of a connector that a law needs
 ON_BOUND_KAPPA, ON_BOUND_SIGMA = 1e-6, 1e-7  # at and below: on the bound
-_HUGE = 1e100
-STEEPEST = 60.0  # gamma times the range of ln C: beyond, one budget alone makes the curve
+MAX_STEEPNESS = 60.0  # gamma times the range of ln C; beyond it one budget decides the curve
+_MAX_RESIDUAL = 1e100
 
 
 @dataclasses.dataclass(frozen=True)
-class Points:
-  """Runs: connector, size, compute in FLOPs, test AUC, seed."""
+class Observations:
+  """Test AUCs of runs by connector, size and compute."""
 
   names: tuple[str, ...]  # connectors
-  which_R: np.ndarray  # index of the connector
-  cell_R: np.ndarray  # runs of one connector at one size have one number
-  compute_R: np.ndarray
+  connector_R: np.ndarray  # index into names
+  cell_R: np.ndarray  # the same number for runs of one connector at one size
+  compute_R: np.ndarray  # FLOPs
   auc_R: np.ndarray
   seed_R: np.ndarray
 
 
-class Row(NamedTuple):
-  """A run as a law sees it."""
+class Observation(NamedTuple):
+  """The test AUC of one run."""
 
   connector: str
-  compute: float  # FLOPs, all of a row's forward pass or all of a training
+  compute: float  # FLOPs of a row's forward pass or of a training
   auc: float
   seed: int
-  size: str = ''  # what else tells cells of one connector apart, such as depth and width
+  size: str = ''  # distinguishes cells of equal compute, such as depth and width
 
 
-def points(rows: Sequence[Row]) -> Points:
-  """Points of runs; runs of one connector, size and compute are a cell.
+def observations(rows: Sequence[Observation]) -> Observations:
+  """Groups runs into cells of one connector, size and compute.
 
-  Raises UserError for compute that is not positive, an AUC outside [0, 1], a seed that stands
-  twice in a cell, and fewer than four budgets (distinct computes) of a connector.
+  Raises:
+    UserError: for compute that is not positive, an AUC outside [0, 1], a seed that occurs twice in
+      a cell, or a connector with fewer than four budgets (distinct computes).
+
+  >>> runs = [Observation('A', c, 0.7 + 0.01 * i, 0) for i, c in enumerate([1e6, 2e6, 4e6, 8e6])]
+  >>> observations(runs).cell_R
+  array([0, 1, 2, 3])
   """
   names = tuple(dict.fromkeys(row.connector for row in rows))
-  cells, seen = {}, set()
+  cells, seeds = {}, set()
   for name, compute, auc, seed, size in rows:
     if not (math.isfinite(compute) and compute > 0) or not 0 <= auc <= 1:
       raise UserError(f'{name}: compute {compute} and AUC {auc}: expected FLOPs > 0, 0 <= AUC <= 1')
-    key = (name, size, compute)
-    if (key, seed) in seen:
+    cell = (name, size, compute)
+    if (cell, seed) in seeds:
       raise UserError(f'{name} at {compute:.6g} FLOPs has seed {seed} twice: drop one run')
-    seen.add((key, seed))
-    cells.setdefault(key, len(cells))
+    seeds.add((cell, seed))
+    cells.setdefault(cell, len(cells))
   for name in names:
-    budgets = len({key[2] for key in cells if key[0] == name})
+    budgets = len({cell[2] for cell in cells if cell[0] == name})
     if budgets < MIN_BUDGETS:
       raise UserError(
         f'{name} has {budgets} budgets of compute: a law needs at least {MIN_BUDGETS} of every '
         'connector; run more sizes or leave it out'
       )
-  return Points(
+  return Observations(
     names,
     np.array([names.index(row.connector) for row in rows], int),
     np.array([cells[row.connector, row.size, row.compute] for row in rows], int),
@@ -92,14 +97,20 @@ def points(rows: Sequence[Row]) -> Points:
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-  """Cells in scaled units: t = ln(C / C_0), y = (AUC - centre) / scale."""
+  """Cell means in scaled units: t = ln(C / C_0), y = (AUC - centre) / scale.
+
+  >>> runs = [Observation('A', c, 0.7 + 0.01 * i, 0) for i, c in enumerate([1e6, 2e6, 4e6, 8e6])]
+  >>> p = problem(observations(runs))
+  >>> round(p.log_compute(2 * p.compute0), 4)  # ln 2
+  0.6931
+  """
 
   names: tuple[str, ...]
-  which_N: np.ndarray
+  connector_N: np.ndarray
   t_N: np.ndarray
-  runs_N: np.ndarray  # runs of a cell: its weight
+  runs_N: np.ndarray  # number of runs, the weight of a cell
   y_TN: np.ndarray  # means over the runs of a cell
-  pure_T: np.ndarray  # sum of squares of runs about their cells' means
+  pure_T: np.ndarray  # pure error: sum of squares of runs about their cells' means
   df_pure: int
   centre: float
   scale: float
@@ -110,36 +121,41 @@ class Problem:
     return int(self.runs_N.sum())
 
   @property
-  def range(self) -> float:
+  def t_range(self) -> float:
     return float(np.ptp(self.t_N))
 
-  def time(self, compute: float) -> float:
-    """ln of compute over the reference, as the fits take it."""
+  def log_compute(self, compute: float) -> float:
+    """Returns t = ln(compute / C_0)."""
     return math.log(compute / self.compute0)
 
   def subset(self, keep_N: np.ndarray) -> 'Problem':
-    """Without the cells that `keep_N` denies; pure error stays that of all."""
-    y_TN = self.y_TN[:, keep_N]
+    """Keeps the cells where `keep_N` is true, and the pure error of all."""
     return dataclasses.replace(
       self,
-      which_N=self.which_N[keep_N],
+      connector_N=self.connector_N[keep_N],
       t_N=self.t_N[keep_N],
       runs_N=self.runs_N[keep_N],
-      y_TN=y_TN,
+      y_TN=self.y_TN[:, keep_N],
     )
 
-  def moved(self, compute: float) -> 'Problem':
-    """The same cells with C_0 = `compute`."""
-    return dataclasses.replace(self, t_N=self.t_N - self.time(compute), compute0=compute)
+  def recentred(self, compute: float) -> 'Problem':
+    """Returns the same cells with C_0 = `compute`."""
+    return dataclasses.replace(self, t_N=self.t_N - self.log_compute(compute), compute0=compute)
 
   def with_auc(self, auc_TN: np.ndarray, pure_T: np.ndarray) -> 'Problem':
-    """Other AUCs of the cells; pure_T in AUC squared."""
+    """Returns the same cells with other AUCs; pure_T in AUC squared."""
     y_TN = (auc_TN - self.centre) / self.scale
     return dataclasses.replace(self, y_TN=y_TN, pure_T=pure_T / self.scale**2)
 
 
-def problem(data: Points) -> Problem:
-  """Cells of the runs: means, weighted by their runs (equal variance of a run: pooled)."""
+def problem(data: Observations) -> Problem:
+  """Averages the runs of each cell, in scaled units (all runs are taken to have one variance).
+
+  >>> runs = [Observation('A', c, 0.7 + 0.01 * s, s) for c in (1e6, 2e6, 4e6, 8e6) for s in (0, 1)]
+  >>> p = problem(observations(runs))
+  >>> p.runs_N, round(p.centre, 3)
+  (array([2, 2, 2, 2]), 0.705)
+  """
   _, first, cell_R = np.unique(data.cell_R, return_index=True, return_inverse=True)
   runs_N = np.bincount(cell_R)
   mean_N = np.bincount(cell_R, data.auc_R) / runs_N
@@ -149,7 +165,7 @@ def problem(data: Points) -> Problem:
   pure = float(((data.auc_R - mean_N[cell_R]) ** 2).sum()) / scale**2
   return Problem(
     data.names,
-    data.which_R[first],
+    data.connector_R[first],
     log_N - log_N.mean(),
     runs_N,
     ((mean_N - centre) / scale)[None],
@@ -166,30 +182,45 @@ def problem(data: Points) -> Problem:
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-  """Which kappa a law has; free parameters are [kappas, m_1..K, sigma_1..K]."""
+  """One law of the family: its free parameters are [kappas, m_1..K, sigma_1..K].
+
+  >>> Form('saturating', kappas=1).split(np.array([[0.5, 1.0, 2.0, 3.0, 4.0]]), 2)
+  (array([[0.5, 0.5]]), array([[1., 2.]]), array([[3., 4.]]))
+  """
 
   name: str
   kappas: int  # number of free kappas: 0, 1 or K
   fixed: float = 0.0  # kappa where none is free
 
   def split(self, q_TQ: np.ndarray, num: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """kappa_TK, m_TK, sigma_TK."""
+    """Returns kappa_TK, m_TK, sigma_TK of `num` connectors."""
     k = self.kappas
     ones_TK = np.ones_like(q_TQ[:, k : k + num])
     kappa_TK = ones_TK * (q_TQ[:, :k] if k else self.fixed)
     return kappa_TK, q_TQ[:, k : k + num], q_TQ[:, k + num :]
 
-  def low(self, num: int) -> np.ndarray:
-    """Lower bounds of the free parameters."""
+  def lower_bounds(self, num: int) -> np.ndarray:
+    """Returns the lower bounds of the free parameters."""
     return np.r_[np.zeros(self.kappas), np.full(num, -np.inf), np.zeros(num)]
 
-  def size(self, num: int) -> int:
-    """Number of free numbers."""
+  def num_params(self, num: int) -> int:
+    """Returns the number of free parameters of `num` connectors."""
     return self.kappas + 2 * num
 
 
 def form(name: str, p: Problem, baseline_auc: float | None = None) -> Form:
-  """A law by name; raises UserError for unknown names and a baseline that is not below all AUCs."""
+  """Returns a law by its name.
+
+  Args:
+    baseline_auc: AUC_0 of power_gain.
+
+  Raises:
+    UserError: for an unknown name or a baseline that is not below every AUC.
+
+  >>> runs = [Observation('A', c, 0.7 + 0.01 * i, 0) for i, c in enumerate([1e6, 2e6, 4e6, 8e6])]
+  >>> form('saturating', problem(observations(runs)))
+  Form(name='saturating', kappas=1, fixed=0.0)
+  """
   if name == 'power_gain':
     lowest = p.centre + p.scale * float(p.y_TN.min())
     if baseline_auc is None or not baseline_auc < lowest:
@@ -203,7 +234,11 @@ def form(name: str, p: Problem, baseline_auc: float | None = None) -> Form:
 
 
 def phi(z: np.ndarray) -> np.ndarray:
-  """(1 - e^-z) / z, also at 0 and for complex z."""
+  """Returns (1 - e^-z) / z, by its series near 0; z may be complex.
+
+  >>> phi(np.array([0.0, 1.0])).round(4)
+  array([1.    , 0.6321])
+  """
   small = np.abs(z) < 1e-2
   safe = np.where(small, 1.0, z)
   series = 1 - z / 2 * (1 - z / 3 * (1 - z / 4 * (1 - z / 5)))
@@ -217,71 +252,93 @@ def _phi_slope(z: np.ndarray, phi_z: np.ndarray, exp_z: np.ndarray) -> np.ndarra
 
 
 def value(kappa, m, sigma, t):
-  """The law in scaled units; arrays that broadcast, real or complex."""
+  """Evaluates the law in scaled units: m e^(-kappa sigma t) + sigma t phi(kappa sigma t).
+
+  Arguments broadcast and may be complex.
+
+  >>> t = np.array([0.0, 1.0, 2.0])
+  >>> value(0.0, 1.0, 0.5, t)  # kappa = 0: a line in ln C
+  array([1. , 1.5, 2. ])
+  """
   return m * np.exp(-kappa * sigma * t) + sigma * t * phi(kappa * sigma * t)
 
 
-def _allowed(kappa_TK, m_TK, sigma_TK) -> np.ndarray:
+def _within_bounds(kappa_TK, m_TK, sigma_TK) -> np.ndarray:
   return ((kappa_TK * m_TK < 1) & (sigma_TK >= 0)).all(axis=1)
 
 
-class Family:
-  """Weighted residuals of a problem under a form, as `lsq.minimise` asks for them.
+# (kappa_TK, m_TK, sigma_TK, h_T) -> the parameter that makes a quantity equal to h_T.
+Solve = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
-  `fill(kappa_TK, m_TK, sigma_TK, h_T)` gives the parameter `drop` from the others: a constraint.
+
+@dataclasses.dataclass(frozen=True)
+class Residuals:
+  """Weighted residuals and Jacobian of a law, as `least_squares.minimise` takes them.
+
+  A constraint removes the free parameter `drop`: `solve` gives it from the others and h_T. Indices
+  of problems select from h_T and, modulo T, from the data.
+
+  >>> runs = [Observation('A', c, 0.7 + 0.01 * i, 0) for i, c in enumerate([1e6, 2e6, 4e6, 8e6])]
+  >>> p = problem(observations(runs))
+  >>> line_TQ = np.array([[0.0, p.y_TN[0, -1] / p.t_N[-1]]])  # m and sigma of AUC = m + sigma t
+  >>> r_TN, j_TNQ = Residuals(p, form('log_linear', p))(line_TQ, np.array([0]))
+  >>> bool(np.abs(r_TN).max() < 1e-12), j_TNQ.shape
+  (True, (1, 4, 2))
   """
 
-  def __init__(self, p: Problem, f: Form, drop: int | None = None, fill=None):
-    self._p, self._f, self._drop, self._fill = p, f, drop, fill
-    self._num = len(p.names)
-    self._weight_N = np.sqrt(p.runs_N)
+  p: Problem
+  f: Form
+  drop: int | None = None
+  solve: Solve | None = None
+  h_T: np.ndarray | None = None
 
-  def complete(self, free_TQ: np.ndarray, h_T) -> np.ndarray:
-    """All parameters from those left free."""
-    if self._drop is None:
+  def _complete(self, free_TQ: np.ndarray, h_T) -> np.ndarray:
+    """Returns all parameters, the dropped one among them."""
+    if self.drop is None:
       return free_TQ
-    left, right = np.split(free_TQ, [self._drop], axis=1)
+    left, right = np.split(free_TQ, [self.drop], axis=1)
     q_TQ = np.concatenate([left, np.zeros((len(free_TQ), 1)), right], axis=1)
-    q_TQ[:, self._drop] = self._fill(*self._f.split(q_TQ, self._num), h_T)
+    q_TQ[:, self.drop] = self.solve(*self.f.split(q_TQ, len(self.p.names)), h_T)
     return q_TQ
 
-  def _map(self, free_TQ, h_T) -> tuple[np.ndarray, np.ndarray]:
-    """[T, 3K] and its derivative [T, 3, K, Q], by complex steps: exact (Squire & Trapp 1998)."""
+  def _curve_params(self, free_TQ, h_T) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (kappa, m, sigma) [T, 3, K] and their derivative [T, 3, K, Q].
 
-    def whole(q, h):
-      return np.stack(self._f.split(self.complete(q, h), self._num), axis=1)
+    The derivative takes complex steps, which are exact (Squire & Trapp 1998).
+    """
+    num = len(self.p.names)
+
+    def stacked(q, h):
+      return np.stack(self.f.split(self._complete(q, h), num), axis=1)
 
     T, Q = free_TQ.shape
-    moved_QTQ = np.tile(free_TQ.astype(complex), (Q, 1, 1))
-    moved_QTQ[range(Q), :, range(Q)] += 1e-30j
-    # All steps in one call: problems are often few, and calls are what they cost.
-    moved = whole(moved_QTQ.reshape(Q * T, Q), None if h_T is None else np.tile(h_T, Q))
-    slope_QT3K = moved.imag.reshape(Q, T, 3, self._num) / 1e-30
-    return whole(free_TQ, h_T), slope_QT3K.transpose(1, 2, 3, 0)
+    steps_QTQ = np.tile(free_TQ.astype(complex), (Q, 1, 1))
+    steps_QTQ[range(Q), :, range(Q)] += 1e-30j
+    # All steps in one call: with few problems the number of calls is what costs.
+    steps = stacked(steps_QTQ.reshape(Q * T, Q), None if h_T is None else np.tile(h_T, Q))
+    slope_QT3K = steps.imag.reshape(Q, T, 3, num) / 1e-30
+    return stacked(free_TQ, h_T), slope_QT3K.transpose(1, 2, 3, 0)
 
-  def residuals(self, h_T: np.ndarray | None = None):
-    """A function for `lsq.minimise`; its problem numbers index h_T and, modulo, the data."""
-    p = self._p
-
-    def run(free_TQ, problem_T):
-      with np.errstate(all='ignore'):
-        some_h_T = None if h_T is None else h_T[problem_T]
-        full_T3K, slope_T3KQ = self._map(free_TQ, some_h_T)
-        kappa_TN, m_TN, sigma_TN = (full_T3K[:, i, p.which_N] for i in range(3))
-        st_TN = sigma_TN * p.t_N
-        z_TN = kappa_TN * st_TN
-        exp_TN, phi_TN = np.exp(-z_TN), phi(z_TN)
-        r_TN = m_TN * exp_TN + st_TN * phi_TN - p.y_TN[problem_T % len(p.y_TN)]
-        by_kappa_TN = st_TN * (st_TN * _phi_slope(z_TN, phi_TN, exp_TN) - m_TN * exp_TN)
-        by_sigma_TN = p.t_N * exp_TN * (1 - kappa_TN * m_TN)
-        own_T3NQ = slope_T3KQ[:, :, p.which_N]
-        j_TNQ = by_kappa_TN[..., None] * own_T3NQ[:, 0]
-        j_TNQ += exp_TN[..., None] * own_T3NQ[:, 1]
-        j_TNQ += by_sigma_TN[..., None] * own_T3NQ[:, 2]
-        bad_T = ~_allowed(full_T3K[:, 0], full_T3K[:, 1], full_T3K[:, 2])
-        # Also not where squares would overflow; nan compares as false.
-        bad_T |= ~(np.abs(r_TN).max(axis=1) < _HUGE) | ~(np.abs(j_TNQ).max(axis=(1, 2)) < _HUGE)
-        r_TN[bad_T], j_TNQ[bad_T] = np.inf, 0.0
-      return r_TN * self._weight_N, j_TNQ * self._weight_N[:, None]
-
-    return run
+  def __call__(self, free_TQ: np.ndarray, problem_T: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    p = self.p
+    with np.errstate(all='ignore'):
+      h_T = None if self.h_T is None else self.h_T[problem_T]
+      params_T3K, slope_T3KQ = self._curve_params(free_TQ, h_T)
+      kappa_TN, m_TN, sigma_TN = (params_T3K[:, i, p.connector_N] for i in range(3))
+      st_TN = sigma_TN * p.t_N
+      z_TN = kappa_TN * st_TN
+      exp_TN, phi_TN = np.exp(-z_TN), phi(z_TN)
+      r_TN = m_TN * exp_TN + st_TN * phi_TN - p.y_TN[problem_T % len(p.y_TN)]
+      by_kappa_TN = st_TN * (st_TN * _phi_slope(z_TN, phi_TN, exp_TN) - m_TN * exp_TN)
+      by_sigma_TN = p.t_N * exp_TN * (1 - kappa_TN * m_TN)
+      slope_T3NQ = slope_T3KQ[:, :, p.connector_N]
+      j_TNQ = by_kappa_TN[..., None] * slope_T3NQ[:, 0]
+      j_TNQ += exp_TN[..., None] * slope_T3NQ[:, 1]
+      j_TNQ += by_sigma_TN[..., None] * slope_T3NQ[:, 2]
+      bad_T = ~_within_bounds(*(params_T3K[:, i] for i in range(3)))
+      # Also where squares would overflow; nan compares as false.
+      bad_T |= ~(np.abs(r_TN).max(axis=1) < _MAX_RESIDUAL)
+      bad_T |= ~(np.abs(j_TNQ).max(axis=(1, 2)) < _MAX_RESIDUAL)
+      r_TN[bad_T], j_TNQ[bad_T] = np.inf, 0.0
+    weight_N = np.sqrt(p.runs_N)
+    return r_TN * weight_N, j_TNQ * weight_N[:, None]

@@ -23,8 +23,8 @@ def curve(gamma, gap, compute=BUDGETS, alpha=ALPHA):
 def made(noise, seeds=3, seed=0, truth=TRUTH, alphas=None):
   """Points of curves with known exponents."""
   rng = np.random.default_rng(seed)
-  return family.points([
-    family.Row(name, c, auc + noise * rng.standard_normal(), s, str(i))
+  return family.observations([
+    family.Observation(name, c, auc + noise * rng.standard_normal(), s, str(i))
     for name, (gamma, gap) in truth.items()
     for i, (c, auc) in enumerate(
       zip(BUDGETS, curve(gamma, gap, alpha=(alphas or {}).get(name, ALPHA)), strict=True)
@@ -55,11 +55,11 @@ def test_curves_without_noise_give_their_parameters_back(law):
 
 def test_a_power_of_the_gain_gives_its_parameters_back():
   rows = [
-    family.Row(name, c, 0.7 + a * (c / 1e6) ** gamma, 0)
+    family.Observation(name, c, 0.7 + a * (c / 1e6) ** gamma, 0)
     for name, a, gamma in (('A', 0.01, 0.116), ('B', 0.012, 0.142))
     for c in BUDGETS[[0, 2, 4, 6, 8]]
   ]
-  found = fitted(family.points(rows), 'power_gain', 0.7)
+  found = fitted(family.observations(rows), 'power_gain', 0.7)
   assert found.gamma_TK[0] == pytest.approx([0.116, 0.142], rel=1e-8)
   assert found.alpha_TK[0] == pytest.approx([0.7, 0.7])
   assert found.auc(0, 1e6) == pytest.approx(0.71, abs=1e-9)
@@ -70,9 +70,9 @@ def test_log_linear_is_numpy_s_polyfit():
   found = fitted(data, 'log_linear')
   assert np.isnan(found.gamma_TK).all() and np.isinf(found.alpha_TK).all()
   for k in range(2):
-    own = data.which_R == k
+    own = data.connector_R == k
     b, a = np.polyfit(np.log(data.compute_R[own]), data.auc_R[own], 1)
-    assert found.p.scale * found.parts[2][0, k] == pytest.approx(b, rel=1e-9)
+    assert found.p.scale * found.curve_params[2][0, k] == pytest.approx(b, rel=1e-9)
     assert found.auc(k, 1e7) == pytest.approx(a + b * math.log(1e7), abs=1e-10)
   rss = found.p.scale**2 * float(found.rss_T[0] + found.p.pure_T[0])
   n, k = len(data.auc_R), 5
@@ -91,8 +91,8 @@ def scipy_fit(data, shared):
   def residuals(q):
     alpha = q[:1] if shared else q[:num]
     beta, gamma = np.exp(q[-2 * num : -num]), np.exp(q[-num:])
-    of_R = np.broadcast_to(alpha, num)[data.which_R]
-    return (of_R - beta[data.which_R] * x_R ** -gamma[data.which_R] - data.auc_R) * 1e3
+    of_R = np.broadcast_to(alpha, num)[data.connector_R]
+    return (of_R - beta[data.connector_R] * x_R ** -gamma[data.connector_R] - data.auc_R) * 1e3
 
   best = None
   for gamma in (0.03, 0.1, 0.3):
@@ -130,8 +130,8 @@ def test_no_start_of_many_finds_a_better_fit(law):
   for _ in range(25):
     gamma_K, gap_K = np.exp(rng.uniform(np.log(0.02), np.log(0.6), 3)), rng.uniform(0.002, 0.1, 3)
     auc_N = np.concatenate([0.8 - b * compute**-g for g, b in zip(gamma_K, gap_K, strict=True)])
-    rows = [family.Row('ABC'[i // 6], compute[i % 6], a, 0) for i, a in enumerate(auc_N)]
-    p = family.problem(family.points(rows))
+    rows = [family.Observation('ABC'[i // 6], compute[i % 6], a, 0) for i, a in enumerate(auc_N)]
+    p = family.problem(family.observations(rows))
     noise = 10 ** rng.uniform(-6, -3)
     p = p.with_auc(auc_N + noise * rng.standard_normal((2, 18)), np.zeros(2))
     f = family.form(law, p, 0.55)
@@ -143,8 +143,9 @@ def test_no_start_of_many_finds_a_better_fit(law):
       m = np.minimum([p.y_TN[0, 6 * k : 6 * k + 6].mean() for k in range(3)], 0.9 / kappa)
       sigma = np.exp(rng.uniform(np.log(0.01), 0, 3)) / kappa
       start_TQ = np.tile(np.concatenate([kappa[: f.kappas], m, sigma]), (2, 1))
-      run = family.Family(p, f).residuals()
-      _, rss_T = least_squares.minimise(run, start_TQ, f.low(3), np.arange(2))
+      _, rss_T = least_squares.minimise(
+        family.Residuals(p, f), start_TQ, f.lower_bounds(3), np.arange(2)
+      )
       assert (found.rss_T <= 1.1 * rss_T + 1e-16).all()
       missed += (found.rss_T > (1 + 1e-5) * rss_T + 1e-16).any() / 10
     total += 1
@@ -155,7 +156,7 @@ def test_unequal_numbers_of_seeds_weigh_as_their_runs_do():
   whole = made(3e-4, seed=6)
   keep = np.random.default_rng(0).random(len(whole.auc_R)) < 0.6
   fields = {k: v[keep] for k, v in vars(whole).items() if k != 'names'}
-  data = family.Points(whole.names, **fields)
+  data = family.Observations(whole.names, **fields)
   assert len(set(np.bincount(data.cell_R).tolist())) > 2
   found = fitted(data)
   _, gammas, _ = scipy_fit(data, True)
@@ -169,7 +170,7 @@ def test_a_fit_does_not_depend_on_units_or_on_the_order_of_rows():
   turned = np.random.default_rng(0).permutation(len(data.auc_R))
   fields = {k: v[turned] for k, v in vars(data).items() if k != 'names'}
   fields['compute_R'] = fields['compute_R'] * 1e9
-  other = fitted(family.Points(data.names, **fields))
+  other = fitted(family.Observations(data.names, **fields))
   found = fitted(data)
   assert other.gamma_TK == pytest.approx(found.gamma_TK, rel=1e-8)
   assert other.alpha_TK == pytest.approx(found.alpha_TK, rel=1e-8)
@@ -193,32 +194,32 @@ def test_straight_and_bent_up_curves_end_at_the_boundary_and_say_so():
   x = np.log(BUDGETS / BUDGETS[0])
   for bend in (0.0, 2e-4):
     rows = [
-      family.Row(name, c, 0.74 + slope * t + bend * t**2, 0)
+      family.Observation(name, c, 0.74 + slope * t + bend * t**2, 0)
       for name, slope in (('A', 0.002), ('B', 0.004))
       for c, t in zip(BUDGETS[::2], x[::2], strict=True)
     ]
-    found = fitted(family.points(rows))
+    found = fitted(family.observations(rows))
     assert 'boundary alpha = infinity' in ' '.join(found.notes()), bend
     assert np.isinf(found.alpha_TK).all() or found.alpha_TK.min() > 100
-    assert found.rss_T[0] == pytest.approx(fitted(family.points(rows), 'log_linear').rss_T[0])
-    both = fitted(family.points(rows), 'saturating_free').notes()
+    assert found.rss_T[0] == pytest.approx(fitted(family.observations(rows), 'log_linear').rss_T[0])
+    both = fitted(family.observations(rows), 'saturating_free').notes()
     assert [note.split(' is at')[0] for note in both] == ['A', 'B']
   # What is left of the exponents: the ratio of the slopes.
-  p = family.problem(family.points(rows))
-  slopes = fits.fit(p, family.form('log_linear', p)).parts[2][0]
-  assert math.exp(targets.estimate(found.parts, targets.ratio(p, found.f, 1, 0))[0]) == (
+  p = family.problem(family.observations(rows))
+  slopes = fits.fit(p, family.form('log_linear', p)).curve_params[2][0]
+  assert math.exp(targets.estimate(found.curve_params, targets.ratio(p, found.f, 1, 0))[0]) == (
     pytest.approx(slopes[1] / slopes[0], rel=1e-4)
   )
 
 
 def test_an_auc_that_falls_is_at_the_boundary_beta_0():
   rows = [
-    family.Row(name, c, 0.75 + sign * 0.003 * math.log(c / BUDGETS[0]) - 1e-4 * (i % 2), 0)
+    family.Observation(name, c, 0.75 + sign * 0.003 * math.log(c / BUDGETS[0]) - 1e-4 * (i % 2), 0)
     for name, sign in (('up', 1), ('down', -1))
     for i, c in enumerate(BUDGETS[::2])
   ]
   for law in ('saturating', 'saturating_free', 'log_linear'):
-    found = fitted(family.points(rows), law)
+    found = fitted(family.observations(rows), law)
     assert found.gamma_TK[0, 1] == 0 or law == 'log_linear'
     assert any(note.startswith('down is at the boundary beta = 0') for note in found.notes()), law
 
@@ -243,17 +244,17 @@ def test_two_asymptotes_reject_a_shared_one():
 
 def test_leaving_the_largest_out_predicts_it():
   found = fitted(made(1e-4, seeds=3))
-  lines = fits.leave_largest(found)
+  lines = fits.holdout_largest(found)
   assert [x['connector'] for x in lines] == ['A', 'B']
   assert all(x['compute'] == pytest.approx(BUDGETS.max()) for x in lines)
   assert all(abs(x['error']) < 4e-4 and abs(x['standard_errors']) < 3 for x in lines)
   for x in lines:
     assert x['error'] == pytest.approx(x['auc'] - x['predicted'])
   # A line in ln C over-shoots what saturates.
-  assert all(x['error'] < 0 for x in fits.leave_largest(fitted(made(0.0), 'log_linear')))
+  assert all(x['error'] < 0 for x in fits.holdout_largest(fitted(made(0.0), 'log_linear')))
   # By hand: the line without its last point.
   data = made(2e-4, seeds=2, truth={'A': TRUTH['A']})
-  [x] = fits.leave_largest(fitted(data, 'log_linear'))
+  [x] = fits.holdout_largest(fitted(data, 'log_linear'))
   rest = data.compute_R < BUDGETS.max()
   b, a = np.polyfit(np.log(data.compute_R[rest]), data.auc_R[rest], 1)
   assert x['predicted'] == pytest.approx(a + b * math.log(BUDGETS.max()), abs=1e-9)
@@ -267,7 +268,7 @@ def test_extrapolation_errors_have_the_size_of_their_standard_errors():
   for _ in range(60):
     e_N = noise / 3**0.5 * rng.standard_normal(len(auc_N))
     pure = noise**2 * rng.chisquare(p.df_pure, 1)
-    z += [x['standard_errors'] for x in fits.leave_largest(
+    z += [x['standard_errors'] for x in fits.holdout_largest(
       fits.fit(p.with_auc(auc_N + e_N[None], pure), form))]  # fmt: skip
   assert 0.75 < np.std(z) < 1.3 and abs(np.mean(z)) < 0.4
 
@@ -287,7 +288,7 @@ def test_extrapolation_errors_have_the_size_of_their_standard_errors():
 )
 def test_points_that_give_no_law_are_refused(rows, words):
   with pytest.raises(UserError) as e:
-    family.points([family.Row(*row, 0) for row in rows])
+    family.observations([family.Observation(*row, 0) for row in rows])
   assert all(word in str(e.value) for word in words), e.value
 
 

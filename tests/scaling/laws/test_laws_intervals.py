@@ -38,8 +38,8 @@ def truths(found):
     'ratio': (targets.ratio(p, f, 1, 0), math.log(GAMMA_B / GAMMA_A)),
     'difference': (targets.difference(p, f, 1, 0), GAMMA_B - GAMMA_A),
     'alpha': (targets.alpha(p, f), -p.scale / (ALPHA - p.centre)),
-    'match': (targets.match(p, f, 1, 0, BUDGETS[-1]), math.log(matching / p.compute0)),
-    'slope': (targets.slope(p, f, 1), slope / p.scale),
+    'match': (targets.compute_to_match(p, f, 1, 0, BUDGETS[-1]), math.log(matching / p.compute0)),
+    'slope': (targets.slope_per_doubling(p, f, 1), slope / p.scale),
   }
 
 
@@ -95,14 +95,14 @@ def test_a_shared_alpha_recovers_the_ratio_where_free_ones_do_not():
   shared, free = (simulated(1e-4, 3, law) for law in ('saturating', 'saturating_free'))
   spread = []
   for found in (shared, free):
-    ratio_T = np.exp(targets.estimate(found.parts, targets.ratio(found.p, found.f, 1, 0)))
+    ratio_T = np.exp(targets.estimate(found.curve_params, targets.ratio(found.p, found.f, 1, 0)))
     low, middle, high = np.quantile(ratio_T, [0.1, 0.5, 0.9])
     assert middle == pytest.approx(GAMMA_B / GAMMA_A, rel=0.03)
     spread.append(high - low)
   assert spread[0] < 0.06 and spread[1] > 10 * spread[0]
   one = fitted(made(1e-4, seeds=3, seed=11))
   got = intervals.profile(one, targets.ratio(one.p, one.f, 1, 0))
-  assert got.holds(GAMMA_B / GAMMA_A) and got.width < 0.15 and not got.holds(1.0)
+  assert 1 < got.low <= GAMMA_B / GAMMA_A <= got.high < got.low + 0.15
 
 
 # The profile against a search that shares no code with it.
@@ -117,7 +117,11 @@ def brute_force(data, found, held, h):
 
   def cost(q):
     alpha, beta, gamma = unpack(q)
-    r = alpha - beta[data.which_R] * np.exp(-np.minimum(gamma, 9)[data.which_R] * t_R) - data.auc_R
+    r = (
+      alpha
+      - beta[data.connector_R] * np.exp(-np.minimum(gamma, 9)[data.connector_R] * t_R)
+      - data.auc_R
+    )
     return float(r @ r) / found.p.scale**2
 
   best = math.inf
@@ -159,7 +163,7 @@ def test_the_line_s_profile_is_its_t_interval():
   """Linear in its parameters: the profile is the textbook interval of a slope."""
   data = made(3e-4, truth={'A': TRUTH['A']})
   found = fitted(data, 'log_linear')
-  got = intervals.profile(found, targets.slope(found.p, found.f, 0))
+  got = intervals.profile(found, targets.slope_per_doubling(found.p, found.f, 0))
   x = np.log2(data.compute_R)
   (b, a), n = np.polyfit(x, data.auc_R, 1), len(x)
   lack = found.lack_T[0]
@@ -173,9 +177,9 @@ def test_the_line_s_profile_is_its_t_interval():
 def test_the_slope_at_another_compute_is_that_of_the_curve_there():
   found = fitted(made(1e-4))
   for compute in (BUDGETS[0], BUDGETS[-1]):
-    p = found.p.moved(compute)
+    p = found.p.recentred(compute)
     moved = fits.fit(p, found.f)
-    got = intervals.profile(moved, targets.slope(p, found.f, 1))
+    got = intervals.profile(moved, targets.slope_per_doubling(p, found.f, 1))
     step = 1e-4
     there = [found.auc(1, compute * 2 ** (s * step)) for s in (-1, 1)]
     assert got.estimate == pytest.approx((there[1] - there[0]) / (2 * step), rel=1e-4)
@@ -184,10 +188,10 @@ def test_the_slope_at_another_compute_is_that_of_the_curve_there():
 
 def test_compute_to_match_meets_the_reference_and_itself():
   found = fitted(made(2e-4))
-  got = intervals.profile(found, targets.match(found.p, found.f, 1, 0, BUDGETS[-1]))
+  got = intervals.profile(found, targets.compute_to_match(found.p, found.f, 1, 0, BUDGETS[-1]))
   assert found.auc(1, got.estimate) == pytest.approx(found.auc(0, BUDGETS[-1]), abs=1e-9)
   assert got.low < got.estimate < got.high < BUDGETS[-1]
-  same = intervals.profile(found, targets.match(found.p, found.f, 0, 0, BUDGETS[-1]))
+  same = intervals.profile(found, targets.compute_to_match(found.p, found.f, 0, 0, BUDGETS[-1]))
   assert same.estimate == pytest.approx(BUDGETS[-1], rel=1e-9)
 
 
@@ -219,11 +223,11 @@ def test_where_both_exponents_may_vanish_so_may_their_difference():
 
 def test_a_ratio_to_nothing_is_open_on_both_sides():
   rows = [
-    family.Row(name, c, 0.75 + sign * 0.003 * math.log(c / BUDGETS[0]) - 1e-4 * (i % 2), 0)
+    family.Observation(name, c, 0.75 + sign * 0.003 * math.log(c / BUDGETS[0]) - 1e-4 * (i % 2), 0)
     for name, sign in (('up', 1), ('down', -1))
     for i, c in enumerate(BUDGETS[::2])
   ]
-  found = fitted(family.points(rows))
+  found = fitted(family.observations(rows))
   got = intervals.profile(found, targets.ratio(found.p, found.f, 0, 1))
   assert got.low_open and got.high_open and got.as_json()['estimate'] is None
 
@@ -232,7 +236,7 @@ def test_a_level_above_the_asymptote_is_never_matched():
   data = made(2e-5, seeds=5, truth={'A': (0.3, 0.05), 'B': TRUTH['B']}, alphas={'A': 0.76})
   found = fitted(data, 'saturating_free')
   assert found.auc(1, BUDGETS[-1]) > found.alpha_TK[0, 0]
-  got = intervals.profile(found, targets.match(found.p, found.f, 0, 1, BUDGETS[-1]))
+  got = intervals.profile(found, targets.compute_to_match(found.p, found.f, 0, 1, BUDGETS[-1]))
   assert math.isnan(got.estimate) and got.high_open and got.high == math.inf
 
 
@@ -244,7 +248,12 @@ def test_a_constraint_is_rejected_exactly_where_the_profile_ends():
   ratio = targets.ratio(found.p, found.f, 1, 0)
   _, low_T, high_T, _, _ = intervals.profile_bounds(found, ratio)
   for h in (0.4, 0.45, 0.5, 0.6):
-    p_T = intervals.constraint_p(found, ratio, h)
+    free_TQ = np.delete(found.q_TQ, ratio.drop, axis=1)
+    at_T, index_T = targets.estimate(found.curve_params, ratio), np.arange(len(free_TQ))
+    cost_T, _ = intervals._Profile(found, ratio).cost(
+      np.full(len(free_TQ), h), free_TQ, at_T, index_T
+    )
+    p_T = special.fdtrc(1, found.df_T, cost_T**2)
     assert ((p_T > 0.05) == ((low_T <= h) & (h <= high_T))).all()
 
 
@@ -282,7 +291,7 @@ def test_what_bootstraps_draw_scatters_as_the_runs_do():
 
 def test_a_fit_at_the_boundary_still_bounds_the_difference_from_above():
   found = simulated(1e-3, 3, 'saturating', 150)
-  bound_T = found.parts[0][:, 0] < family.ON_BOUND_KAPPA
+  bound_T = found.curve_params[0][:, 0] < family.ON_BOUND_KAPPA
   at_T, low_T, high_T, _, _ = intervals.profile_bounds(
     found, targets.difference(found.p, found.f, 1, 0)
   )
