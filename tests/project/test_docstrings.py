@@ -1,41 +1,185 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every public module, class, function and method says what it is."""
+"""Public things have a docstring; docstrings have one form and use plain words."""
 
 import ast
 import pathlib
+import re
 
 import pytest
 
 REPO = pathlib.Path(__file__).resolve().parents[2]
 FILES = sorted(f for p in ('deres_jax', 'data_pipelines') for f in (REPO / p).rglob('*.py'))
+# Phrases that a native reader stumbles over.
+STUMBLES = re.compile(
+  r'\b(is|are|was|were) (told|looked at|looked for|asked for|spoken of)\b|\bso (many|few|wide)\b'
+  r'|\bsays? so\b|\bwithout a word\b|\bstands? (beside|together|in it)\b|(^|[.:] )What [a-z]',
+  re.MULTILINE,
+)
+# Files that do not follow the form yet.
+UNMENDED = {
+  'data_pipelines/beam_build.py',
+  'data_pipelines/core/cli.py',
+  'data_pipelines/core/progress.py',
+  'data_pipelines/core/workers.py',
+  'data_pipelines/datasets/avazu.py',
+  'data_pipelines/datasets/criteo.py',
+  'data_pipelines/datasets/kuairand/fields.py',
+  'data_pipelines/datasets/kuairand/histories.py',
+  'data_pipelines/datasets/kuairand/side_tables.py',
+  'data_pipelines/datasets/kuairand/split.py',
+  'data_pipelines/datasets/synthetic/bayes.py',
+  'data_pipelines/datasets/synthetic/dataset.py',
+  'data_pipelines/datasets/synthetic/options.py',
+  'data_pipelines/datasets/synthetic/teacher.py',
+  'data_pipelines/datasets/synthetic_feed/dataset.py',
+  'data_pipelines/datasets/synthetic_feed/options.py',
+  'data_pipelines/describe/charts.py',
+  'data_pipelines/describe/counts.py',
+  'data_pipelines/describe/figures.py',
+  'data_pipelines/doctor/checks.py',
+  'data_pipelines/doctor/rows.py',
+  'data_pipelines/prepared/dataset.py',
+  'data_pipelines/prepared/recipes.py',
+  'data_pipelines/prepared/schema.py',
+  'data_pipelines/prepared/shards.py',
+  'data_pipelines/text/dataset.py',
+  'data_pipelines/text/encoded_rows.py',
+  'data_pipelines/text/encoding.py',
+  'data_pipelines/text/ingest.py',
+  'data_pipelines/text/parser.py',
+  'data_pipelines/text/row_checks.py',
+  'data_pipelines/text/sequences.py',
+  'deres_jax/__init__.py',
+  'deres_jax/claims/__main__.py',
+  'deres_jax/claims/contrasts.py',
+  'deres_jax/claims/study.py',
+  'deres_jax/compare/rerun.py',
+  'deres_jax/compare/runs.py',
+  'deres_jax/config/checks.py',
+  'deres_jax/config/diff.py',
+  'deres_jax/config/overrides.py',
+  'deres_jax/core/allocator.py',
+  'deres_jax/core/cli.py',
+  'deres_jax/core/terminal.py',
+  'deres_jax/costs/collectives.py',
+  'deres_jax/costs/flops.py',
+  'deres_jax/costs/machines.py',
+  'deres_jax/costs/roofline.py',
+  'deres_jax/data/batches.py',
+  'deres_jax/data/order.py',
+  'deres_jax/data/schema.py',
+  'deres_jax/embeddings/exchange.py',
+  'deres_jax/embeddings/layout.py',
+  'deres_jax/embeddings/optimizers.py',
+  'deres_jax/export.py',
+  'deres_jax/inspect/claims.py',
+  'deres_jax/inspect/findings.py',
+  'deres_jax/inspect/moments.py',
+  'deres_jax/inspect/page.py',
+  'deres_jax/inspect/probes.py',
+  'deres_jax/kernels/library.py',
+  'deres_jax/kernels/ops.py',
+  'deres_jax/models/backbones/unimixer.py',
+  'deres_jax/models/backbones/wukong.py',
+  'deres_jax/models/classic.py',
+  'deres_jax/models/connectors/deres.py',
+  'deres_jax/models/connectors/haares.py',
+  'deres_jax/models/connectors/multi_stream.py',
+  'deres_jax/models/connectors/single_stream.py',
+  'deres_jax/models/inputs.py',
+  'deres_jax/models/layers.py',
+  'deres_jax/models/probe.py',
+  'deres_jax/models/stack.py',
+  'deres_jax/pod/__main__.py',
+  'deres_jax/pod/launchers.py',
+  'deres_jax/pod/mesh.py',
+  'deres_jax/pod/processes.py',
+  'deres_jax/pod/supervisor.py',
+  'deres_jax/report/__main__.py',
+  'deres_jax/report/markdown.py',
+  'deres_jax/report/style.py',
+  'deres_jax/report/svg.py',
+  'deres_jax/report/wording.py',
+  'deres_jax/scaling/analysis.py',
+  'deres_jax/scaling/caveats.py',
+  'deres_jax/scaling/curves.py',
+  'deres_jax/scaling/laws/fits.py',
+  'deres_jax/scaling/page.py',
+  'deres_jax/serving/artifact.py',
+  'deres_jax/serving/encoder.py',
+  'deres_jax/serving/inputs.py',
+  'deres_jax/sweep/__init__.py',
+  'deres_jax/sweep/__main__.py',
+  'deres_jax/sweep/budget.py',
+  'deres_jax/sweep/costs.py',
+  'deres_jax/sweep/folder.py',
+  'deres_jax/sweep/forecast.py',
+  'deres_jax/sweep/machine.py',
+  'deres_jax/sweep/runner.py',
+  'deres_jax/training/checkpoints/manifest.py',
+  'deres_jax/training/checkpoints/restore.py',
+  'deres_jax/training/checkpoints/store.py',
+  'deres_jax/training/logs/metrics_file.py',
+  'deres_jax/training/logs/profiling.py',
+  'deres_jax/training/logs/progress.py',
+  'deres_jax/training/logs/tensorboard.py',
+  'deres_jax/training/logs/wandb.py',
+  'deres_jax/training/loop.py',
+  'deres_jax/training/nonfinite.py',
+  'deres_jax/training/plan/counts.py',
+  'deres_jax/training/plan/on_mesh.py',
+  'deres_jax/training/result.py',
+  'deres_jax/training/run.py',
+  'deres_jax/training/step.py',
+  'deres_jax/training/step_spec.py',
+}
 
-# A Linen module's class tells shapes and parameters; the methods of a connector are the contract
-# at the head of models/connectors/deres.py, and its class says what this one does in them.
-TOLD_BY_CLASS = ('setup', 'start', 'read', 'write', 'finish')
 
-
-def obvious(node) -> bool:
-  """A property of one line."""
+def _one_line_property(node) -> bool:
   decorators = [d.id for d in node.decorator_list if isinstance(d, ast.Name)]
   return 'property' in decorators and len(node.body) == 1
 
 
-def silent(node, name: str, linen: bool = False):
-  """Names of what stands below `node` and says nothing."""
+def _undocumented(node, name: str):
+  """Yields public things below `node` without a docstring; methods of subclasses need none."""
+  overrides = isinstance(node, ast.ClassDef) and bool(node.bases)
   for child in node.body:
     if not isinstance(child, ast.ClassDef | ast.FunctionDef) or child.name.startswith('_'):
       continue
-    full, said = f'{name}{child.name}', ast.get_docstring(child)
+    full = f'{name}{child.name}'
     if isinstance(child, ast.ClassDef):
-      if not said:
+      if not ast.get_docstring(child):
         yield full
-      yield from silent(child, f'{full}.', linen)
-    elif not said and not obvious(child) and not (linen and child.name in TOLD_BY_CLASS):
+      yield from _undocumented(child, f'{full}.')
+    elif not ast.get_docstring(child) and not overrides and not _one_line_property(child):
       yield full
 
 
-@pytest.mark.parametrize('path', FILES, ids=lambda p: str(p.relative_to(REPO)))
-def test_all_that_is_public_has_a_docstring(path):
+def _malformed(tree: ast.Module):
+  """Yields the docstrings, private ones too, that break the form."""
+  for node in ast.walk(tree):
+    if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+      text = ast.get_docstring(node)
+      if not text:
+        continue
+      first, _, rest = text.partition('\n')
+      plain = not STUMBLES.search(text)
+      if not (first[0].isupper() and first.endswith('.') and rest[:1] in ('', '\n') and plain):
+        yield first
+
+
+def _name(path: pathlib.Path) -> str:
+  return str(path.relative_to(REPO))
+
+
+@pytest.mark.parametrize('path', FILES, ids=_name)
+def test_public_things_have_a_docstring(path):
   tree = ast.parse(path.read_text())
   assert not tree.body or ast.get_docstring(tree), 'the module'
-  assert not list(silent(tree, '', linen='models' in path.parts))
+  assert not list(_undocumented(tree, ''))
+
+
+@pytest.mark.parametrize('path', FILES, ids=_name)
+def test_first_lines_are_one_plain_sentence(path):
+  if _name(path) not in UNMENDED:
+    assert not list(_malformed(ast.parse(path.read_text())))
