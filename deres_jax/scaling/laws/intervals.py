@@ -18,8 +18,7 @@ from typing import Any
 import numpy as np
 from scipy import special
 
-from deres_jax.scaling.laws import family, least_squares, targets
-from deres_jax.scaling.laws.fits import LEVEL, Fit
+from deres_jax.scaling.laws import family, fits, least_squares, targets
 from deres_jax.scaling.laws.targets import Target
 
 _EXPANSIONS, _REFINEMENTS, _TOLERANCE = 60, 40, 1e-5
@@ -48,7 +47,7 @@ class Interval:
 class _Profile:
   """Costs of a constraint for 2T problems: low sides, then high sides."""
 
-  def __init__(self, law: Fit, target: Target):
+  def __init__(self, law: fits.Fit, target: Target):
     self.law, self.target, self.count = law, target, len(law.q_TQ)
     self.low_Q = np.delete(law.f.lower_bounds(len(law.p.names)), target.drop)
     self.best_T = np.tile(law.rss_T, 2)
@@ -85,7 +84,7 @@ class _Profile:
       return np.where(scaled_T > 0, scaled_T, h_T / (sigma_TK[:, a] - sigma_TK[:, b]))
 
 
-def standard_error(law: Fit, target: Target) -> np.ndarray:
+def standard_error(law: fits.Fit, target: Target) -> np.ndarray:
   """Returns the linearised standard error of h_T, sqrt(dh^T Cov dh); nan where there is none.
 
   The gradient dh takes complex steps, which are exact (Squire & Trapp 1998).
@@ -110,7 +109,7 @@ def standard_error(law: Fit, target: Target) -> np.ndarray:
   return np.where(se_T > 0, se_T, np.nan)
 
 
-def profile_bounds(law: Fit, target: Target, level: float = LEVEL):
+def profile_bounds(law: fits.Fit, target: Target, level: float = fits.LEVEL):
   """Returns F-profile intervals of every set of AUCs, in units of h.
 
   Returns:
@@ -190,7 +189,7 @@ def _refine(profile, sign_T, root_T, in_T, in_cost_T, out_T, out_cost_T, free_TQ
     live = live[~(near_T | close_T)]
 
 
-def profile(law: Fit, target: Target, level: float = LEVEL) -> Interval:
+def profile(law: fits.Fit, target: Target, level: float = fits.LEVEL) -> Interval:
   """Returns the F-profile interval of the first set of AUCs, in the user's units.
 
   >>> aucs = [0.7 + 0.01 * i + 1e-4 * (-1) ** i for i in range(8)]
