@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Looks into a trained model: gates, depth weights, norms by depth, and what each is worth.
+"""Inspects a trained model: gates, depth weights, norms by depth, and what ablating each costs.
 
   python -m deres_jax.inspect --workdir=RUN --out=DIR
 
-Writes inspect.json and inspect.html (docs/inspect.md). The run may still be under way: nothing in
-its folder is written, and its best checkpoint so far is taken.
+Writes inspect.json and inspect.html (docs/inspect.md). Takes the best checkpoint so far of a run
+that is still going, and writes nothing to its folder.
 """
 
 import pathlib
@@ -24,18 +24,26 @@ from deres_jax.training.logs import progress
 
 
 def load(workdir: pathlib.Path) -> Trained:
-  """The best checkpoint of a run. Raises UserError where there is none, or nothing to look into."""
+  """Loads the best checkpoint of a run.
+
+  Raises:
+    UserError: without a finished checkpoint, or for a classic model, which has no stream.
+  """
   c, _ = restore.config_of(workdir)
   if models.connector_of(c) == 'none':
     raise UserError(
       f'--workdir={workdir}: {c.model.backbone} is a classic model, which has no residual stream '
-      'to look into: give a run with a token backbone, such as onetrans'
+      'to inspect: give a run with a token backbone, such as onetrans'
     )
   return restore.load(workdir)
 
 
 def inspect(model: Trained, workdir: str, split: str, rows: int) -> dict[str, Any]:
-  """The content of inspect.json. Raises UserError for a split or rows that cannot be."""
+  """Returns the content of inspect.json.
+
+  Raises:
+    UserError: for a split that does not exist or too few rows.
+  """
   c, schema = model.config, model.schema
   if split not in schema.splits:
     raise UserError(f'--split={split}: expected one of {", ".join(schema.splits)}')
@@ -44,18 +52,18 @@ def inspect(model: Trained, workdir: str, split: str, rows: int) -> dict[str, An
   rows = min(rows, schema.splits[split].rows)
   batches = findings.batches_of(model, split, rows)
   steps = -(-rows // batches.batch_size)
-  shown = progress.Progress(steps, 0, steps)
+  bar = progress.Progress(steps, 0, steps)
   try:
-    seen = findings.look(model, batches, rows, lambda done: shown.step(done, f'of {split}'))
+    measured = findings.measure(model, batches, rows, lambda done: bar.step(done, f'of {split}'))
   finally:
-    shown.close()
-  clicks = int(seen.labels_N.sum())
+    bar.close()
+  clicks = int(measured.labels_N.sum())
   if min(clicks, rows - clicks) < 2:
     raise UserError(
       f'--rows={rows}: {clicks} of these rows of {split} are clicks, and an interval of AUC takes '
       'two rows of each kind: take more'
     )
-  found = findings.content(model, seen)
+  summary = findings.summarise(model, measured)
   return {
     'workdir': workdir,
     'config_hash': config_lib.config_hash(c),
@@ -67,11 +75,11 @@ def inspect(model: Trained, workdir: str, split: str, rows: int) -> dict[str, An
     'step': model.at,
     'dataset': schema.dataset,
     'split': split,
-    'rows': len(seen.labels_N),
+    'rows': len(measured.labels_N),
     'rows_of_split': schema.splits[split].rows,
     'versions': {name: metadata.version(name) for name in ('deres_jax', 'jax', 'flax', 'numpy')},
-    'claims': claims.claims(found),
-    **found,
+    'claims': claims.claims(summary),
+    **summary,
   }
 
 
@@ -83,7 +91,7 @@ def _define_flags():
 
 
 def main(argv: list[str]):
-  """The command: writes inspect.json and inspect.html."""
+  """Writes inspect.json and inspect.html."""
   cli.no_arguments(argv)
   f = flags.FLAGS
   if not f.workdir or not f.out:

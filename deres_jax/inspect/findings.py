@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is found in a trained model: from its programs over some rows to the content of a page.
+"""Measures a trained model over rows of a split and summarises it as the content of inspect.json.
 
 Shapes: N rows, T tokens, S sites (S is the head's read).
 """
@@ -16,60 +16,60 @@ from deres_jax.config import fields
 from deres_jax.data import batches as batches_lib
 from deres_jax.data.blocks import Blocks
 from deres_jax.data.feed import Prefetch, feed
-from deres_jax.inspect import moments, probes
-from deres_jax.inspect.probes import Change, Structure
+from deres_jax.inspect import probes, stats
+from deres_jax.inspect.probes import Ablation, Structure
 from deres_jax.metrics import exact, paired
 from deres_jax.models.backbones import READS_EVENTS
 from deres_jax.training.checkpoints.restore import Trained
 
-MOST_ROWS = 1024  # of a batch on a device: gradients keep the activations of all of them
+MAX_ROWS = 1024  # of a batch on a device: gradients keep the activations of all of them
 GRADIENT_BATCHES = 8
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
-NEAR = 0.05  # a gate below this, or above 1 less this, is near an end
+NEAR = 0.05  # a gate within this distance of 0 or 1 is near it
 HEAD = 'head'
 NEGATIVES, GATES = 'negative weights zeroed', {0.0: 'gate 0', 0.5: 'gate 0.5', 1.0: 'gate 1'}
 
 
 @dataclasses.dataclass
-class Seen:
-  """What the programs gave, added up over batches.
+class Measurements:
+  """Results of the programs, added up over batches.
 
   Attributes:
-    found: as `probes.Recorder.found`, without rows.
-    gradients: Moments by site, of the first batches.
-    early_N: each row's mean weight of deep reads on early sources, or None where there are none.
-    logits: by change; '' is the untouched model. labels_N: of the same rows.
+    stats: as `probes.Recorder.stats`, without rows.
+    gradients: TokenStats by site, of the first batches.
+    early_N: each row's mean weight of deep reads on early sources, or None without such reads.
+    logits: by ablation; '' is the untouched model. labels_N: of the same rows.
   """
 
   structure: Structure
-  found: dict[str, dict[str, Any]]
-  gradients: dict[int, moments.Moments]
+  stats: dict[str, dict[str, Any]]
+  gradients: dict[int, stats.TokenStats]
   early_N: np.ndarray | None
   logits: dict[str, np.ndarray]
   labels_N: np.ndarray
 
 
-def changes(s: Structure) -> dict[str, Change]:
-  """What is tried on the model, by name; the first does nothing."""
-  keep, names = dict.fromkeys(s.changeable(), 1.0), s.changeable()
-  none = Change(keep, 0.0, math.nan)
+def ablations(s: Structure) -> dict[str, Ablation]:
+  """Returns the ablations of a model by name; the first, '', changes nothing."""
+  keep = dict.fromkeys(s.removable(), 1.0)
+  none = Ablation(keep, 0.0, math.nan)
   out = {'': none}
   signed = any(kind in ('recall', 'pre_res') for kind, _ in s.sources) and not s.simplex
   if signed:
     out[NEGATIVES] = none._replace(clip=1.0)
-  for name in names:
+  for name in keep:
     out[f'without {name}'] = none._replace(keep=keep | {name: 0.0})
   if s.gates:
     out |= {title: none._replace(gate=g) for g, title in GATES.items()}
-  # One by one: a map over the whole would sort the names.
-  return {name: jax.tree.map(np.float32, change) for name, change in out.items()}
+  # One by one: a map over all of them would sort the names.
+  return {name: jax.tree.map(np.float32, ablation) for name, ablation in out.items()}
 
 
 def deep_and_early(s: Structure) -> dict[int, int]:
-  """For each deep read how many of its sources, the first ones, are early.
+  """Returns, by site of each deep read, how many of its first sources are early.
 
-  Deep are the reads in the last half of the depth, the head's included; early is the older half of
-  what such a read has, the embedding included.
+  Deep reads are those in the last half of the depth, the head's included; the early sources of a
+  read are its older half, the embedding included.
   """
   sites = len(s.names)
   return {
@@ -80,84 +80,82 @@ def deep_and_early(s: Structure) -> dict[int, int]:
 
 
 def batches_of(model: Trained, split: str, rows: int) -> batches_lib.Batches:
-  """Batches that hold the first `rows` rows of a split, in the order that they are stored in."""
+  """Returns batches of the first `rows` rows of a split, in stored order."""
   c, devices = model.config, model.spec.mesh.size
-  size = min(c.data.eval_batch_size, MOST_ROWS * devices)
+  size = min(c.data.eval_batch_size, MAX_ROWS * devices)
   blocks = Blocks(model.schema, split)
   return batches_lib.Batches(
     blocks, model.spec.tables, size, devices, c.data.window_blocks, shuffle_seed=None
   )
 
 
-def look(
-  model: Trained, batches: batches_lib.Batches, rows: int, tell: Callable[[int], None]
-) -> Seen:
-  """Runs everything over the first `rows` rows of a split.
+def measure(
+  model: Trained, batches: batches_lib.Batches, rows: int, on_batch: Callable[[int], None]
+) -> Measurements:
+  """Runs all programs over the first `rows` rows of a split.
 
   Args:
     rows: at most those of the split.
-    tell: called with the number of batches that are done.
+    on_batch: called with the number of batches done.
   """
   c, spec = model.config, model.spec
   size = batches.batch_size
-  last = -(-rows // size)
+  num_batches = -(-rows // size)
   programs, at = probes.make(spec), np.int32(model.at)
-  seen = Seen(programs.structure, {}, {}, None, {}, np.zeros(0))
-  tried: dict[str, Change] = {}
+  out = Measurements(programs.structure, {}, {}, None, {}, np.zeros(0))
+  to_try: dict[str, Ablation] = {}
   logits: dict[str, list] = {}
   labels, early = [], []
   prefetch = Prefetch(1, c.data.prefetch)
-  stream = feed(batches, spec.mesh, (0, last), prefetch, lambda: False, lambda r: r.labels.copy())
+  stream = feed(
+    batches, spec.mesh, (0, num_batches), prefetch, lambda: False, lambda r: r.labels.copy()
+  )
   for k, device_batch in enumerate(stream):
     count = min(size, rows - k * size)
     args = model.params, model.tables, at, device_batch.batch, np.int32(count)
-    out, found, by_row = programs.look(*args)
-    tried = tried or changes(programs.structure)
-    logits.setdefault('', []).append(np.asarray(out)[:count])
-    for name, change in tried.items():
+    logits_B, recorded, by_row = programs.record(*args)
+    to_try = to_try or ablations(programs.structure)
+    logits.setdefault('', []).append(np.asarray(logits_B)[:count])
+    for name, ablation in to_try.items():
       if name:
-        logits.setdefault(name, []).append(np.asarray(programs.change(*args, change))[:count])
+        logits.setdefault(name, []).append(np.asarray(programs.ablate(*args, ablation))[:count])
     if k < GRADIENT_BATCHES:
-      _add({'gradients': seen.gradients}, {'gradients': programs.gradients(*args)})
-    _add(seen.found, found)
+      _add({'gradients': out.gradients}, {'gradients': programs.gradients(*args)})
+    _add(out.stats, recorded)
     labels.append(device_batch.selected[:count])
     early.append(_early(programs.structure, by_row, count))
-    tell(k + 1)
-  seen.logits = {name: np.concatenate(parts) for name, parts in logits.items()}
-  seen.labels_N = np.concatenate(labels)
-  seen.early_N = None if early[0] is None else np.concatenate(early)
-  return seen
+    on_batch(k + 1)
+  out.logits = {name: np.concatenate(parts) for name, parts in logits.items()}
+  out.labels_N = np.concatenate(labels)
+  out.early_N = None if early[0] is None else np.concatenate(early)
+  return out
 
 
 def _early(s: Structure, by_row: dict[str, jax.Array], count: int) -> np.ndarray | None:
-  """Each row's mean over the weights of deep reads on early sources."""
-  some = [
+  """Returns each row's mean over the weights of deep reads on early sources."""
+  weights = [
     np.asarray(by_row[f'recall {site}'])[:count, :first]
     for site, first in deep_and_early(s).items()
     if f'recall {site}' in by_row
   ]
-  return np.concatenate(some, axis=1).astype(np.float64).mean(axis=1) if some else None
+  return np.concatenate(weights, axis=1).astype(np.float64).mean(axis=1) if weights else None
 
 
-def _add(total: dict[str, dict], found: dict[str, dict]):
-  """Adds up what the devices found in a batch."""
-  for name, entries in found.items():
-    mine = total.setdefault(name, {})
+def _add(totals: dict[str, dict], batch: dict[str, dict]):
+  """Adds the statistics of a batch, [devices, ...], to `totals`."""
+  for name, entries in batch.items():
+    total = totals.setdefault(name, {})
     for key, value in jax.device_get(entries).items():
-      before = [mine[key]] if key in mine else []
+      before = [total[key]] if key in total else []
       if isinstance(value, np.ndarray):  # a histogram
-        mine[key] = sum(before, value.astype(np.int64).sum(axis=0))
-        continue
-      merge = moments.merged if isinstance(value, moments.Moments) else moments.merged_scatter
-      devices = [type(value)(*(x[d] for x in value)) for d in range(len(value.count))]
-      mine[key] = merge([*before, *devices])
+        total[key] = sum(before, value.astype(np.int64).sum(axis=0))
+      else:
+        devices = [type(value)(*(x[d] for x in value)) for d in range(len(value.count))]
+        total[key] = stats.merged([*before, *devices])
 
 
-# Tokens.
-
-
-def tokens_of(model: Trained, tokens: int) -> dict[str, np.ndarray]:
-  """Places of each kind of token among the last `tokens` ones: events, and fields by name."""
+def token_positions(model: Trained, tokens: int) -> dict[str, np.ndarray]:
+  """Returns positions of each kind of token, events and fields, among the last `tokens` ones."""
   c, layout, schema = model.config, model.spec.layout, model.schema
   reads = c.model.backbone in READS_EVENTS
   if c.model.tokenizer == 'field':
@@ -171,27 +169,26 @@ def tokens_of(model: Trained, tokens: int) -> dict[str, np.ndarray]:
   return out | {name: np.array([events + i]) for i, name in enumerate(names)}
 
 
-# The content.
+# The content of inspect.json.
 
 
-def content(model: Trained, seen: Seen) -> dict[str, Any]:
-  """What inspect.json holds of the model, but for how it was made."""
-  s = seen.structure
-  checks = _checks(seen)
+def summarise(model: Trained, measured: Measurements) -> dict[str, Any]:
+  """Returns the content of inspect.json, except the run and how it was measured."""
+  s = measured.structure
   return {
     'sites': [*s.names, HEAD],
-    'gates': [_gate(model, seen, site) for site in sorted(s.gates)],
+    'gates': [_gate(model, measured, site) for site in sorted(s.gates)],
     'weights': [
-      _weights(model, seen, kind, site) for kind, site in sorted(s.sources, key=lambda k: k[1])
+      _weights(model, measured, kind, site) for kind, site in sorted(s.sources, key=lambda k: k[1])
     ],
     'gate_multiplies': _gated(model.config),
     'simplex': s.simplex,
-    'depth': [_depth(seen, site) for site in range(len(s.names) + 1)],
-    'gradient_tokens': _mean(seen.gradients[-1]),
-    'gradient_rows': int(seen.gradients[-1].count.sum()),
-    'untouched': exact.evaluate_logits(seen.labels_N, seen.logits['']),
-    'checks': checks,
-    'early': _early_weights(seen),
+    'depth': [_depth(measured, site) for site in range(len(s.names) + 1)],
+    'gradient_tokens': _mean(measured.gradients[-1]),
+    'gradient_rows': int(measured.gradients[-1].count.sum()),
+    'untouched': exact.evaluate_logits(measured.labels_N, measured.logits['']),
+    'checks': _checks(measured),
+    'early': _early_weights(measured),
   }
 
 
@@ -199,16 +196,16 @@ def _gated(c: fields.Config) -> str:
   if c.model.connector == 'highway':
     return 'the sub-layer’s output (1 − g: the stream)'
   if c.deres.gate_form == 'additive_gated':
-    return 'twice the recall path (the identity path is whole)'
+    return 'twice the recall path (the identity path is unscaled)'
   return 'the identity path (1 − g: the recall path)'
 
 
-def _gate(model: Trained, seen: Seen, site: int) -> dict[str, Any]:
-  count = seen.found['gates'][str(site)]
+def _gate(model: Trained, measured: Measurements, site: int) -> dict[str, Any]:
+  count = measured.stats['gates'][str(site)]
   total, middle = count.sum(), (np.arange(probes.BINS) + 0.5) / probes.BINS
   below = np.cumsum(count) / total
   edge = round(NEAR * probes.BINS)
-  tokens = seen.found.get('gate_tokens', {}).get(str(site))
+  tokens = measured.stats.get('gate_tokens', {}).get(str(site))
   return {
     'site': site,
     'mean': float(count @ middle / total),
@@ -222,82 +219,81 @@ def _gate(model: Trained, seen: Seen, site: int) -> dict[str, Any]:
 
 
 def _first(below: np.ndarray, q: float) -> int:
-  """The bin of quantile q; of 0 the first that is not empty."""
+  """Returns the bin of quantile q; for 0 the first bin that is not empty."""
   return int(np.searchsorted(below, max(q, 1e-12) * (1 - 1e-12)))
 
 
-def _by_kind(model: Trained, m: moments.Moments) -> dict[str, Any]:
-  kinds = tokens_of(model, len(m.count))
+def _by_kind(model: Trained, m: stats.TokenStats) -> dict[str, Any]:
   out = {}
-  for name, at in kinds.items():
-    of_kind = moments.over_tokens(m, at)
+  for name, positions in token_positions(model, len(m.count)).items():
+    of_kind = stats.over_tokens(m, positions)
     share = of_kind.share_negative()[0].tolist()
     out[name] = {'mean': of_kind.mean[0].tolist(), 'negative': share}
   return out
 
 
-def _weights(model: Trained, seen: Seen, kind: str, site: int) -> dict[str, Any]:
-  m = seen.found['weights'][f'{kind} {site}']
-  static = (kind, site) in seen.structure.static
-  whole = moments.over_tokens(m)
+def _weights(model: Trained, measured: Measurements, kind: str, site: int) -> dict[str, Any]:
+  m = measured.stats['weights'][f'{kind} {site}']
+  static = (kind, site) in measured.structure.static
+  pooled = stats.over_tokens(m)
   return {
     'kind': kind,
     'site': site,
-    'sources': list(seen.structure.sources[kind, site]),
-    'mean': whole.mean[0].tolist(),
-    'sd': whole.deviation()[0].tolist(),
-    'negative': whole.share_negative()[0].tolist(),
+    'sources': list(measured.structure.sources[kind, site]),
+    'mean': pooled.mean[0].tolist(),
+    'sd': pooled.std()[0].tolist(),
+    'negative': pooled.share_negative()[0].tolist(),
     'static': static,
     'tokens': _by_kind(model, m) if kind == 'recall' and not static else {},
   }
 
 
-def _mean(m: moments.Moments) -> float:
-  return float(moments.over_tokens(m).mean[0])
+def _mean(m: stats.TokenStats) -> float:
+  return float(stats.over_tokens(m).mean[0])
 
 
-def _depth(seen: Seen, site: int) -> dict[str, Any]:
-  """Figures of one read and of the branch after it."""
+def _depth(measured: Measurements, site: int) -> dict[str, Any]:
+  """Returns figures of one read and of the branch after it."""
   norms = {
-    name: _mean(seen.found['norms'][f'{name} {site}'])
+    name: _mean(measured.stats['norms'][f'{name} {site}'])
     for name in ('read', 'identity', 'recall', 'branch')
-    if f'{name} {site}' in seen.found['norms']
+    if f'{name} {site}' in measured.stats['norms']
   }
   return {
     'site': site,
     'rms': norms,
-    'cosine': _mean(seen.found['cosine'][str(site)]),
-    'effective_rank': moments.effective_rank(seen.found['scatter'][str(site)]),
-    'gradient': _mean(seen.gradients[site]) if site in seen.gradients else None,
+    'cosine': _mean(measured.stats['cosine'][str(site)]),
+    'effective_rank': stats.effective_rank(measured.stats['scatter'][str(site)]),
+    'gradient': _mean(measured.gradients[site]) if site in measured.gradients else None,
   }
 
 
-def _checks(seen: Seen) -> list[dict[str, Any]]:
-  """Each change's AUC less that of the untouched model, on the same rows."""
+def _checks(measured: Measurements) -> list[dict[str, Any]]:
+  """Compares each ablation's AUC to the untouched model's on the same rows."""
   out = []
-  for name, logits_N in seen.logits.items():
+  for name, logits_N in measured.logits.items():
     if name:
-      line = paired.delong(seen.labels_N, logits_N, seen.logits[''])
-      out.append({'change': name, 'auc': exact.auc(seen.labels_N, logits_N), **line})
+      line = paired.delong(measured.labels_N, logits_N, measured.logits[''])
+      out.append({'change': name, 'auc': exact.auc(measured.labels_N, logits_N), **line})
   adjusted = paired.holm([line['p'] for line in out])
   return [{**line, 'p_holm': p} for line, p in zip(out, adjusted, strict=True)]
 
 
-def _early_weights(seen: Seen) -> dict[str, Any] | None:
-  """The mean weight of deep reads on early sources, with a 95 % interval over rows."""
-  deep = deep_and_early(seen.structure)
+def _early_weights(measured: Measurements) -> dict[str, Any] | None:
+  """Returns the mean weight of deep reads on early sources, with a 95 % interval over rows."""
+  deep = deep_and_early(measured.structure)
   if not deep:
     return None
-  all_of = {site: seen.found['weights'][f'recall {site}'] for site in deep}
-  negative = [moments.over_tokens(m).share_negative()[0][: deep[s]] for s, m in all_of.items()]
+  by_site = {site: measured.stats['weights'][f'recall {site}'] for site in deep}
+  negative = [stats.over_tokens(m).share_negative()[0][: deep[s]] for s, m in by_site.items()]
   out = {
     'reads': {
-      str(site): list(seen.structure.sources['recall', site][:n]) for site, n in deep.items()
+      str(site): list(measured.structure.sources['recall', site][:n]) for site, n in deep.items()
     },
     'share_negative': float(np.concatenate(negative).mean()),
   }
-  if seen.early_N is None:  # static weights: nothing varies over rows
-    means = [moments.over_tokens(m).mean[0][: deep[s]] for s, m in all_of.items()]
+  if measured.early_N is None:  # static weights do not vary over rows
+    means = [stats.over_tokens(m).mean[0][: deep[s]] for s, m in by_site.items()]
     return out | {'mean': float(np.concatenate(means).mean()), 'interval': 0.0}
-  half = 1.959964 * float(seen.early_N.std(ddof=1)) / math.sqrt(len(seen.early_N))
-  return out | {'mean': float(seen.early_N.mean()), 'interval': half}
+  half = 1.959964 * float(measured.early_N.std(ddof=1)) / math.sqrt(len(measured.early_N))
+  return out | {'mean': float(measured.early_N.mean()), 'interval': half}

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The programs of `deres_jax.inspect`: what a model shows, what a change of it does, gradients.
+"""Compiled programs of `deres_jax.inspect`: record activations, ablate reads, take gradients.
 
-All are the forward pass of evaluation, in its plain form (no kernels), traced with a probe.
+All are the forward pass of evaluation in its plain form (no kernels), traced with a probe.
 
 Shapes: b rows of a batch on one device, T tokens, D width, N sources.
 """
@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from deres_jax.data.batches import Batch
-from deres_jax.inspect import moments
+from deres_jax.inspect import stats
 from deres_jax.kernels import library
 from deres_jax.models import probe
 from deres_jax.models.layers import rms
@@ -25,19 +25,19 @@ from deres_jax.training.step_spec import StepSpec
 Array = jax.Array
 
 BINS = 1000  # of a gate's histogram, over [0, 1]
-CHANGED = 'recall', 'pre', 'res', 'pre_res'  # kinds of weights that a change reaches
-_START = -1  # the place of the tokens among the branches
+ABLATED = 'recall', 'pre', 'res', 'pre_res'  # kinds of weights that an ablation changes
+_START = -1  # key of the tokens among the branches
 
 
 @dataclasses.dataclass
 class Structure:
-  """What a model has to show, found while it is traced.
+  """The parts of a model that its probe reports, collected while it is traced.
 
   Attributes:
     names: of the sub-layers.
     sources: names by (kind, site) of weights.
-    simplex: whether a softmax makes the recall's weights.
-    static: those whose weights are the same for all tokens.
+    simplex: whether the recall's weights are a softmax.
+    static: (kind, site) of weights that are the same for all tokens.
     gates: sites whose read has a gate.
     branches: shape of each sub-layer's branch on a device, and at -1 that of the tokens.
   """
@@ -49,20 +49,20 @@ class Structure:
   gates: set[int] = dataclasses.field(default_factory=set)
   branches: dict[int, tuple[int, ...]] = dataclasses.field(default_factory=dict)
 
-  def changeable(self) -> tuple[str, ...]:
-    """Names of all sources that can be removed, in the order of their first reader."""
-    found = [self.sources[key] for key in self.sources if key[0] in CHANGED]
-    return tuple(dict.fromkeys(name for names in found for name in names))
+  def removable(self) -> tuple[str, ...]:
+    """Returns the names of all sources that can be removed, in the order of their first reader."""
+    by_read = [names for (kind, _), names in self.sources.items() if kind in ABLATED]
+    return tuple(dict.fromkeys(name for names in by_read for name in names))
 
 
-class Change(NamedTuple):
-  """What is changed at every read.
+class Ablation(NamedTuple):
+  """A change to the weights and gates of every read.
 
   Attributes:
-    keep: by name of a source 1, or 0 where no read takes from it; weights of a softmax are then
-      scaled to sum to 1 again, as if its score were -inf.
-    clip: 1 where negative weights are zeroed, else 0.
-    gate: what every gate is set to; NaN: as it is.
+    keep: by source name, 1, or 0 to remove it from all reads; weights of a softmax are then
+      rescaled to sum to 1, as if its score were -inf.
+    clip: 1 to zero negative weights, else 0.
+    gate: the value of every gate; NaN leaves gates alone.
   """
 
   keep: dict[str, Any]
@@ -71,209 +71,199 @@ class Change(NamedTuple):
 
 
 class Recorder(probe.Probe):
-  """Takes down everything, as sums over the rows whose weight is 1."""
+  """Records statistics of everything over the rows whose weight is 1."""
 
-  def __init__(self, structure: Structure, rows_b: Array):
-    self.structure, self.rows_b = structure, rows_b
-    self.found: dict[str, dict[Any, Any]] = {
+  def __init__(self, structure: Structure, weight_b: Array):
+    self.structure, self.weight_b = structure, weight_b
+    self.stats: dict[str, dict[Any, Any]] = {
       k: {} for k in ('weights', 'rows', 'gates', 'gate_tokens', 'norms', 'cosine', 'scatter')
     }
 
-  def _there(self, tokens: int) -> Array:
-    """Weights [b, T] of the last `tokens` tokens: a pyramid drops the first ones."""
-    return self.there_bT[:, self.there_bT.shape[1] - tokens :]
+  def _mask(self, tokens: int) -> Array:
+    """Returns the mask [b, T] of the last `tokens` tokens: a pyramid drops the first ones."""
+    return self.mask_bT[:, self.mask_bT.shape[1] - tokens :]
 
   def _norm(self, name: str, site: int, x_bTD: Array):
-    size = jnp.sqrt(jnp.mean(x_bTD.astype(jnp.float32) ** 2, axis=-1))
-    self.found['norms'][f'{name} {site}'] = moments.of(size, self._there(x_bTD.shape[1]))
+    rms_bT = jnp.sqrt(jnp.mean(x_bTD.astype(jnp.float32) ** 2, axis=-1))
+    self.stats['norms'][f'{name} {site}'] = stats.token_stats(rms_bT, self._mask(x_bTD.shape[1]))
 
   def start(self, x_bTD, mask_bT, names):
-    """Keeps the tokens, to which later reads are compared."""
     self.structure.names = names
     self.structure.branches[_START] = x_bTD.shape
     self.x0_bTD = x_bTD.astype(jnp.float32)
-    there = jnp.ones(x_bTD.shape[:2]) if mask_bT is None else mask_bT
-    self.there_bT = there * self.rows_b[:, None]
+    mask_bT = jnp.ones(x_bTD.shape[:2]) if mask_bT is None else mask_bT
+    self.mask_bT = mask_bT * self.weight_b[:, None]
     return x_bTD
 
   def read(self, u_bTD, site):
-    """Adds up what is read."""
     u = u_bTD.astype(jnp.float32)
     T = u.shape[1]
     self._norm('read', site, u)
-    # Of vectors of RMS 1: their product over D.
+    # Both vectors have RMS 1: their product over D is the cosine.
     x0_bTD = self.x0_bTD[:, self.x0_bTD.shape[1] - T :]
-    cosine = jnp.mean(rms(u, 1e-30) * rms(x0_bTD, 1e-30), axis=-1)
-    self.found['cosine'][str(site)] = moments.of(cosine, self._there(T))
-    self.found['scatter'][str(site)] = moments.scatter(u, self._there(T))
+    cosine_bT = jnp.mean(rms(u, 1e-30) * rms(x0_bTD, 1e-30), axis=-1)
+    self.stats['cosine'][str(site)] = stats.token_stats(cosine_bT, self._mask(T))
+    self.stats['scatter'][str(site)] = stats.scatter(u, self._mask(T))
     return u_bTD
 
   def branch(self, y_bTD, site):
-    """Adds up what a sub-layer gives."""
     self.structure.branches[site] = y_bTD.shape
     self._norm('branch', site, y_bTD)
     return y_bTD
 
   def paths(self, x_bTD, r_bTD, site):
-    """Adds up both paths."""
     self._norm('identity', site, x_bTD)
     self._norm('recall', site, r_bTD)
 
   def weights(self, a, site, sources, kind='recall', axis=-1, simplex=False):
-    """Adds up weights by source."""
     self.structure.sources[kind, site] = sources
     self.structure.simplex |= simplex
     values = jnp.moveaxis(a, axis, -1)  # [..., outputs, sources]
-    place = f'{kind} {site}'
+    key = f'{kind} {site}'
     if a.ndim < 3:  # the same for all tokens
       self.structure.static.add((kind, site))
-      self.found['weights'][place] = moments.of_static(values)
+      self.stats['weights'][key] = stats.static_stats(values)
       return a
-    there_bT = self._there(a.shape[1])
-    self.found['weights'][place] = moments.of(values, there_bT)
+    mask_bT = self._mask(a.shape[1])
+    self.stats['weights'][key] = stats.token_stats(values, mask_bT)
     if kind == 'recall':
-      n = jnp.maximum(jnp.sum(there_bT, axis=1), 1)
-      self.found['rows'][place] = jnp.einsum('bt,btn->bn', there_bT, values) / n[:, None]
+      n = jnp.maximum(jnp.sum(mask_bT, axis=1), 1)
+      self.stats['rows'][key] = jnp.einsum('bt,btn->bn', mask_bT, values) / n[:, None]
     return a
 
   def gate(self, g, site):
-    """Adds up a gate."""
     self.structure.gates.add(site)
-    place = jnp.clip((g * BINS).astype(jnp.int32), 0, BINS - 1)
+    bin_index = jnp.clip((g * BINS).astype(jnp.int32), 0, BINS - 1)
     count = jnp.ones(g.shape, jnp.int32)
     if g.ndim == 3:
-      there_bT = self._there(g.shape[1])
-      count = count * there_bT[..., None].astype(jnp.int32)
-      self.found['gate_tokens'][str(site)] = moments.of(jnp.mean(g, axis=-1), there_bT)
+      mask_bT = self._mask(g.shape[1])
+      count = count * mask_bT[..., None].astype(jnp.int32)
+      self.stats['gate_tokens'][str(site)] = stats.token_stats(jnp.mean(g, axis=-1), mask_bT)
     # Counted in integers: float32 stops counting at 2^24.
-    self.found['gates'][str(site)] = jnp.zeros(BINS, jnp.int32).at[place].add(count)
+    self.stats['gates'][str(site)] = jnp.zeros(BINS, jnp.int32).at[bin_index].add(count)
     return g
 
 
-class Changer(probe.Probe):
-  """Changes the weights and gates of every read."""
+class Ablator(probe.Probe):
+  """Applies an `Ablation` to the weights and gates of every read."""
 
-  def __init__(self, change: Change):
-    self.change = change
+  def __init__(self, ablation: Ablation):
+    self.ablation = ablation
 
   def weights(self, a, site, sources, kind='recall', axis=-1, simplex=False):
-    """Zeroes, removes or keeps weights."""
     del site
-    if kind not in CHANGED:
+    if kind not in ABLATED:
       return a
-    keep = jnp.stack([jnp.asarray(self.change.keep[name], a.dtype) for name in sources])
+    keep = jnp.stack([jnp.asarray(self.ablation.keep[name], a.dtype) for name in sources])
     keep = keep.reshape(-1, *(1,) * (-1 - axis))
-    a = jnp.where(self.change.clip > 0, jnp.maximum(a, 0), a) * keep
+    a = jnp.where(self.ablation.clip > 0, jnp.maximum(a, 0), a) * keep
     if not simplex:
       return a
     total = jnp.sum(a, axis=axis, keepdims=True)
-    # Where the only source is gone nothing is read.
+    # A read without its only source is 0.
     scaled = a / jnp.where(total > 0, total, 1)
     return jnp.where(jnp.all(keep == 1), a, scaled)
 
   def gate(self, g, site):
-    """Sets a gate, or keeps it."""
     del site
-    return jnp.where(jnp.isnan(self.change.gate), g, self.change.gate).astype(g.dtype)
+    return jnp.where(jnp.isnan(self.ablation.gate), g, self.ablation.gate).astype(g.dtype)
 
 
-class Nudger(probe.Probe):
-  """Adds an array to the tokens and to every branch: the gradient with respect to it is theirs."""
+class Offsets(probe.Probe):
+  """Adds arrays to the tokens and branches: the gradients of the former are those of the latter."""
 
-  def __init__(self, nudges: dict[int, Array]):
-    self.nudges = nudges
+  def __init__(self, offsets: dict[int, Array]):
+    self.offsets = offsets
 
   def start(self, x_BTD, mask_BT, names):
-    """Adds the nudge of the tokens."""
-    return x_BTD + self.nudges[_START]
+    return x_BTD + self.offsets[_START]
 
   def branch(self, y_BTD, site):
-    """Adds the nudge of a sub-layer."""
-    return y_BTD + self.nudges[site].astype(y_BTD.dtype)
+    return y_BTD + self.offsets[site].astype(y_BTD.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
 class Programs:
-  """Compiled at their first call.
+  """The programs, compiled at their first call.
 
-  Args of all: params, tables, step, batch, and how many of the batch's rows count.
+  All take params, tables, step, batch, and how many of the batch's rows count.
 
   Attributes:
-    look: -> (logits [B], found: sums of every device [devices, ...], row by row 'rows' [B, N]).
-    change: ..., Change -> logits [B].
-    gradients: -> {site: Moments of the norm of each row's gradient}, site -1: of the tokens.
-    structure: filled when `look` is traced, which has to come first.
+    record: -> (logits [B], statistics of every device [devices, ...], row by row 'rows' [B, N]).
+    ablate: takes an Ablation too -> logits [B].
+    gradients: -> {site: TokenStats of the norm of each row's gradient}, site -1: of the tokens.
+    structure: filled when `record` is traced, so `record` must be called first.
   """
 
-  look: Callable
-  change: Callable
+  record: Callable
+  ablate: Callable
   gradients: Callable
   structure: Structure
 
 
 def record(
-  structure: Structure, rows_b: Array, forward: Callable[[], Array]
+  structure: Structure, weight_b: Array, forward: Callable[[], Array]
 ) -> tuple[Array, dict[str, Any], dict[str, Array]]:
-  """Logits, what a `Recorder` finds, and mean weights of each row. Fills `structure`."""
-  recorder = Recorder(structure, rows_b)
+  """Returns logits, a `Recorder`'s statistics, and mean weights of each row; fills `structure`."""
+  recorder = Recorder(structure, weight_b)
   with probe.using(recorder):
     logits_b = forward()
-  rows = recorder.found.pop('rows')
-  return logits_b, recorder.found, rows
+  rows = recorder.stats.pop('rows')
+  return logits_b, recorder.stats, rows
 
 
-def changed(what: Change, forward: Callable[[], Array]) -> Array:
-  """Logits of the changed model."""
-  with probe.using(Changer(what)):
+def ablated(ablation: Ablation, forward: Callable[[], Array]) -> Array:
+  """Returns the logits of the ablated model."""
+  with probe.using(Ablator(ablation)):
     return forward()
 
 
 def gradients(
-  structure: Structure, rows_b: Array, labels_b: Array, forward: Callable[[], Array]
-) -> dict[int, moments.Moments]:
-  """By site: norms of each row's gradient with respect to the branch, -1 to the tokens."""
+  structure: Structure, weight_b: Array, labels_b: Array, forward: Callable[[], Array]
+) -> dict[int, stats.TokenStats]:
+  """Returns, by site, norms of each row's gradient with respect to the branch; -1: the tokens."""
 
-  def loss(nudges):
-    with probe.using(Nudger(nudges)):
+  def loss(offsets):
+    with probe.using(Offsets(offsets)):
       logits_b = forward()
-    return step.bce_sum(logits_b, labels_b, rows_b)
+    return step.bce_sum(logits_b, labels_b, weight_b)
 
   grads = jax.grad(loss)({k: jnp.zeros(shape) for k, shape in structure.branches.items()})
   norms = {k: jnp.sqrt(jnp.sum(g**2, axis=(1, 2)))[:, None] for k, g in grads.items()}
-  return {k: moments.of(norm, rows_b[:, None]) for k, norm in norms.items()}
+  return {k: stats.token_stats(norm, weight_b[:, None]) for k, norm in norms.items()}
 
 
 def make(spec: StepSpec) -> Programs:
-  """The programs for the mesh and model of `spec`."""
+  """Builds the programs for the mesh and model of `spec`."""
   structure = Structure()
 
   def forward(*args):
     return lambda: step.forward(spec, *args)
 
-  def look(params, tables, at, batch, count):
-    counted = _counted(batch, count)
-    logits, found, rows = record(structure, counted, forward(params, tables, at, batch))
-    return logits, jax.tree.map(lambda x: x[None], found), rows
+  def record_body(params, tables, at, batch, count):
+    weight_b = _weights(batch, count)
+    logits, recorded, rows = record(structure, weight_b, forward(params, tables, at, batch))
+    return logits, jax.tree.map(lambda x: x[None], recorded), rows
 
-  def change(params, tables, at, batch, count, what):
+  def ablate_body(params, tables, at, batch, count, ablation):
     del count
-    return changed(what, forward(params, tables, at, batch))
+    return ablated(ablation, forward(params, tables, at, batch))
 
-  def slopes(params, tables, at, batch, count):
-    counted = _counted(batch, count)
-    found = gradients(structure, counted, batch.labels, forward(params, tables, at, batch))
-    return jax.tree.map(lambda x: x[None], found)
+  def gradients_body(params, tables, at, batch, count):
+    weight_b = _weights(batch, count)
+    norms = gradients(structure, weight_b, batch.labels, forward(params, tables, at, batch))
+    return jax.tree.map(lambda x: x[None], norms)
 
   return Programs(
-    look=_program(spec, look, (mesh_lib.BATCH,) * 3),
-    change=_program(spec, change, mesh_lib.BATCH, mesh_lib.REPLICATED),
-    gradients=_program(spec, slopes, mesh_lib.BATCH),
+    record=_program(spec, record_body, (mesh_lib.BATCH,) * 3),
+    ablate=_program(spec, ablate_body, mesh_lib.BATCH, mesh_lib.REPLICATED),
+    gradients=_program(spec, gradients_body, mesh_lib.BATCH),
     structure=structure,
   )
 
 
-def _counted(batch: Batch, count: Array) -> Array:
-  """Weights [b] of this device's rows of the first `count` rows of the batch."""
+def _weights(batch: Batch, count: Array) -> Array:
+  """Returns weights [b] of this device's rows, 0 from the batch's row `count` on."""
   b = batch.weights.shape[0]
   first = jax.lax.axis_index(mesh_lib.AXIS) * b
   return batch.weights * (first + jnp.arange(b) < count)

@@ -17,7 +17,7 @@ from tiny import EXPERIMENT
 from deres_jax import config, models
 from deres_jax.core.errors import UserError
 from deres_jax.inspect import __main__ as inspect
-from deres_jax.inspect import claims, findings, moments, page
+from deres_jax.inspect import claims, findings, page, stats
 from deres_jax.training import loop
 from deres_jax.training.checkpoints import restore
 from deres_jax.training.checkpoints.restore import Trained
@@ -48,42 +48,42 @@ def made(workdir):
   """Model, what was seen of the test split, and inspect.json's content."""
   model = inspect.load(workdir)
   batches = findings.batches_of(model, 'test', 1200)
-  seen = findings.look(model, batches, 1200, lambda done: None)
-  found = findings.content(model, seen)
+  measured = findings.measure(model, batches, 1200, lambda done: None)
+  found = findings.summarise(model, measured)
   more = {
     'workdir': '<script>alert(1)</script>', 'config_hash': 'abc', 'backbone': 'onetrans',
     'connector': 'deres', 'layers': 2, 'dim': 8, 'seed': 0, 'step': model.at, 'dataset': 'a & b',
     'split': 'test', 'rows': 1200, 'rows_of_split': 1500, 'versions': {'jax': '1'},
   }  # fmt: skip
-  return model, seen, more | {'claims': claims.claims(found)} | found
+  return model, measured, more | {'claims': claims.claims(found)} | found
 
 
 def test_untouched_logits_are_those_of_evaluation(made, workdir):
   """Over two devices, in batches of another size, of the rows that were asked for."""
-  _, seen, c = made
+  _, measured, c = made
   np.testing.assert_allclose(
-    seen.logits[''], np.load(workdir / 'test_logits.npy')[:1200], atol=1e-6
+    measured.logits[''], np.load(workdir / 'test_logits.npy')[:1200], atol=1e-6
   )
-  assert c['untouched']['rows'] == 1200 == len(seen.labels_N)
+  assert c['untouched']['rows'] == 1200 == len(measured.labels_N)
 
 
 def test_statistics_are_of_the_rows_that_count(made):
   """Padding of the last batch and of devices counts nowhere."""
-  model, seen, _ = made
-  assert set(seen.found['weights']['recall 4'].count) == {1200}
-  assert seen.gradients[0].count.sum() == 1200 and len(seen.early_N) == 1200
-  assert seen.found['scatter']['0'].count == 1200 * len(model.schema.fields)
+  model, measured, _ = made
+  assert set(measured.stats['weights']['recall 4'].count) == {1200}
+  assert measured.gradients[0].count.sum() == 1200 and len(measured.early_N) == 1200
+  assert measured.stats['scatter']['0'].count == 1200 * len(model.schema.fields)
 
 
 def test_every_change_is_tried_and_changes_what_it_says(made):
-  _, seen, c = made
+  _, measured, c = made
   names = [x['change'] for x in c['checks']]
   assert names == [
     'negative weights zeroed', 'without embedding', 'without block 1', 'without block 2', 'gate 0',
     'gate 0.5', 'gate 1',
   ]  # fmt: skip
   for name in names:
-    assert np.abs(seen.logits[name] - seen.logits['']).max() > 1e-6, name
+    assert np.abs(measured.logits[name] - measured.logits['']).max() > 1e-6, name
 
 
 def test_the_page_is_one_file_without_script(made):
@@ -181,7 +181,7 @@ def test_kinds_of_tokens():
     changed = dataclasses.replace(c, model=dataclasses.replace(c.model, **model))
     spec = types.SimpleNamespace(layout=models.Layout(2, 5, 2))
     whole = Trained(changed, schema, spec, 0, (), 1, None)
-    return {k: v.tolist() for k, v in findings.tokens_of(whole, count).items()}
+    return {k: v.tolist() for k, v in findings.token_positions(whole, count).items()}
 
   assert of(7) == {'events': [0, 1, 2, 3, 4], 'user': [5], 'item': [6]}
   assert of(3) == {'events': [0], 'user': [1], 'item': [2]}
@@ -207,15 +207,15 @@ def test_merged_moments_are_those_of_all_values():
     mean = (w[..., None] * a[rows]).sum(0) / n
     spread = (w[..., None] * (a[rows] - mean) ** 2).sum(0)
     negative = (w[..., None] * (a[rows] < 0)).sum(0)
-    parts.append(moments.Moments(w.sum(0), mean, spread, negative))
-  got = moments.merged(parts)
+    parts.append(stats.TokenStats(w.sum(0), mean, spread, negative))
+  got = stats.merged(parts)
   for t in range(3):
     own = a[there[:, t], t]
     np.testing.assert_allclose(got.mean[t], own.mean(0), rtol=1e-12, atol=1e-15)
-    np.testing.assert_allclose(got.deviation()[t], own.std(0), rtol=1e-7)
+    np.testing.assert_allclose(got.std()[t], own.std(0), rtol=1e-7)
     np.testing.assert_allclose(got.share_negative()[t], (own < 0).mean(0))
-  whole = moments.over_tokens(got)
-  np.testing.assert_allclose(whole.deviation()[0], a[there].std(0), rtol=1e-7)
+  whole = stats.over_tokens(got)
+  np.testing.assert_allclose(whole.std()[0], a[there].std(0), rtol=1e-7)
 
 
 def test_effective_rank_of_known_spectra():
@@ -229,13 +229,11 @@ def test_effective_rank_of_known_spectra():
     parts = []
     for rows in (x[:15], x[15:]):
       centred = rows - rows.mean(0)
-      parts.append(moments.Scatter(len(rows), rows.mean(0), centred.T @ centred))
+      parts.append(stats.Scatter(len(rows), rows.mean(0), centred.T @ centred))
     p = np.array(sigma) / np.sum(sigma)
     want = np.exp(-np.sum(p * np.log(p)))
-    np.testing.assert_allclose(
-      moments.effective_rank(moments.merged_scatter(parts)), want, rtol=1e-5
-    )
-  assert moments.effective_rank(moments.Scatter(4, np.ones(3), np.zeros((3, 3)))) is None
+    np.testing.assert_allclose(stats.effective_rank(stats.merged(parts)), want, rtol=1e-5)
+  assert stats.effective_rank(stats.Scatter(4, np.ones(3), np.zeros((3, 3)))) is None
 
 
 # Verdicts.

@@ -18,7 +18,7 @@ from arrays import assert_close, double
 from driving import B, D, T, connector, embedding, make_branches, randomised, resolve, run
 
 from deres_jax import config, models
-from deres_jax.inspect import claims, findings, moments, page, probes
+from deres_jax.inspect import claims, findings, page, probes, stats
 from deres_jax.models import probe
 from deres_jax.models.inputs import Context
 from deres_jax.training.checkpoints.restore import Trained
@@ -40,22 +40,22 @@ def made_of(name):
   return module, params, dataclasses.asdict(c.deres) | SWITCHES.get(name, {})
 
 
-def seen(module, params, there=None):
+def recorded(module, params, there=None):
   """(structure, found): what a recorder takes down of a run."""
   recorder = probes.Recorder(probes.Structure(), jnp.ones(B))
   x_BTD = jnp.asarray(embedding(), jnp.float32)
   recorder.start(x_BTD, there, NAMES)
   with probe.using(recorder):
     run(module, params, BRANCHES)
-  return recorder.structure, recorder.found
+  return recorder.structure, recorder.stats
 
 
 def change_of(structure, gone=(), clip=0.0, gate=np.nan):
-  return probes.Change({n: float(n not in gone) for n in structure.changeable()}, clip, gate)
+  return probes.Ablation({n: float(n not in gone) for n in structure.removable()}, clip, gate)
 
 
 def changed(module, params, what):
-  with probe.using(probes.Changer(what)):
+  with probe.using(probes.Ablator(what)):
     return run(module, params, BRANCHES)
 
 
@@ -87,13 +87,13 @@ def same(got, want):
 @pytest.mark.parametrize('name', ['deres', 'attnres'])
 def test_weights_that_are_seen_are_the_equation_s(name, monkeypatch):
   module, params, switches = made_of(name)
-  structure, found = seen(module, params)
+  structure, found = recorded(module, params)
   _, want = looped(params, switches, monkeypatch)
   for site, a in enumerate(want):
     m = found['weights'][f'recall {site}']
     by_token = a.reshape(B, T, -1)
     assert_close(m.mean, by_token.mean(axis=0))
-    assert_close(moments.merged([m]).deviation() + 1, by_token.std(axis=0) + 1)
+    assert_close(stats.merged([m]).std() + 1, by_token.std(axis=0) + 1)
     np.testing.assert_array_equal(m.negative, (by_token < 0).sum(axis=0))
     assert_close(found['rows'][f'recall {site}'], by_token.mean(axis=1))
   blocks = tuple(f'block {i}' for i in range(1, DEPTH + 1))
@@ -105,7 +105,7 @@ def test_weights_that_are_seen_are_the_equation_s(name, monkeypatch):
 
 def test_gates_and_paths_that_are_seen_are_the_equation_s():
   module, params, _ = made_of('deres')
-  structure, found = seen(module, params)
+  structure, found = recorded(module, params)
   assert structure.gates == set(range(SITES + 1))
   for site in range(SITES + 1):
     g = 1 / (1 + np.exp(-np.float64(params['gate'][site])))
@@ -142,7 +142,7 @@ def _cosine(params, x_BTD):
 def test_a_source_that_is_removed_weighs_nothing(name, gone, monkeypatch):
   """And under a softmax the others as if its score were -inf."""
   module, params, switches = made_of(name)
-  structure, _ = seen(module, params)
+  structure, _ = recorded(module, params)
 
   def weigh(a, site):
     names = structure.sources['recall', site]
@@ -160,7 +160,7 @@ def test_a_source_that_is_removed_weighs_nothing(name, gone, monkeypatch):
 
 def test_zeroed_negatives_and_no_change(monkeypatch):
   module, params, switches = made_of('deres')
-  structure, _ = seen(module, params)
+  structure, _ = recorded(module, params)
   want, _ = looped(params, switches, monkeypatch, lambda a, site: [max(v, 0) for v in a])
   same(changed(module, params, change_of(structure, clip=1.0)), want)
   for a, b in zip(
@@ -174,7 +174,7 @@ def test_zeroed_negatives_and_no_change(monkeypatch):
 @pytest.mark.parametrize(('gate', 'path'), [(1.0, 'identity'), (0.0, 'attn'), (0.5, None)])
 def test_a_fixed_gate_leaves_one_path_or_the_mean_of_both(gate, path, monkeypatch):
   module, params, switches = made_of('deres')
-  structure, _ = seen(module, params)
+  structure, _ = recorded(module, params)
   got = changed(module, params, change_of(structure, gate=gate))
   if path is None:
     same(got, looped(params, switches, monkeypatch, gate=gate)[0])
@@ -185,7 +185,7 @@ def test_a_fixed_gate_leaves_one_path_or_the_mean_of_both(gate, path, monkeypatc
 
 def test_denseformer_s_weights_and_a_layer_removed():
   module, params, _ = made_of('denseformer')
-  structure, found = seen(module, params)
+  structure, found = recorded(module, params)
   without = double(params)
   for l in range(DEPTH):
     a = params[f'weights_{l}']
@@ -201,7 +201,7 @@ def test_denseformer_s_weights_and_a_layer_removed():
 def test_maps_of_streams_are_the_equation_s(name):
   """At the first site, where all streams are the tokens."""
   module, params, _ = made_of(name)
-  _, found = seen(module, params)
+  _, found = recorded(module, params)
   x_BTD, p = embedding(), double(params)
   if name == 'hc':
     a_BTNK, post_BTN = streams.hyper_maps(p, 0, [x_BTD] * 4)
@@ -221,8 +221,8 @@ def test_tokens_that_are_not_there_count_nowhere():
   module, params, _ = made_of('deres')
   there = np.ones((B, T), bool)
   there[:2, 0] = False
-  _, found = seen(module, params, jnp.asarray(there))
-  m, whole = found['weights']['recall 6'], seen(module, params)[1]['weights']['recall 6']
+  _, found = recorded(module, params, jnp.asarray(there))
+  m, whole = found['weights']['recall 6'], recorded(module, params)[1]['weights']['recall 6']
   assert m.count.tolist() == [B - 2, *[B] * (T - 1)]
   assert_close(m.mean[1:], whole.mean[1:])
   assert found['scatter']['6'].count == there.sum()
@@ -260,8 +260,8 @@ def test_every_connector_can_be_looked_into(name):
 
     plain = forward()
     logits, found, by_row = probes.record(structure, ones, forward)
-    tried.update(findings.changes(structure))
-    out = {k: probes.changed(what, forward) for k, what in list(tried.items())[:4]}
+    tried.update(findings.ablations(structure))
+    out = {k: probes.ablated(what, forward) for k, what in list(tried.items())[:4]}
     return plain, logits, found, by_row, out, probes.gradients(structure, ones, labels, forward)
 
   plain, logits, found, by_row, out, gradients = jax.device_get(jax.jit(everything)(params))
@@ -272,7 +272,9 @@ def test_every_connector_can_be_looked_into(name):
   schema = made.schema([5] * FIELDS)
   whole = Trained(c, schema, types.SimpleNamespace(layout=models.Layout(FIELDS)), 0, (), 7, None)
   early = findings._early(structure, by_row, 8)
-  content = findings.content(whole, findings.Seen(structure, found, gradients, early, out, labels))
+  content = findings.summarise(
+    whole, findings.Measurements(structure, found, gradients, early, out, labels)
+  )
   content |= {'claims': claims.claims(content), 'rows': 8, 'rows_of_split': 8, 'dim': 8}
   content |= dict.fromkeys(('workdir', 'config_hash', 'backbone', 'dataset', 'split'), 'x')
   content |= {'connector': name, 'layers': 2, 'seed': 0, 'step': 7, 'versions': {}}
@@ -301,7 +303,7 @@ def test_the_gradient_of_a_branch_is_that_of_the_stream_after_it():
   @jax.jit
   def loss(nudge, row):
     nudges = {k: jnp.zeros(s) for k, s in structure.branches.items()}
-    with probe.using(probes.Nudger(nudges | {0: nudges[0].at[row].set(nudge)})):
+    with probe.using(probes.Offsets(nudges | {0: nudges[0].at[row].set(nudge)})):
       z = forward()
     return jnp.sum(jax.nn.softplus(jnp.where(labels > 0, -z, z)))
 
