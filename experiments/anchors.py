@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LR, FM and DNN beside `baselines.py`: do rows, splits and metrics agree with others' figures?
+"""LR, FM and DNN, to compare rows, splits and metrics of `baselines.py` to published figures.
 
-The same budget, but three passes for LR, which one pass leaves unfinished.
+The same budget, but three passes for LR, which does not converge in one.
 
   python -m deres_jax.sweep --config=experiments/anchors.py --out=DIR --config.data.path=DATA
 
-With the same --out as the baselines' sweep, `deres_jax.compare` puts them into the same table.
+With the --out of the baselines' sweep, `deres_jax.compare` puts them into the same table.
 """
 
 from deres_jax import config

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DeRes beside its twelve baselines: one sweep, one table.
+"""DeRes and twelve baselines: one sweep, one table.
 
   python -m deres_jax.sweep --config=experiments/baselines.py --out=DIR --config.data.path=DATA
   python -m deres_jax.compare --sweeps=DIR --out=TABLE.md --reference=OneTrans
 
-DeRes's paper compares with twelve models and names five; the other seven are our choice. Same
-budget for all: one pass over the training rows in batches of 512, rows of 16 numbers, 4 layers of
-width 32 over 8 tokens where a model has tokens, and one learning-rate axis: both rates, of the
-network and of the table, times 1/3, 1 and 3. `compare` chooses by validation AUC. The norms, the
-skips and the heads are each paper's own. Several data sets or seeds: a folder each, with
---config.data.path and --config.seed, and all of them in --sweeps.
+DeRes's paper compares itself to twelve models and names five; the other seven are our choice. All
+have the same budget: one pass over the training rows in batches of 512, embeddings of width 16, 4
+layers of width 32 over 8 tokens where a model has tokens, and one learning-rate axis: the rates of
+the network and of the table, both times 1/3, 1 and 3. `compare` chooses by validation AUC. Norms,
+skips and heads follow each paper. For several data sets or seeds, give each a folder, with
+--config.data.path and --config.seed, and list all of them in --sweeps.
 
 `experiments/anchors.py` adds LR, FM and DNN. On the Criteo sample: docs/results/criteo_sample.md,
 147 runs in an hour or two on 2 cores (`make criteo-sample`).

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DeRes, 8 layers, on the Criteo 1TB logs by a pod: `criteo_8l.py` with large tables and batches.
+"""DeRes, 8 layers, on the Criteo 1TB logs, on a pod: `criteo_8l.py` with large tables and batches.
 
   python -m data_pipelines.build --dataset=criteo_1tb --raw=DAYS --out=DATA
   python -m deres_jax.main --config=experiments/criteo_1tb_pod.py --workdir=DIR \
@@ -7,8 +7,8 @@
   python -m deres_jax.main --config=experiments/criteo_1tb_pod.py --config.data.path=DATA \
     --mode=plan --config.mesh.topology=v5p-128
 
-Nothing of it was measured: the plan says what it needs and how fast it can be at most. Rates are
-those of a batch of 512 rows in `criteo_8l.py` and are to be chosen again on validation.
+Not measured: the plan gives its memory and an upper bound on its speed. The learning rates are
+those of `criteo_8l.py` for batches of 512 rows: tune them again on validation.
 """
 
 from deres_jax import config

@@ -17,18 +17,18 @@ best validation AUC. 2 shared cores of an AMD EPYC, no accelerator: about 2 minu
   criteo_lr.py                 0.7595/0.4857   0.7666/0.4809   0.7652/0.4785   0.7638
 
 Paired over the splits, 95 % t interval: DeRes - LR -0.0001 +- 0.0021, DeRes - OneTrans
-+0.0001 +- 0.0001. The splits overlap and one seed each was run; DeLong's paired interval of the
-mean, DeRes - OneTrans, is +- 0.0003. So: level with both. A sample of this size validates the
-pipeline, it does not rank architectures.
++0.0001 +- 0.0001. The splits overlap and each has one seed; DeLong's paired interval of the mean,
+DeRes - OneTrans, is +- 0.0003. So DeRes equals both. A sample of this size validates the pipeline;
+it cannot rank architectures.
 
-The settings below were chosen by validation AUC. (When the schedule was chosen last, test figures
-of the config before, with constant rates, had been seen on splits 1 and 2: 0.7589 and 0.7638.) One
-pass, because a second one overfits; the rates stay high and fall in the last quarter.
+The settings below were chosen by validation AUC. (Before the schedule was chosen, we had seen test
+figures of an earlier config with constant rates on splits 1 and 2: 0.7589 and 0.7638.) One pass,
+because a second one overfits; the rates stay high and fall in the last quarter.
 
-All 45.8M rows: the same commands; nothing of it was measured here. What it needs: 148 B a row of
-prepared data (6.8 GB), about 1.7e15 FLOPs for one pass over the 36.7M training rows, and a table
-of about 911,000 rows, 62 MB with its slots. At batch 512 that is 72,000 steps: on accelerators
-take --config.data.batch_size=8192 or more and choose the rates again on validation.
+All 45.8M rows take the same commands and were not run. They need 148 B a row of prepared data
+(6.8 GB), about 1.7e15 FLOPs for one pass over the 36.7M training rows, and a table of about 911,000
+rows, 62 MB with its optimizer state. At batch 512 that is 72,000 steps: on accelerators use
+--config.data.batch_size=8192 or more and tune the rates again on validation.
 """
 
 from deres_jax import config

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DeRes on planted data: what `make run` trains.
+"""DeRes on planted data, the run of `make run`.
 
 Data: `python -m data_pipelines.build --dataset=synthetic` (its defaults: 200,000 training rows of
 10 fields, interactions of order 1 to 4, a Bayes AUC of 0.8776 on the test split).
 
   python -m deres_jax.main --config=experiments/quickstart.py --workdir=DIR --config.data.path=DATA
 
-`experiments/quickstart_lr.py` is the logistic regression that it is compared with.
+`experiments/quickstart_lr.py` is the logistic regression to compare it to.
 """
 
 from deres_jax import config

@@ -1,19 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The paper's ablations of DeRes, on OneTrans: one sweep, a line a residual.
+"""The paper's ablations of DeRes, on OneTrans: one sweep, one line per residual.
 
   python -m deres_jax.sweep --config=experiments/residual_ablation.py --out=DIR \
     --config.data.path=DATA
   python -m deres_jax.compare --sweeps=DIR --out=TABLE.md --reference=DeRes
 
-Which question each group answers (arXiv 2606.07980, section on ablations):
+Groups and their questions (arXiv 2606.07980, section on ablations):
   dual against single paths      identity alone (OneTrans), recall alone (AttnRes, pointwise)
   identity against learnable     the identity path times a learned scalar, vector or matrix
   SiLU against Softmax, ReLU     the scores' non-linearity; negative weights zeroed
   gated against additive         u = g x + (1 - g) r against u = x + r; one gate for all dimensions
   learnable residuals alone      without a recall path, under pre-norm
 
-All at the rates of `baselines.py` at scale 1, three seeds each. ReLU and zeroed negative weights
-have no gradient at score 0, where the others start: their queries start at deviation 0.02.
+All use the rates of `baselines.py` at scale 1, with three seeds each. ReLU and zeroed negative
+weights have no gradient at score 0, where the others start, so their queries start with standard
+deviation 0.02.
 """
 
 from deres_jax import config

@@ -6,14 +6,14 @@
     --config.data.path=DATA
   python -m deres_jax.scaling --sweep=DIR --out=DIR/scaling
 
-The grid of DeRes's law (arXiv 2606.07980: 2, 4, 8, 12 and 16 layers; its widths are not known,
-64 and 128 are ours), with the connectors that it is compared with, under OneTrans: 300 runs, 4.7 to
-125 MFLOP a row forward. `--shard=i/n` spreads them; `--mode=plan` of deres_jax.main says what one
-costs. Whether seeds and budgets suffice: `python -m deres_jax.scaling --power`.
+The grid of DeRes's law (arXiv 2606.07980: 2, 4, 8, 12 and 16 layers; the paper does not give its
+widths, 64 and 128 are ours) for six connectors on OneTrans: 300 runs, 4.7 to 125 MFLOP a row
+forward. `--shard=i/n` distributes them; `--mode=plan` of deres_jax.main gives the cost of one.
+`python -m deres_jax.scaling --power` tells whether seeds and budgets suffice.
 
-Nothing was measured with this file. Before a sweep choose the rates on validation, at one size and
-a seed that the sweep does not use: --config.seed=100 --config.optim.dense_lr=... --config.model....
-`scaling_depth_cpu.py` is the same question sized for two cores, and was run.
+This sweep was not run. Before it, tune the rates on validation, at one size and a seed that the
+sweep does not use: --config.seed=100 --config.optim.dense_lr=... --config.model....
+`scaling_depth_cpu.py` is a version for two cores, which was run.
 """
 
 from deres_jax import config

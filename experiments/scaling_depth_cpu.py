@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`scaling_depth.py` for two cores, on planted data: the sweep behind docs/results/claims.md.
 
-`make claims RAW=train.txt` runs it, its twin on a sample of Criteo and the report. Alone:
+`make claims RAW=train.txt` runs it, the same sweep on a sample of Criteo, and the report. Alone:
 
   python -m data_pipelines.build --dataset=synthetic --out=DATA --fields=8 \
     --cardinality_max=16 --order_shares=0.2,0.3,0.3,0.2 --rows_train=400000 \
@@ -12,10 +12,10 @@
 78 runs of one pass over 400,000 rows: width 16, 8 tokens, 0.12 to 1.1 MFLOP a row forward. The
 planted logit holds interactions of order 1 to 4, higher ones composed of lower ones.
 
-What was chosen, on validation, with seeds 100 and 101, which the sweep does not use: the rate of
-the dense part, once for all connectors, from OneTrans and DeRes-P at 8 layers (0.0015, 0.003 or
-0.006: 0.003 was best for both, and for OneTrans better than 0.006 at 2 layers and 0.002 at 16), and
-batches of 1024 rather than 256.
+Two settings were tuned on validation, with seeds 100 and 101, which the sweep does not use: the
+rate of the dense part, once for all connectors, on OneTrans and DeRes-P at 8 layers (0.0015, 0.003
+or 0.006: 0.003 was best for both, and for OneTrans better than 0.006 at 2 layers and 0.002 at 16),
+and batches of 1024 rather than 256.
 """
 
 from deres_jax import config
@@ -44,11 +44,11 @@ def get_config(overrides: str = ''):
 
 
 def sweep():
-  whole = config.load(__file__, 'scaling_depth.py')
+  depth = config.load(__file__, 'scaling_depth.py')
   curves = [
-    x for x in whole.CONNECTORS if x['name'] in ('OneTrans', 'AttnRes', 'DeRes-P', 'DeRes-S')
+    x for x in depth.CONNECTORS if x['name'] in ('OneTrans', 'AttnRes', 'DeRes-P', 'DeRes-S')
   ]
   return grid.chain(
-    grid.product(curves, grid.param('model.depth', whole.DEPTHS), grid.param('seed', SEEDS)),
+    grid.product(curves, grid.param('model.depth', depth.DEPTHS), grid.param('seed', SEEDS)),
     grid.product(ABLATIONS, grid.param('model.depth', [2, 4, 8]), grid.param('seed', SEEDS)),
   )

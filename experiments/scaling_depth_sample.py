@@ -5,9 +5,9 @@
   python -m deres_jax.sweep --config=experiments/scaling_depth_sample.py --out=DIR \
     --config.data.path=DATA
 
-The same 78 points with the settings of `baselines.py` at its scale 1, which validation chose there
-for OneTrans, AttnRes and DeRes on the same rows, but for the width of 16. A sample of 0.3 % holds
-too few rows for depth to pay: it shows whether the commands carry over, not who wins.
+The same 78 points with the settings of `baselines.py` at scale 1, the best there on validation for
+OneTrans, AttnRes and DeRes on the same rows, but with width 16. A sample of 0.3 % has too few rows
+for depth to pay off: it tests the commands on real data and cannot rank models.
 """
 
 from deres_jax import config

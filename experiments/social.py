@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Behaviour sequences: who reads the history, and what is it worth?
+"""Behaviour sequences: models that use the history in different ways, compared.
 
   python -m data_pipelines.build --dataset=synthetic_social --out=DATA
   python -m deres_jax.main --config=experiments/social.py --workdir=DIR --config.data.path=DATA
   python -m deres_jax.sweep --config=experiments/social.py --out=DIR --config.data.path=DATA
   python -m deres_jax.compare --sweeps=DIR --out=TABLE.md --reference=OneTrans
 
-The config is DeRes on OneTrans with an event token each for the history and a token for each field.
-The sweep puts it beside the plain residual, HSTU, DIN, a DNN and a logistic regression, two
-learning rates of the table each; the last two see the history as the mean of its events.
+The config is DeRes on OneTrans with a token for each event of the history and for each field. The
+sweep adds the plain residual, HSTU, DIN, a DNN and a logistic regression, each with two learning
+rates of the table; DNN and logistic regression take the history as the mean of its events.
 `compare` chooses by validation AUC.
 """
 

@@ -3,7 +3,7 @@
 
   python -m deres_jax.sweep --config=experiments/tutorial.py --out=DIR --config.data.path=DATA
 
-Made to show the way in a minute on two cores, not to find anything: 16 runs of width 16.
+A demonstration that takes a minute on two cores, too small for conclusions: 16 runs of width 16.
 """
 
 from deres_jax import config
