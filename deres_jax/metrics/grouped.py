@@ -50,13 +50,9 @@ def gauc(labels_N, scores_N, users_N) -> dict[str, float | int]:
 
 def _user_aucs(labels_N, scores_N, users_N) -> tuple[np.ndarray, np.ndarray]:
   """Returns AUC and rows of each user with both labels, as float64."""
-  if scores_N.dtype == np.float32:
-    rank_N = exact.ordered_bits(scores_N)
-  else:
-    rank_N = np.unique(scores_N, return_inverse=True)[1]
   # User, score and label packed into one number: a sort without a gather.
   key_N = users_N.astype(np.uint64) << np.uint64(33)
-  key_N |= rank_N.astype(np.uint64) << np.uint64(1)
+  key_N |= exact.ordered_bits(scores_N).astype(np.uint64) << np.uint64(1)
   key_N |= labels_N
   key_N.sort()
   positive_N = key_N & np.uint64(1)

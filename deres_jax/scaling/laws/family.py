@@ -138,10 +138,6 @@ class Problem:
       y_TN=self.y_TN[:, keep_N],
     )
 
-  def recentred(self, compute: float) -> 'Problem':
-    """Returns the same cells with C_0 = `compute`."""
-    return dataclasses.replace(self, t_N=self.t_N - self.log_compute(compute), compute0=compute)
-
   def with_auc(self, auc_TN: np.ndarray, pure_T: np.ndarray) -> 'Problem':
     """Returns the same cells with other AUCs; pure_T in AUC squared."""
     y_TN = (auc_TN - self.centre) / self.scale

@@ -238,8 +238,6 @@ def compute_to_match(p: family.Problem, f: family.Form, a: int, b: int, compute_
 def slope_per_doubling(p: family.Problem, f: family.Form, k: int) -> Target:
   """Targets dAUC / d log2 C of connector k at C_0, the gain of doubling the compute.
 
-  `Problem.recentred` moves C_0.
-
   >>> runs = [family.Observation('A', 2.0**i, 0.7 + 0.01 * i, 0) for i in range(4)]
   >>> p = family.problem(family.observations(runs))
   >>> target = slope_per_doubling(p, family.form('log_linear', p), 0)

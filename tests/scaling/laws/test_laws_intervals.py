@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Intervals of scaling laws: coverage on planted curves, brute-force profiles, open sides."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -177,7 +178,8 @@ def test_the_line_s_profile_is_its_t_interval():
 def test_the_slope_at_another_compute_is_that_of_the_curve_there():
   found = fitted(made(1e-4))
   for compute in (BUDGETS[0], BUDGETS[-1]):
-    p = found.p.recentred(compute)
+    t_N = found.p.t_N - found.p.log_compute(compute)
+    p = dataclasses.replace(found.p, t_N=t_N, compute0=compute)
     moved = fits.fit(p, found.f)
     got = intervals.profile(moved, targets.slope_per_doubling(p, found.f, 1))
     step = 1e-4
