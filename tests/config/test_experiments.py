@@ -41,7 +41,7 @@ def test_an_experiment_resolves_builds_and_names_its_command(file):
 
 
 def points(name):
-  """Name and resolved config of every point of an experiment's sweep."""
+  """Returns name and resolved config of every point of an experiment's sweep."""
   module = load(name)
   out = []
   for point in module.sweep():
@@ -69,14 +69,14 @@ HISTORY = models.Layout(5, 20, 5, targets=(1, 2, 3))
     ('tutorial', models.Layout(8)),
   ],
 )
-def test_every_point_of_a_sweep_builds_and_is_another_run(name, layout):
+def test_points_of_a_sweep_build_and_are_distinct(name, layout):
   found = points(name)
   for _, c in found:
     models.build(c, layout, 0.0)
   assert len({config.config_hash(c) for _, c in found}) == len(found)
 
 
-def test_baselines_are_the_paper_s_twelve_and_deres():
+def test_baselines_are_deres_and_twelve_models():
   by_name = {name: (c.model.backbone, c.model.connector) for name, c in points('baselines')}
   assert by_name == {
     'DeepFM': ('deepfm', 'prenorm'),
@@ -104,7 +104,7 @@ def test_baselines_share_their_budget_and_try_three_rates_each():
     assert rates == pytest.approx([1e-3 / 3, 1e-3, 3e-3])
 
 
-def test_the_ablation_differs_from_deres_in_what_it_names():
+def test_ablations_change_only_the_named_fields():
   found = dict(points('residual_ablation'))
   deres = config.identity(found['DeRes'])
   changed = {
@@ -119,7 +119,7 @@ def test_the_ablation_differs_from_deres_in_what_it_names():
   assert changed['dual, SiLU, negative weights zeroed'] == zeroed
 
 
-def test_the_grid_of_depths_is_the_one_it_says():
+def test_depth_grid_is_as_documented():
   grid = {
     (name, c.model.connector, c.model.depth, c.model.dim, c.seed)
     for name, c in points('scaling_depth')
@@ -133,9 +133,9 @@ def test_the_grid_of_depths_is_the_one_it_says():
 
 
 @pytest.mark.parametrize('name', ['scaling_depth_cpu', 'scaling_depth_sample'])
-def test_connectors_of_a_small_grid_differ_in_nothing_else(name):
+def test_points_of_small_grids_differ_by_connector_only(name):
   found = points(name)
-  assert not {c.seed for _, c in found} & {100, 101}  # the seeds that rates were chosen with
+  assert not {c.seed for _, c in found} & {100, 101}  # seeds of the tuning
   by_size = {}
   for label, c in found:
     by_size.setdefault((c.model.depth, c.seed), {})[label] = config.identity(c)
@@ -150,7 +150,7 @@ def test_connectors_of_a_small_grid_differ_in_nothing_else(name):
   assert depths == {2, 4, 8, 12, 16}
 
 
-def test_twins_differ_in_what_they_are_twins_for():
+def test_variants_differ_in_one_respect():
   deres, onetrans = identity('criteo_8l'), identity('criteo_8l_onetrans')
   assert {k for k in deres if deres[k] != onetrans[k]} == {'model.connector'}
   assert onetrans['model.connector'] == 'prenorm' and deres['model.depth'] == 8
@@ -167,7 +167,7 @@ def test_deres_costs_criteo_8l_under_2_percent():
   assert 2.8 < counted.flops_train_per_row / counted.flops_forward_per_row < 3.1
 
 
-def test_an_experiment_is_found_from_any_folder(tmp_path):
+def test_experiments_load_from_any_folder(tmp_path):
   """A variant loads its base by path, not from the current folder."""
   args = [sys.executable, '-m', 'deres_jax.main', '--mode=plan', '--config.data.path=/nowhere']
   args.append(f'--config={REPO / "experiments" / "quickstart_lr.py"}')

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command that looks into a run: what it computes is evaluation, what it writes, mistakes."""
+"""The inspect command: its figures equal evaluation, its files, its errors."""
 
 import dataclasses
 import json
@@ -45,7 +45,7 @@ def workdir(planted, tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def made(workdir):
-  """Model, what was seen of the test split, and inspect.json's content."""
+  """Returns the model, its measurements on the test split, and the content of inspect.json."""
   model = inspect.load(workdir)
   batches = findings.batches_of(model, 'test', 1200)
   measured = findings.measure(model, batches, 1200, lambda done: None)
@@ -58,8 +58,8 @@ def made(workdir):
   return model, measured, more | {'claims': claims.claims(found)} | found
 
 
-def test_untouched_logits_are_those_of_evaluation(made, workdir):
-  """Over two devices, in batches of another size, of the rows that were asked for."""
+def test_untouched_logits_equal_evaluation(made, workdir):
+  """Over two devices, with another batch size, on the requested rows."""
   _, measured, c = made
   np.testing.assert_allclose(
     measured.logits[''], np.load(workdir / 'test_logits.npy')[:1200], atol=1e-6
@@ -67,15 +67,15 @@ def test_untouched_logits_are_those_of_evaluation(made, workdir):
   assert c['untouched']['rows'] == 1200 == len(measured.labels_N)
 
 
-def test_statistics_are_of_the_rows_that_count(made):
-  """Padding of the last batch and of devices counts nowhere."""
+def test_statistics_skip_padding(made):
+  """Of the last batch and of devices."""
   model, measured, _ = made
   assert set(measured.stats['weights']['recall 4'].count) == {1200}
   assert measured.gradients[0].count.sum() == 1200 and len(measured.early_N) == 1200
   assert measured.stats['scatter']['0'].count == 1200 * len(model.schema.fields)
 
 
-def test_every_change_is_tried_and_changes_what_it_says(made):
+def test_every_ablation_changes_the_logits(made):
   _, measured, c = made
   names = [x['change'] for x in c['checks']]
   assert names == [
@@ -86,7 +86,7 @@ def test_every_change_is_tried_and_changes_what_it_says(made):
     assert np.abs(measured.logits[name] - measured.logits['']).max() > 1e-6, name
 
 
-def test_the_page_is_one_file_without_script(made):
+def test_page_is_one_file_without_script(made):
   c = made[2]
   text = page.page(c)
   assert '<script' not in text and '&lt;script&gt;' in text and 'a &amp; b' in text
@@ -101,7 +101,7 @@ def test_the_page_is_one_file_without_script(made):
   assert all(x['verdict'] in text for x in c['claims'])
 
 
-def test_the_command_writes_both_files(workdir, tmp_path):
+def test_command_writes_both_files(workdir, tmp_path):
   before = sorted((p.relative_to(workdir), p.stat().st_mtime_ns) for p in workdir.rglob('*'))
   done = subprocess.run(
     [sys.executable, '-m', 'deres_jax.inspect', f'--workdir={workdir}', f'--out={tmp_path}/o',
@@ -114,11 +114,11 @@ def test_the_command_writes_both_files(workdir, tmp_path):
   assert (c['rows'], c['split'], len(c['claims'])) == (300, 'validation', 2)
   Node((tmp_path / 'o' / 'inspect.html').read_text())
   after = sorted((p.relative_to(workdir), p.stat().st_mtime_ns) for p in workdir.rglob('*'))
-  assert before == after  # a run under way is not disturbed
+  assert before == after  # the run stays untouched
 
 
-def test_a_save_under_way_is_left_alone(workdir, tmp_path):
-  """Opening a folder of checkpoints removes unfinished ones; a run's own may be among them."""
+def test_unfinished_save_is_left_alone(workdir, tmp_path):
+  """Orbax removes unfinished checkpoints on opening, which could be those of a live run."""
   folder = workdir / 'checkpoints' / '99.saving'
   folder.mkdir()
   try:
@@ -165,13 +165,13 @@ def test_mistakes(planted, workdir, tmp_path, made):
     inspect.inspect(made[0], 'w', 'test', 1)
 
 
-def test_config_of_a_workdir_is_read_as_it_was(workdir, planted):
+def test_config_of_a_workdir_round_trips(workdir, planted):
   c, _ = restore.config_of(workdir)
   assert c == tiny(planted) and isinstance(config.base(), ConfigDict)
 
 
-def test_kinds_of_tokens():
-  """Events are one kind, as many as a pyramid has left; to others they are means."""
+def test_token_positions():
+  """Events form one kind, as many as a pyramid keeps; other backbones read their means."""
   c = tiny('nowhere')
   schema = types.SimpleNamespace(
     fields=('user', 'item'), sequence=types.SimpleNamespace(attributes=('item', 'kind'))
@@ -192,11 +192,11 @@ def test_kinds_of_tokens():
   assert list(of(3, tokenizer='slice', tokens=2)) == ['events', 'token 1', 'token 2']
 
 
-# Sums.
+# Statistics.
 
 
-def test_merged_moments_are_those_of_all_values():
-  """Also where the spread is a millionth of the mean."""
+def test_merged_statistics_equal_those_of_all_values():
+  """Even if the standard deviation is a millionth of the mean."""
   rng = np.random.default_rng(0)
   a = (1 + 1e-6 * rng.standard_normal((50, 3, 2)) * [1, 1e5]).astype(np.float64) - [0, 1]
   there = rng.random((50, 3)) < 0.8
@@ -219,7 +219,7 @@ def test_merged_moments_are_those_of_all_values():
 
 
 def test_effective_rank_of_known_spectra():
-  """exp of the entropy of singular values of centred rows: 3 equal ones give 3."""
+  """Three equal singular values have rank 3."""
   rng = np.random.default_rng(1)
   u = np.linalg.svd(rng.standard_normal((40, 3)) - 0)[0][:, :3]
   u = np.linalg.qr(u - u.mean(0))[0]

@@ -10,7 +10,7 @@ from deres_jax.metrics import exact, grouped
 
 
 def pairs_auc(labels, scores):
-  """Of all positive-negative pairs the share in the right order; None without a pair."""
+  """Share of positive-negative pairs in the right order; None without a pair."""
   good = [
     (s > t) + 0.5 * (s == t)
     for y, s in zip(labels, scores, strict=True)
@@ -48,7 +48,7 @@ def test_gauc_is_the_mean_over_users_weighted_by_rows(dtype):
   assert (found['gauc_users'], found['gauc_rows']) == (len(areas), weights.sum())
 
 
-def test_gauc_does_not_see_the_order_of_rows_nor_shifts_of_a_user():
+def test_gauc_ignores_row_order_and_shifts_of_a_user():
   labels, scores, users = made(1, dtype=np.float64)
   order = np.random.default_rng(2).permutation(len(labels))
   assert grouped.gauc(labels[order], scores[order], users[order]) == grouped.gauc(
@@ -59,7 +59,7 @@ def test_gauc_does_not_see_the_order_of_rows_nor_shifts_of_a_user():
   assert exact.auc(labels, shifted) != exact.auc(labels, scores)
 
 
-def test_one_user_has_the_auc_of_all_rows():
+def test_gauc_of_one_user_is_the_auc():
   labels, scores, _ = made(3)
   found = grouped.gauc(labels, scores, np.zeros(len(labels), np.int64))
   assert found['gauc'] == pytest.approx(exact.auc(labels, scores), abs=1e-12)
@@ -73,12 +73,12 @@ def test_users_of_one_label_have_no_gauc():
 
 
 @pytest.mark.parametrize('users', [[0, 1], [0.0, 1, 2], [-1, 0, 1], [0, 1, 2**31]])
-def test_numbers_that_name_no_users_are_refused(users):
+def test_invalid_user_ids_raise(users):
   with pytest.raises(ValueError, match='users'):
     grouped.gauc([1, 0, 1], np.array([1.0, 2, 3]), users)
 
 
-def test_head_torso_and_tail_are_told_apart_by_their_ids():
+def test_item_aucs_split_rows_by_id():
   labels, scores, _ = made(4)
   ids = np.random.default_rng(5).integers(0, 30, len(labels))
   found = grouped.item_aucs(labels, scores, ids, 2, 7, 20)
@@ -94,7 +94,7 @@ def test_head_torso_and_tail_are_told_apart_by_their_ids():
     assert found[f'rows_{name}'] == mine.sum() > 0
 
 
-def test_a_part_without_rows_has_no_auc():
+def test_item_aucs_of_an_empty_part_are_nan():
   labels, scores, _ = made(6)
   found = grouped.item_aucs(labels, scores, np.full(len(labels), 3), 2, 7, 20)
   assert found['auc_head'] == exact.auc(labels, scores)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""metrics.py against scikit-learn, against loops written from the papers, and against itself.
+"""Exact and streaming metrics against scikit-learn, loops from the papers, and each other.
 
 Shape letters: N rows, B rows of a batch, K models, D devices.
 """
@@ -70,14 +70,14 @@ def labelled_scores(draw, models=None):
 
 @settings(max_examples=200, deadline=None)
 @given(labelled_scores())
-def test_auc_is_that_of_sklearn(case):
+def test_auc_equals_sklearn(case):
   labels_N, scores_N = case
   expected = sklearn.metrics.roc_auc_score(labels_N, scores_N)
   assert exact_lib.auc(labels_N, scores_N) == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize('offset', [0.0, -2.0, -5.0])
-def test_auc_of_bfloat16_logits_is_that_of_sklearn(offset):
+def test_auc_of_bfloat16_logits_equals_sklearn(offset):
   labels_N, logits_N = simulate(20_000, offset)
   coarse_N = np.asarray(jnp.asarray(logits_N, jnp.bfloat16))
   assert len(np.unique(coarse_N.astype(np.float32))) < 3_000  # there are ties to handle
@@ -133,7 +133,7 @@ def test_auc_known_values():
     exact_lib.evaluate_logits,
   ],
 )
-def test_bad_inputs_are_refused_with_the_count(metric, dtype):
+def test_bad_inputs_raise_with_the_count(metric, dtype):
   scores_N = np.array([0.1, np.nan, 0.2, np.nan], dtype)
   with pytest.raises(ValueError, match='2 of 4 scores are NaN'):
     metric(np.array([0, 1, 0, 1]), scores_N)
@@ -151,7 +151,7 @@ def test_bad_inputs_are_refused_with_the_count(metric, dtype):
 
 @settings(max_examples=60, deadline=None)
 @given(labelled_scores(models=3))
-def test_delong_is_that_of_the_paper(case):
+def test_delong_equals_its_definition(case):
   labels_N, scores_KN = case
   expected_K, expected_KK = brute_delong(labels_N, scores_KN)
   aucs_K, cov_KK = exact_lib.delong_covariance(labels_N, scores_KN)
@@ -172,7 +172,7 @@ def test_delong_agrees_with_the_bootstrap():
     rows_N = rng.integers(0, 3_000, 3_000)
     draws.append([exact_lib.auc(labels_N[rows_N], s[rows_N]) for s in (logits_N, other_N)])
   _, cov_KK = exact_lib.delong_covariance(labels_N, np.stack([logits_N, other_N]))
-  # 400 draws know a variance to 7 %, twice that is 2 sigma.
+  # 400 draws estimate a variance within 7 %; the tolerance is 2 sigma.
   np.testing.assert_allclose(np.cov(np.transpose(draws)), cov_KK, rtol=0.2)
 
 
@@ -188,7 +188,7 @@ def test_delong_needs_two_rows_of_each_class():
 
 
 @pytest.mark.parametrize('offset', [0.0, -4.0])
-def test_log_loss_is_that_of_sklearn(offset):
+def test_log_loss_equals_sklearn(offset):
   labels_N, logits_N = simulate(5_000, offset)
   probabilities_N = 1 / (1 + np.exp(-logits_N.astype(np.float64)))
   expected = sklearn.metrics.log_loss(labels_N, probabilities_N)
@@ -248,7 +248,7 @@ def test_ece_puts_ties_into_the_bin_of_their_midrank():
   assert ece == pytest.approx(expected, rel=1e-12)
 
 
-def test_ece_sees_what_calibration_cannot():
+def test_ece_finds_errors_that_cancel_in_calibration():
   labels_N, logits_N = simulate(100_000, 0.0, scale=2.0)
   assert exact_lib.expected_calibration_error(labels_N, logits_N) < 0.01
   flat_N = logits_N / 4  # right on average, wrong everywhere
@@ -263,7 +263,7 @@ def test_ece_sees_what_calibration_cannot():
 
 
 @pytest.mark.parametrize('dtype', [np.float32, np.float64])
-def test_evaluate_logits_is_the_single_metrics_and_json(dtype):
+def test_evaluate_logits_equals_the_single_metrics_and_is_json(dtype):
   labels_N, logits_N = simulate(4_000, -2.0)
   logits_N = logits_N.astype(dtype)
   result = exact_lib.evaluate_logits(jnp.asarray(labels_N), logits_N)
@@ -302,7 +302,7 @@ def test_stream_auc_is_within_1e_7_of_exact(offset, scale):
   exact = exact_lib.evaluate_logits(labels_N, logits_N)
   bins = len(np.unique(np.floor(logits_N * (HIST_BINS / 2 / HIST_LIMIT))))
   clicks, others = exact['clicks'], exact['rows'] - exact['clicks']
-  # Chance within bins: 1e-7 but where a thousand clicks lie in logits of one twentieth.
+  # Random within bins: 1e-7, except for a thousand clicks within a twentieth of a logit.
   limit = max(1e-7, 4 / math.sqrt(12 * bins * clicks * others))
   assert limit < 1e-6
   assert streamed['auc'] == pytest.approx(exact['auc'], abs=limit)
@@ -316,13 +316,13 @@ def test_stream_auc_is_within_1e_7_of_exact(offset, scale):
   json.dumps(streamed)
 
 
-def test_merged_batches_are_the_whole():
+def test_merged_batches_equal_one_batch():
   labels_N, logits_N = simulate(10_000, -2.0)
   whole = whole_state(labels_N, logits_N).compute()
   update = jax.jit(lambda state, *batch: state.merge(StreamState.from_batch(*batch)))
   state = StreamState.zeros()
   for rows in np.array_split(np.arange(10_000), 7):
-    # Padded to one shape, with junk in the padding: weights decide, not contents.
+    # Padded to one shape with junk, which weights must mask.
     pad = 2_000 - len(rows)
     logits_B = np.append(logits_N[rows], np.full(pad, np.nan, np.float32))
     labels_B = np.append(labels_N[rows], np.ones(pad, np.uint8))
@@ -337,7 +337,7 @@ def test_merged_batches_are_the_whole():
 
 
 def test_stream_sums_do_not_drift():
-  # A bare float32 sum of these 2,000 batch losses is off by more than 1e-6.
+  # A plain float32 sum of these 2,000 batch losses is off by more than 1e-6.
   labels_B, logits_B = simulate(512, -1.0)
   batch = whole_state(labels_B, logits_B)
 
@@ -354,7 +354,7 @@ def test_stream_sums_do_not_drift():
   assert abs(bare / (2_000 * float(batch.loss_sum)) - 1) > 1e-6
 
 
-def test_stream_counts_pass_2_to_the_24():
+def test_stream_counts_are_exact_above_2_to_the_24():
   big = StreamState.zeros()
   big = big.replace(neg_K=big.neg_K.at[0].set(2**24), pos_K=big.pos_K.at[5].set(2**24))
   one = StreamState.from_batch(jnp.array([-15.0]), jnp.array([0]), jnp.array([1]))
@@ -371,7 +371,7 @@ def test_stream_state_can_be_donated():
   assert state.compute()['rows'] == 128
 
 
-def test_stream_psum_over_devices_is_the_whole():
+def test_stream_psum_over_devices_equals_one_batch():
   assert len(jax.devices()) >= 4, 'run the tests with 4 or more (simulated) devices'
   mesh = jax.make_mesh((4,), ('data',), axis_types=(jax.sharding.AxisType.Auto,))
   labels_N, logits_N = simulate(4_096, -2.0)

@@ -15,7 +15,7 @@ rng = np.random.default_rng(0)
 
 
 @pytest.mark.parametrize('n', [1, 2, 5, 8])
-def test_sign_flips_are_all_counted(n):
+def test_sign_flip_p_counts_all_flips(n):
   gaps = (0.3 + rng.standard_normal(n)).tolist()
   sums = [
     abs(sum(s * g for s, g in zip(signs, gaps, strict=True)))
@@ -25,7 +25,7 @@ def test_sign_flips_are_all_counted(n):
   assert paired.sign_flip_p(gaps) == pytest.approx(expected, abs=1e-15)
 
 
-def test_sign_flips_of_one_sign_are_as_rare_as_can_be():
+def test_sign_flip_p_of_one_sign_is_the_smallest():
   assert paired.sign_flip_p([0.1] * 5) == 2 / 32  # all are ties of rounding: 0.1 five times
   assert paired.sign_flip_p([]) is None and paired.sign_flip_p([0.0, 0.0]) == 1.0
   gaps = (0.5 + rng.standard_normal(24)).tolist()
@@ -37,7 +37,7 @@ def test_sign_flips_of_one_sign_are_as_rare_as_can_be():
 
 
 def brute_holm(p_values):
-  """A hypothesis falls at level a if all that come before it do and p <= a / (left)."""
+  """Holm 1979: rejects at level a while p <= a / (number of remaining tests)."""
   out = []
   for i in range(len(p_values)):
     for level in sorted({min(1.0, p * n) for p in p_values for n in range(1, len(p_values) + 1)}):
@@ -56,19 +56,19 @@ def brute_holm(p_values):
 
 
 @pytest.mark.parametrize('n', [1, 2, 3, 6])
-def test_holm_is_its_own_definition(n):
+def test_holm_equals_its_definition(n):
   for _ in range(20):
     p_values = (rng.random(n) ** 3).round(4).tolist()
     assert paired.holm(p_values) == pytest.approx(brute_holm(p_values))
 
 
-def test_holm_keeps_places_and_leaves_out_what_is_not_there():
+def test_holm_keeps_order_and_skips_none():
   assert paired.holm([0.04, None, 0.01]) == pytest.approx([0.04, None, 0.02])
   assert paired.holm([0.02, 0.01, 0.03]) == pytest.approx([0.04, 0.03, 0.04])
   assert paired.holm([]) == [] and paired.holm([0.6, 0.9]) == [1.0, 1.0]
 
 
-def test_the_t_interval_and_test_are_scipy_s():
+def test_t_interval_and_p_equal_scipy():
   gaps = (1 + rng.standard_normal(7)).tolist()
   mean, half = paired.t_interval(gaps)
   expected = stats.ttest_1samp(gaps, 0.0)
@@ -78,7 +78,7 @@ def test_the_t_interval_and_test_are_scipy_s():
   assert paired.t_p([0.5]) is None and paired.t_p([0.0, 0.0]) == 1.0 and paired.t_p([1, 1]) == 0.0
 
 
-def test_pairs_are_found_by_key():
+def test_compare_pairs_by_key():
   mine, base = {1: 0.71, 2: 0.73, 9: 0.5}, {2: 0.72, 1: 0.70, 3: 0.9}
   got = paired.compare(mine, base)
   assert (got['pairs'], got['difference']) == (2, pytest.approx(0.01))
@@ -88,7 +88,7 @@ def test_pairs_are_found_by_key():
   assert paired.compare({1: 0.7}, {1: 0.5})['rela_impr_percent'] is None
 
 
-def test_delong_is_that_of_the_covariance_and_of_the_bootstrap():
+def test_delong_agrees_with_the_covariance_and_the_bootstrap():
   labels_N = rng.random(3000) < 0.3
   base_N = labels_N + 1.5 * rng.standard_normal(3000)
   mine_N = base_N + 0.5 * rng.standard_normal(3000)

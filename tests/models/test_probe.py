@@ -41,7 +41,7 @@ def made_of(name):
 
 
 def recorded(module, params, there=None):
-  """(structure, found): what a recorder takes down of a run."""
+  """Returns the structure and statistics that a recorder collects in a run."""
   recorder = probes.Recorder(probes.Structure(), jnp.ones(B))
   x_BTD = jnp.asarray(embedding(), jnp.float32)
   recorder.start(x_BTD, there, NAMES)
@@ -85,7 +85,7 @@ def same(got, want):
 
 
 @pytest.mark.parametrize('name', ['deres', 'attnres'])
-def test_weights_that_are_seen_are_the_equation_s(name, monkeypatch):
+def test_recorded_weights_equal_the_equation(name, monkeypatch):
   module, params, switches = made_of(name)
   structure, found = recorded(module, params)
   _, want = looped(params, switches, monkeypatch)
@@ -103,7 +103,7 @@ def test_weights_that_are_seen_are_the_equation_s(name, monkeypatch):
   assert structure.simplex == (name == 'attnres')
 
 
-def test_gates_and_paths_that_are_seen_are_the_equation_s():
+def test_recorded_gates_and_paths_equal_the_equation():
   module, params, _ = made_of('deres')
   structure, found = recorded(module, params)
   assert structure.gates == set(range(SITES + 1))
@@ -139,8 +139,8 @@ def _cosine(params, x_BTD):
     ('attnres', 'block 1'),
   ],
 )
-def test_a_source_that_is_removed_weighs_nothing(name, gone, monkeypatch):
-  """And under a softmax the others as if its score were -inf."""
+def test_removed_source_has_no_weight(name, gone, monkeypatch):
+  """Under a softmax the others are as if its score were -inf."""
   module, params, switches = made_of(name)
   structure, _ = recorded(module, params)
 
@@ -158,7 +158,7 @@ def test_a_source_that_is_removed_weighs_nothing(name, gone, monkeypatch):
       assert not np.any(a)
 
 
-def test_zeroed_negatives_and_no_change(monkeypatch):
+def test_zeroed_negatives_and_no_ablation(monkeypatch):
   module, params, switches = made_of('deres')
   structure, _ = recorded(module, params)
   want, _ = looped(params, switches, monkeypatch, lambda a, site: [max(v, 0) for v in a])
@@ -172,7 +172,7 @@ def test_zeroed_negatives_and_no_change(monkeypatch):
 
 
 @pytest.mark.parametrize(('gate', 'path'), [(1.0, 'identity'), (0.0, 'attn'), (0.5, None)])
-def test_a_fixed_gate_leaves_one_path_or_the_mean_of_both(gate, path, monkeypatch):
+def test_fixed_gate_leaves_one_path_or_the_mean_of_both(gate, path, monkeypatch):
   module, params, switches = made_of('deres')
   structure, _ = recorded(module, params)
   got = changed(module, params, change_of(structure, gate=gate))
@@ -198,7 +198,7 @@ def test_denseformer_s_weights_and_a_layer_removed():
 
 
 @pytest.mark.parametrize('name', ['hc', 'mhc', 'mhc_lite'])
-def test_maps_of_streams_are_the_equation_s(name):
+def test_stream_maps_equal_the_equation(name):
   """At the first site, where all streams are the tokens."""
   module, params, _ = made_of(name)
   _, found = recorded(module, params)
@@ -217,7 +217,7 @@ def test_maps_of_streams_are_the_equation_s(name):
     assert_close(found['weights'][f'{kind} 0'].mean, want)
 
 
-def test_tokens_that_are_not_there_count_nowhere():
+def test_masked_tokens_are_not_counted():
   module, params, _ = made_of('deres')
   there = np.ones((B, T), bool)
   there[:2, 0] = False
@@ -244,8 +244,8 @@ def model(name):
 
 
 @pytest.mark.parametrize('name', models.CONNECTORS)
-def test_every_connector_can_be_looked_into(name):
-  """From the programs to the page; untouched logits are the model's, gradients are there."""
+def test_every_connector_can_be_inspected(name):
+  """From the programs to the page; untouched logits equal the model's, gradients exist."""
   c, module = model(name)
   rng = np.random.default_rng(0)
   rows = np.float32(rng.normal(size=(8, FIELDS, WIDTH)))
@@ -286,7 +286,7 @@ def test_every_connector_can_be_looked_into(name):
   assert bool(structure.gates) == (name in ('highway', 'deres', 'deres_s'))
 
 
-def test_the_gradient_of_a_branch_is_that_of_the_stream_after_it():
+def test_gradient_of_a_branch_equals_that_of_the_stream_after_it():
   """Pre-norm of one sub-layer: d loss / d y = d loss / d (x + y), by differences."""
   _, module = model('prenorm')
   rng = np.random.default_rng(0)
@@ -318,8 +318,8 @@ def test_the_gradient_of_a_branch_is_that_of_the_stream_after_it():
   np.testing.assert_allclose(got[0].mean[0], np.mean(norms), rtol=2e-2)
 
 
-def test_without_a_probe_the_program_is_the_same():
-  """The null probe is what training has: not an operation more."""
+def test_null_probe_adds_no_operation():
+  """Training runs with the null probe."""
   _, module = model('deres')
   rows = np.zeros((2, FIELDS, WIDTH), np.float32)
   params = module.init(jax.random.key(0), rows, Context())['params']

@@ -30,13 +30,13 @@ def test_power_grows_with_decades_and_budgets_and_falls_with_noise():
   assert one(power.Truth(noise_sd=1e-2)) < one()
 
 
-def test_without_a_difference_power_is_the_level():
+def test_power_without_a_difference_is_the_level():
   same = power.Truth(gammas=(0.1, 0.1), noise_sd=3e-4)
   x = power.simulate(same, 3, 8, 2.0, 500, 0, 'saturating')
   assert 0.02 <= x['power'] <= 0.08 and x['ratio_low'] < 1 < x['ratio_high']
 
 
-def test_free_asymptotes_take_far_more():
+def test_free_asymptotes_need_far_more():
   truth = power.Truth(noise_sd=3e-4)
   shared, free = (
     power.simulate(truth, 3, 10, 1.5, 100, 0, law)['power']
@@ -45,7 +45,7 @@ def test_free_asymptotes_take_far_more():
   assert shared == 1.0 and free < 0.5
 
 
-def test_the_cheapest_line_has_the_fewest_runs():
+def test_cheapest_has_the_fewest_runs():
   lines = [
     {'runs': 10, 'decades': 1.0, 'power': 0.5},
     {'runs': 20, 'decades': 2.0, 'power': 0.9},
@@ -65,6 +65,6 @@ def test_the_cheapest_line_has_the_fewest_runs():
     (power.Truth(), ((0,), (5,), (1.0,)), 'at least 1'),
   ],
 )
-def test_what_cannot_be_simulated_is_refused(truth, grid, words):
+def test_invalid_simulations_raise(truth, grid, words):
   with pytest.raises(UserError, match=words):
     power.power_table(truth, *grid)

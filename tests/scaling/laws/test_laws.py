@@ -21,7 +21,7 @@ def curve(gamma, gap, compute=BUDGETS, alpha=ALPHA):
 
 
 def made(noise, seeds=3, seed=0, truth=TRUTH, alphas=None):
-  """Points of curves with known exponents."""
+  """Observations of curves with known exponents."""
   rng = np.random.default_rng(seed)
   return family.observations([
     family.Observation(name, c, auc + noise * rng.standard_normal(), s, str(i))
@@ -38,11 +38,11 @@ def fitted(data, law='saturating', baseline=None):
   return fits.fit(p, family.form(law, p, baseline))
 
 
-# What the curves are.
+# Known curves.
 
 
 @pytest.mark.parametrize('law', ['saturating', 'saturating_free'])
-def test_curves_without_noise_give_their_parameters_back(law):
+def test_fits_recover_curves_without_noise(law):
   found = fitted(made(0.0), law)
   gammas, gaps = zip(*TRUTH.values(), strict=True)
   assert found.gamma_TK[0] == pytest.approx(gammas, rel=1e-6)
@@ -53,7 +53,7 @@ def test_curves_without_noise_give_their_parameters_back(law):
     assert found.auc(k, far) == pytest.approx(curve(gammas[k], gap, far), abs=1e-6)
 
 
-def test_a_power_of_the_gain_gives_its_parameters_back():
+def test_power_gain_recovers_its_parameters():
   rows = [
     family.Observation(name, c, 0.7 + a * (c / 1e6) ** gamma, 0)
     for name, a, gamma in (('A', 0.01, 0.116), ('B', 0.012, 0.142))
@@ -65,7 +65,7 @@ def test_a_power_of_the_gain_gives_its_parameters_back():
   assert found.auc(0, 1e6) == pytest.approx(0.71, abs=1e-9)
 
 
-def test_log_linear_is_numpy_s_polyfit():
+def test_log_linear_equals_polyfit():
   data = made(3e-4)
   found = fitted(data, 'log_linear')
   assert np.isnan(found.gamma_TK).all() and np.isinf(found.alpha_TK).all()
@@ -80,11 +80,11 @@ def test_log_linear_is_numpy_s_polyfit():
   assert fits.aicc(found) == pytest.approx(expected)
 
 
-# Other optimisers.
+# Against other optimisers.
 
 
 def scipy_fit(data, shared):
-  """Every run by itself, the law as the paper writes it, from many starts."""
+  """Fits single runs by the law as the paper writes it, from many starts."""
   x_R = data.compute_R / np.exp(np.log(data.compute_R).mean())
   num = len(data.names)
 
@@ -109,7 +109,7 @@ def scipy_fit(data, shared):
 
 @pytest.mark.parametrize('shared', [True, False])
 @pytest.mark.parametrize('seed', [1, 2, 3])
-def test_the_fit_is_that_of_an_independent_multi_start_fit(shared, seed):
+def test_fit_equals_an_independent_multi_start_fit(shared, seed):
   data = made(1e-4, seed=seed)
   found = fitted(data, 'saturating' if shared else 'saturating_free')
   alpha, gammas, rss = scipy_fit(data, shared)
@@ -120,7 +120,7 @@ def test_the_fit_is_that_of_an_independent_multi_start_fit(shared, seed):
 
 
 @pytest.mark.parametrize('law', ['saturating', 'saturating_free', 'power_gain'])
-def test_no_start_of_many_finds_a_better_fit(law):
+def test_random_starts_find_no_better_fit(law):
   """Three decades, exponents from 0.02 to 0.6, noise from 1e-6 to 1e-3, ten random starts each.
 
   One fit in fifty may miss a second optimum by a little, where noise makes two.
@@ -152,7 +152,7 @@ def test_no_start_of_many_finds_a_better_fit(law):
   assert missed <= 0.02 * total, missed
 
 
-def test_unequal_numbers_of_seeds_weigh_as_their_runs_do():
+def test_cells_weigh_by_their_runs():
   whole = made(3e-4, seed=6)
   keep = np.random.default_rng(0).random(len(whole.auc_R)) < 0.6
   fields = {k: v[keep] for k, v in vars(whole).items() if k != 'names'}
@@ -165,7 +165,7 @@ def test_unequal_numbers_of_seeds_weigh_as_their_runs_do():
   assert found.p.df_pure == pure_df and int(found.df_T[0]) == len(data.auc_R) - 5
 
 
-def test_a_fit_does_not_depend_on_units_or_on_the_order_of_rows():
+def test_fit_ignores_units_and_row_order():
   data = made(3e-4)
   turned = np.random.default_rng(0).permutation(len(data.auc_R))
   fields = {k: v[turned] for k, v in vars(data).items() if k != 'names'}
@@ -177,7 +177,7 @@ def test_a_fit_does_not_depend_on_units_or_on_the_order_of_rows():
 
 
 @pytest.mark.parametrize('law', ['saturating', 'saturating_free', 'log_linear'])
-def test_many_sets_at_once_are_each_alone(law):
+def test_batched_fits_equal_single_ones(law):
   p = family.problem(made(3e-4))
   rng = np.random.default_rng(5)
   auc_TN = p.centre + p.scale * p.y_TN + 3e-4 * rng.standard_normal((20, len(p.t_N)))
@@ -187,10 +187,10 @@ def test_many_sets_at_once_are_each_alone(law):
     assert one.rss_T[0] == pytest.approx(many.rss_T[t], rel=1e-9)
 
 
-# Bounds, and what speaks against a fit.
+# Bounds and checks of a fit.
 
 
-def test_straight_and_bent_up_curves_end_at_the_boundary_and_say_so():
+def test_straight_and_convex_curves_end_at_the_boundary_with_a_note():
   x = np.log(BUDGETS / BUDGETS[0])
   for bend in (0.0, 2e-4):
     rows = [
@@ -204,7 +204,7 @@ def test_straight_and_bent_up_curves_end_at_the_boundary_and_say_so():
     assert found.rss_T[0] == pytest.approx(fitted(family.observations(rows), 'log_linear').rss_T[0])
     both = fitted(family.observations(rows), 'saturating_free').notes()
     assert [note.split(' is at')[0] for note in both] == ['A', 'B']
-  # What is left of the exponents: the ratio of the slopes.
+  # Only the ratio of the slopes is identified.
   p = family.problem(family.observations(rows))
   slopes = fits.fit(p, family.form('log_linear', p)).curve_params[2][0]
   assert math.exp(targets.estimate(found.curve_params, targets.ratio(p, found.f, 1, 0))[0]) == (
@@ -212,7 +212,7 @@ def test_straight_and_bent_up_curves_end_at_the_boundary_and_say_so():
   )
 
 
-def test_an_auc_that_falls_is_at_the_boundary_beta_0():
+def test_falling_auc_ends_at_the_boundary_beta_0():
   rows = [
     family.Observation(name, c, 0.75 + sign * 0.003 * math.log(c / BUDGETS[0]) - 1e-4 * (i % 2), 0)
     for name, sign in (('up', 1), ('down', -1))
@@ -224,7 +224,7 @@ def test_an_auc_that_falls_is_at_the_boundary_beta_0():
     assert any(note.startswith('down is at the boundary beta = 0') for note in found.notes()), law
 
 
-def test_lack_of_fit_is_found_and_widens_the_variance():
+def test_lack_of_fit_widens_the_variance():
   data = made(1e-4, seeds=5)
   right = fitted(data)
   assert right.lack_T[0] > 0.05 and right.p.scale * right.s2_T[0] ** 0.5 < 1.3e-4
@@ -235,14 +235,14 @@ def test_lack_of_fit_is_found_and_widens_the_variance():
   assert math.isnan(fitted(made(1e-4, seeds=1)).lack_T[0])
 
 
-def test_two_asymptotes_reject_a_shared_one():
+def test_two_asymptotes_reject_a_shared_alpha():
   for alphas, rejected in ((None, False), ({'B': 0.785}, True)):
     data = made(1e-4, seeds=5, alphas=alphas)
     p = fits.shared_alpha_p(fitted(data), fitted(data, 'saturating_free'))
     assert (p < 0.01) == rejected
 
 
-def test_leaving_the_largest_out_predicts_it():
+def test_holdout_predicts_the_largest():
   found = fitted(made(1e-4, seeds=3))
   lines = fits.holdout_largest(found)
   assert [x['connector'] for x in lines] == ['A', 'B']
@@ -250,7 +250,7 @@ def test_leaving_the_largest_out_predicts_it():
   assert all(abs(x['error']) < 4e-4 and abs(x['standard_errors']) < 3 for x in lines)
   for x in lines:
     assert x['error'] == pytest.approx(x['auc'] - x['predicted'])
-  # A line in ln C over-shoots what saturates.
+  # A line in ln C overshoots a saturating curve.
   assert all(x['error'] < 0 for x in fits.holdout_largest(fitted(made(0.0), 'log_linear')))
   # By hand: the line without its last point.
   data = made(2e-4, seeds=2, truth={'A': TRUTH['A']})
@@ -260,7 +260,7 @@ def test_leaving_the_largest_out_predicts_it():
   assert x['predicted'] == pytest.approx(a + b * math.log(BUDGETS.max()), abs=1e-9)
 
 
-def test_extrapolation_errors_have_the_size_of_their_standard_errors():
+def test_holdout_errors_match_their_standard_errors():
   p = family.problem(made(0.0))
   rng, noise = np.random.default_rng(2), 2e-4
   auc_N, form = p.centre + p.scale * p.y_TN[0], family.form('saturating', p)
@@ -273,7 +273,7 @@ def test_extrapolation_errors_have_the_size_of_their_standard_errors():
   assert 0.75 < np.std(z) < 1.3 and abs(np.mean(z)) < 0.4
 
 
-# Mistakes.
+# Errors.
 
 
 @pytest.mark.parametrize(
@@ -286,13 +286,13 @@ def test_extrapolation_errors_have_the_size_of_their_standard_errors():
     ([('A', 1.0, 0.7)] * 2, ['seed 0 twice']),
   ],
 )
-def test_points_that_give_no_law_are_refused(rows, words):
+def test_invalid_observations_raise(rows, words):
   with pytest.raises(UserError) as e:
     family.observations([family.Observation(*row, 0) for row in rows])
   assert all(word in str(e.value) for word in words), e.value
 
 
-def test_laws_that_cannot_be_are_refused():
+def test_invalid_laws_raise():
   p = family.problem(made(1e-4))
   for baseline in (None, 0.79):
     with pytest.raises(UserError, match='baseline below every AUC'):

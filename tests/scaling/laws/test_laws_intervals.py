@@ -28,7 +28,7 @@ def simulated(noise, seeds, law, trials=TRIALS, seed=7):
 
 
 def truths(found):
-  """Targets and their true values in units of h."""
+  """Returns targets and their true values in units of h."""
   p, f = found.p, found.f
   goal = curve(*TRUTH['A'], BUDGETS[-1])
   matching = BUDGETS[0] * ((ALPHA - goal) / TRUTH['B'][1]) ** (-1 / GAMMA_B)
@@ -54,7 +54,7 @@ def truths(found):
   ],
 )
 def test_95_percent_profiles_cover_planted_values(law, noise, seeds):
-  """92 to 98 % of 500 sweeps: three standard errors of a share that is 95 %."""
+  """92 to 98 % of 500 sweeps: within three standard errors of 95 %."""
   found = simulated(noise, seeds, law)
   for name, (target, true) in truths(found).items():
     _, low_T, high_T, _, _ = intervals.profile_bounds(found, target)
@@ -68,7 +68,7 @@ def test_95_percent_profiles_cover_planted_values(law, noise, seeds):
   [('saturating', 1e-4), ('saturating', 3e-4), ('saturating', 1e-3), ('saturating_free', 1e-4)],
 )
 def test_95_percent_profiles_cover_planted_values_closely(law, noise):
-  """5,000 sweeps: 93.5 to 97.5 %, above 95 where the bound alpha = infinity takes a side."""
+  """5,000 sweeps: 93.5 to 97.5 %, above 95 where the bound alpha = infinity opens a side."""
   found = simulated(noise, 3, law, 5000)
   for name, (target, true) in truths(found).items():
     at_T, low_T, high_T, _, _ = intervals.profile_bounds(found, target)
@@ -76,7 +76,7 @@ def test_95_percent_profiles_cover_planted_values_closely(law, noise):
     assert 0.935 <= share <= 0.975, (name, share)
 
 
-def test_tests_of_what_is_true_reject_one_in_twenty():
+def test_true_hypotheses_are_rejected_one_time_in_twenty():
   shared, free = (simulated(3e-4, 3, law, 2000) for law in ('saturating', 'saturating_free'))
   assert 0.03 <= (shared.lack_T < 0.05).mean() <= 0.07
   p = [fits.shared_alpha_p(shared, free, t) for t in range(2000)]
@@ -106,11 +106,11 @@ def test_a_shared_alpha_recovers_the_ratio_where_free_ones_do_not():
   assert 1 < got.low <= GAMMA_B / GAMMA_A <= got.high < got.low + 0.15
 
 
-# The profile against a search that shares no code with it.
+# Profiles against an independent search.
 
 
 def brute_force(data, found, held, h):
-  """Least sum of squares of single runs with a quantity held, by SLSQP from many starts."""
+  """Minimises the sum of squares under a constraint by SLSQP from many starts."""
   t_R = np.log(data.compute_R / found.p.compute0)
 
   def unpack(q):
@@ -134,7 +134,7 @@ def brute_force(data, found, held, h):
       cost, start, method='SLSQP', options={'ftol': 1e-15, 'maxiter': 1000},
       constraints={'type': 'eq', 'fun': lambda q: held(*unpack(q)) - h},
     )  # fmt: skip
-    # SLSQP gives up on its line search where nothing is left to gain: only the constraint counts.
+    # SLSQP may stop in its line search at the optimum: check the constraint instead.
     if abs(held(*unpack(got.x)) - h) < 1e-8:
       best = min(best, got.fun)
   return best
@@ -149,7 +149,7 @@ def brute_force(data, found, held, h):
     (lambda p, f: targets.alpha(p, f), lambda a, b, g: a, float),
   ],
 )
-def test_the_ends_of_a_profile_cost_exactly_f(make, held, unit):
+def test_profiles_end_where_the_cost_is_f(make, held, unit):
   data = made(3e-4, seeds=3, seed=5)
   found = fitted(data)
   got = intervals.profile(found, make(found.p, found.f))
@@ -160,7 +160,7 @@ def test_the_ends_of_a_profile_cost_exactly_f(make, held, unit):
     assert over / (best / df) == pytest.approx(special.fdtri(1, df, 0.95), rel=2e-3)
 
 
-def test_the_line_s_profile_is_its_t_interval():
+def test_profile_of_a_line_is_its_t_interval():
   """Linear in its parameters: the profile is the textbook interval of a slope."""
   data = made(3e-4, truth={'A': TRUTH['A']})
   found = fitted(data, 'log_linear')
@@ -175,7 +175,7 @@ def test_the_line_s_profile_is_its_t_interval():
   assert (got.low, got.high) == pytest.approx((b - half, b + half), rel=1e-5)
 
 
-def test_the_slope_at_another_compute_is_that_of_the_curve_there():
+def test_slope_at_another_compute_equals_the_curves_slope():
   found = fitted(made(1e-4))
   for compute in (BUDGETS[0], BUDGETS[-1]):
     t_N = found.p.t_N - found.p.log_compute(compute)
@@ -197,10 +197,10 @@ def test_compute_to_match_meets_the_reference_and_itself():
   assert same.estimate == pytest.approx(BUDGETS[-1], rel=1e-9)
 
 
-# Sides that are open.
+# Open sides.
 
 
-def test_noise_opens_the_sides_that_the_data_do_not_bound():
+def test_noise_opens_unbounded_sides():
   found = fitted(made(3e-3, seeds=2, seed=1))
   p, f = found.p, found.f
   gamma = intervals.profile(found, targets.gamma(p, f, 0))
@@ -208,22 +208,22 @@ def test_noise_opens_the_sides_that_the_data_do_not_bound():
   alpha = intervals.profile(found, targets.alpha(p, f))
   assert alpha.high_open and alpha.high == math.inf and alpha.low > p.centre
   assert alpha.as_json()['high'] is None and alpha.as_json()['high_open'] is True
-  # The line is not excluded: it alone has every small gamma.
+  # The line is not excluded, and it is the limit of small gammas.
   line = fitted(made(3e-3, seeds=2, seed=1), 'log_linear')
   assert (line.rss_T[0] - found.rss_T[0]) / found.s2_T[0] < special.fdtri(1, found.df_T[0], 0.95)
 
 
-def test_where_both_exponents_may_vanish_so_may_their_difference():
+def test_difference_may_vanish_if_both_exponents_may():
   found = fitted(made(2e-3, seeds=4, seed=3))
   gammas = [intervals.profile(found, targets.gamma(found.p, found.f, k)) for k in (0, 1)]
   assert all(x.low_open for x in gammas)
   got = intervals.profile(found, targets.difference(found.p, found.f, 1, 0))
   assert got.low == 0.0 and got.low_open
   ratio = intervals.profile(found, targets.ratio(found.p, found.f, 1, 0))
-  assert ratio.low > 1 and not ratio.low_open  # slopes differ all the same
+  assert ratio.low > 1 and not ratio.low_open  # the slopes differ nevertheless
 
 
-def test_a_ratio_to_nothing_is_open_on_both_sides():
+def test_ratio_to_a_zero_exponent_is_open_on_both_sides():
   rows = [
     family.Observation(name, c, 0.75 + sign * 0.003 * math.log(c / BUDGETS[0]) - 1e-4 * (i % 2), 0)
     for name, sign in (('up', 1), ('down', -1))
@@ -234,7 +234,7 @@ def test_a_ratio_to_nothing_is_open_on_both_sides():
   assert got.low_open and got.high_open and got.as_json()['estimate'] is None
 
 
-def test_a_level_above_the_asymptote_is_never_matched():
+def test_auc_above_the_asymptote_is_never_matched():
   data = made(2e-5, seeds=5, truth={'A': (0.3, 0.05), 'B': TRUTH['B']}, alphas={'A': 0.76})
   found = fitted(data, 'saturating_free')
   assert found.auc(1, BUDGETS[-1]) > found.alpha_TK[0, 0]
@@ -245,7 +245,7 @@ def test_a_level_above_the_asymptote_is_never_matched():
 # Tests and bootstraps.
 
 
-def test_a_constraint_is_rejected_exactly_where_the_profile_ends():
+def test_constraints_are_rejected_outside_the_profile():
   found = simulated(3e-4, 3, 'saturating', 40)
   ratio = targets.ratio(found.p, found.f, 1, 0)
   _, low_T, high_T, _, _ = intervals.profile_bounds(found, ratio)
@@ -273,14 +273,14 @@ def test_bootstraps_agree_with_the_profile_and_are_seeded():
     assert again == (low, high) != other
 
 
-def test_a_bootstrap_at_the_bound_says_infinity():
+def test_bootstrap_at_the_bound_gives_infinity():
   data = made(3e-3, seeds=3, seed=1)
   found = fitted(data)
   drawn = bootstrap.bootstrap(found, data, 'residual', 200, 0)
   assert bootstrap.percentile(drawn, targets.alpha(found.p, found.f))[1] == math.inf
 
 
-def test_what_bootstraps_draw_scatters_as_the_runs_do():
+def test_bootstrap_draws_have_the_variance_of_the_runs():
   data = made(3e-4, seeds=3, seed=3)
   found = fitted(data)
   seeds, residual = (
@@ -291,7 +291,7 @@ def test_what_bootstraps_draw_scatters_as_the_runs_do():
   assert residual == pytest.approx(found.s2_T[0] * found.p.df_pure, rel=0.03)
 
 
-def test_a_fit_at_the_boundary_still_bounds_the_difference_from_above():
+def test_fit_at_the_boundary_bounds_the_difference_from_above():
   found = simulated(1e-3, 3, 'saturating', 150)
   bound_T = found.curve_params[0][:, 0] < family.ON_BOUND_KAPPA
   at_T, low_T, high_T, _, _ = intervals.profile_bounds(
