@@ -204,7 +204,7 @@ def _seen(folders: list[str]) -> tuple[float, float]:
   curves, _ = curves_lib.load(folders, flags.FLAGS.compute, flags.FLAGS.partial)
   only = flags.FLAGS.curves
   curves = [curve for curve in curves if not only or curve.name in only]
-  p = family.problem(curves_lib.points(curves))
+  p = curves_lib.problem(curves)
   found = fits.fit(p, family.form('saturating', p))
   k = p.names.index(analysis.reference_of(curves, flags.FLAGS.reference).name)
   pure = float(p.pure_T[0]) / p.df_pure if p.df_pure else float(found.s2_T[0])

@@ -16,7 +16,7 @@ from deres_jax.compare import logits
 from deres_jax.core.errors import UserError, choose
 from deres_jax.metrics import paired
 from deres_jax.scaling import caveats
-from deres_jax.scaling.curves import Cell, Curve, points
+from deres_jax.scaling.curves import Cell, Curve, problem
 from deres_jax.scaling.laws import bootstrap, family, fits, intervals, targets
 from deres_jax.scaling.laws.fits import LEVEL, Fit
 
@@ -66,13 +66,12 @@ def analyse(curves: list[Curve], o: Options) -> dict[str, Any]:
   """
   reference = reference_of(curves, o.reference)
   goals = _goals(reference, o.match)
-  data = points(curves)
-  p = family.problem(data)
+  p = problem(curves)
   names = ['saturating', 'saturating_free', 'log_linear']
   names += ['power_gain'] if o.baseline_auc is not None else []
   found = {name: fits.fit(p, family.form(name, p, o.baseline_auc)) for name in names}
   base = p.names.index(reference.name)
-  reports = {name: _law(one, data, base, reference.cells, goals, o) for name, one in found.items()}
+  reports = {name: _law(one, base, reference.cells, goals, o) for name, one in found.items()}
   shared = found['saturating']
   out = {
     'level': LEVEL,
@@ -126,7 +125,6 @@ def _point(curve: Curve, cell: Cell) -> dict[str, Any]:
 
 def _law(
   found: Fit,
-  data: family.Observations,
   base: int,
   base_cells: tuple[Cell, ...],
   goals: list[Cell],
@@ -136,7 +134,7 @@ def _law(
   drawn = {}
   if o.bootstraps:
     for kind in ('residual', 'seeds') if p.df_pure else ('residual',):
-      drawn[kind] = bootstrap.bootstrap(found, data, kind, o.bootstraps, o.seed)
+      drawn[kind] = bootstrap.bootstrap(found, kind, o.bootstraps, o.seed)
 
   def interval(target: targets.Target) -> dict[str, Any]:
     out = intervals.profile(found, target).as_json()

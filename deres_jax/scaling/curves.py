@@ -161,9 +161,9 @@ def _size(run: runs_lib.Run) -> str:
   return f'{head}, {overrides.written(more)}' if more else head
 
 
-def points(curves: list[Curve]) -> family.Observations:
-  """All runs of the curves; raises UserError as `laws.points`."""
-  return family.observations([
+def problem(curves: list[Curve]) -> family.Problem:
+  """Collects the runs of all curves; raises UserError as `family.problem`."""
+  return family.problem([
     family.Observation(curve.name, cell.compute, auc, seed, cell.size)
     for curve in curves
     for cell in curve.cells

@@ -8,11 +8,11 @@ import math
 
 import numpy as np
 
-from deres_jax.scaling.laws import family, fits, targets
+from deres_jax.scaling.laws import fits, targets
 from deres_jax.scaling.laws.fits import LEVEL, Fit
 
 
-def bootstrap(law: Fit, data: family.Observations, kind: str, count: int, seed: int) -> Fit:
+def bootstrap(law: Fit, kind: str, count: int, seed: int) -> Fit:
   """Fits `count` resampled sets of AUCs: fitted curve plus resampled residuals.
 
   Args:
@@ -21,35 +21,33 @@ def bootstrap(law: Fit, data: family.Observations, kind: str, count: int, seed: 
       mean, scaled by sqrt(n / (n - 1)): it trusts no curve, but few seeds make it too narrow, and
       cells of one run do not vary.
 
-  >>> noise = np.random.default_rng(0).normal(0, 1e-3, (6, 3))
-  >>> data = family.observations([
-  ...   family.Observation('A', 4.0**i, 0.7 + 0.01 * i + noise[i, seed], seed)
-  ...   for i in range(6) for seed in range(3)])
-  >>> p = family.problem(data)
+  >>> from deres_jax.scaling.laws import family
+  >>> aucs = [0.7 + 0.01 * i + 1e-4 * (-1) ** i for i in range(8)]
+  >>> runs = [family.Observation('A', 2.0**i, auc, 0) for i, auc in enumerate(aucs)]
+  >>> p = family.problem(runs)
   >>> law = fits.fit(p, family.form('log_linear', p))
-  >>> replicates = bootstrap(law, data, 'residual', 200, seed=0)
+  >>> replicates = bootstrap(law, 'residual', 200, seed=0)
   >>> replicates.curve_params[2].shape  # slopes
   (200, 1)
   """
   p, rng = law.p, np.random.default_rng(seed)
-  cell_R = np.unique(data.cell_R, return_inverse=True)[1]
   curve_N = law.predict(p.connector_N, p.t_N)[0]
   mean_N = p.centre + p.scale * p.y_TN[0]
   if kind == 'residual':
-    e_R = data.auc_R - curve_N[cell_R]
+    e_R = p.auc_R - curve_N[p.cell_R]
     df = max(len(e_R) - law.q_TQ.shape[1], 1)
     e_BR = rng.choice(e_R - e_R.mean(), (count, len(e_R))) * math.sqrt(len(e_R) / df)
   elif kind == 'seeds':
-    n_R = p.runs_N[cell_R]
-    e_R = (data.auc_R - mean_N[cell_R]) * np.sqrt(n_R / np.maximum(n_R - 1, 1))
+    n_R = p.runs_N[p.cell_R]
+    e_R = (p.auc_R - mean_N[p.cell_R]) * np.sqrt(n_R / np.maximum(n_R - 1, 1))
     e_BR = np.empty((count, len(e_R)))
     for n in range(len(p.t_N)):
-      runs = np.flatnonzero(cell_R == n)
+      runs = np.flatnonzero(p.cell_R == n)
       e_BR[:, runs] = rng.choice(e_R[runs], (count, len(runs)))
   else:
     raise ValueError(f'bootstrap {kind!r}: choose residual or seeds')
-  mean_BN = np.stack([e_BR[:, cell_R == n].mean(axis=1) for n in range(len(p.t_N))], axis=1)
-  pure_B = ((e_BR - mean_BN[:, cell_R]) ** 2).sum(axis=1)
+  mean_BN = np.stack([e_BR[:, p.cell_R == n].mean(axis=1) for n in range(len(p.t_N))], axis=1)
+  pure_B = ((e_BR - mean_BN[:, p.cell_R]) ** 2).sum(axis=1)
   return fits.refit(law, p.with_auc(curve_N + mean_BN, pure_B))
 
 
@@ -58,12 +56,13 @@ def percentile(
 ) -> tuple[float, float]:
   """Returns the percentile interval of a target over bootstrap fits, in the user's units.
 
-  >>> data = family.observations([
-  ...   family.Observation('A', 2.0**i, 0.7 + 0.01 * i + 1e-4 * (-1) ** i, 0) for i in range(8)])
-  >>> p = family.problem(data)
+  >>> from deres_jax.scaling.laws import family
+  >>> aucs = [0.7 + 0.01 * i + 1e-4 * (-1) ** i for i in range(8)]
+  >>> runs = [family.Observation('A', 2.0**i, auc, 0) for i, auc in enumerate(aucs)]
+  >>> p = family.problem(runs)
   >>> law = fits.fit(p, family.form('log_linear', p))
   >>> slope = targets.slope_per_doubling(p, law.f, 0)
-  >>> low, high = percentile(bootstrap(law, data, 'residual', 200, seed=0), slope)
+  >>> low, high = percentile(bootstrap(law, 'residual', 200, seed=0), slope)
   >>> low < 0.01 < high < low + 2e-4
   True
   """

@@ -35,18 +35,6 @@ MAX_STEEPNESS = 60.0  # gamma times the range of ln C; beyond it one budget deci
 _MAX_RESIDUAL = 1e100
 
 
-@dataclasses.dataclass(frozen=True)
-class Observations:
-  """Test AUCs of runs by connector, size and compute."""
-
-  names: tuple[str, ...]  # connectors
-  connector_R: np.ndarray  # index into names
-  cell_R: np.ndarray  # the same number for runs of one connector at one size
-  compute_R: np.ndarray  # FLOPs
-  auc_R: np.ndarray
-  seed_R: np.ndarray
-
-
 class Observation(NamedTuple):
   """The test AUC of one run."""
 
@@ -57,56 +45,19 @@ class Observation(NamedTuple):
   size: str = ''  # distinguishes cells of equal compute, such as depth and width
 
 
-def observations(rows: Sequence[Observation]) -> Observations:
-  """Groups runs into cells of one connector, size and compute.
-
-  Raises:
-    UserError: for compute that is not positive, an AUC outside [0, 1], a seed that occurs twice in
-      a cell, or a connector with fewer than four budgets (distinct computes).
-
-  >>> runs = [Observation('A', c, 0.7 + 0.01 * i, 0) for i, c in enumerate([1e6, 2e6, 4e6, 8e6])]
-  >>> observations(runs).cell_R
-  array([0, 1, 2, 3])
-  """
-  names = tuple(dict.fromkeys(row.connector for row in rows))
-  cells, seeds = {}, set()
-  for name, compute, auc, seed, size in rows:
-    if not (math.isfinite(compute) and compute > 0) or not 0 <= auc <= 1:
-      raise UserError(f'{name}: compute {compute} and AUC {auc}: expected FLOPs > 0, 0 <= AUC <= 1')
-    cell = (name, size, compute)
-    if (cell, seed) in seeds:
-      raise UserError(f'{name} at {compute:.6g} FLOPs has seed {seed} twice: drop one run')
-    seeds.add((cell, seed))
-    cells.setdefault(cell, len(cells))
-  for name in names:
-    budgets = len({cell[2] for cell in cells if cell[0] == name})
-    if budgets < MIN_BUDGETS:
-      raise UserError(
-        f'{name} has {budgets} budgets of compute: a law needs at least {MIN_BUDGETS} of every '
-        'connector; run more sizes or leave it out'
-      )
-  return Observations(
-    names,
-    np.array([names.index(row.connector) for row in rows], int),
-    np.array([cells[row.connector, row.size, row.compute] for row in rows], int),
-    np.array([row.compute for row in rows], float),
-    np.array([row.auc for row in rows], float),
-    np.array([row.seed for row in rows], int),
-  )
-
-
 @dataclasses.dataclass(frozen=True)
 class Problem:
   """Cell means in scaled units: t = ln(C / C_0), y = (AUC - centre) / scale.
 
-  >>> runs = [Observation('A', c, 0.7 + 0.01 * i, 0) for i, c in enumerate([1e6, 2e6, 4e6, 8e6])]
-  >>> p = problem(observations(runs))
+  >>> p = problem([Observation('A', 2.0**i, 0.7 + 0.01 * i, 0) for i in range(4)])
   >>> round(p.log_compute(2 * p.compute0), 4)  # ln 2
   0.6931
   """
 
-  names: tuple[str, ...]
-  connector_N: np.ndarray
+  names: tuple[str, ...]  # of connectors
+  cell_R: np.ndarray  # cell of each run
+  auc_R: np.ndarray
+  connector_N: np.ndarray  # index into names
   t_N: np.ndarray
   runs_N: np.ndarray  # number of runs, the weight of a cell
   y_TN: np.ndarray  # means over the runs of a cell
@@ -144,33 +95,59 @@ class Problem:
     return dataclasses.replace(self, y_TN=y_TN, pure_T=pure_T / self.scale**2)
 
 
-def problem(data: Observations) -> Problem:
-  """Averages the runs of each cell, in scaled units (all runs are taken to have one variance).
+def problem(rows: Sequence[Observation]) -> Problem:
+  """Groups runs into cells of one connector, size and compute, averaged in scaled units.
 
-  >>> runs = [Observation('A', c, 0.7 + 0.01 * s, s) for c in (1e6, 2e6, 4e6, 8e6) for s in (0, 1)]
-  >>> p = problem(observations(runs))
+  Raises:
+    UserError: for compute that is not positive, an AUC outside [0, 1], a seed that occurs twice in
+      a cell, or a connector with fewer than four budgets (distinct computes).
+
+  >>> p = problem([Observation('A', 2.0**i, 0.7 + 0.01 * s, s) for i in range(4) for s in (0, 1)])
   >>> p.runs_N, round(p.centre, 3)
   (array([2, 2, 2, 2]), 0.705)
   """
-  _, first, cell_R = np.unique(data.cell_R, return_index=True, return_inverse=True)
+  names = tuple(dict.fromkeys(row.connector for row in rows))
+  cell_of_R = [(row.connector, row.size, row.compute) for row in rows]
+  cells = {cell: n for n, cell in enumerate(dict.fromkeys(cell_of_R))}
+  _check(rows, names, cells)
+  auc_R = np.array([row.auc for row in rows], float)
+  cell_R = np.array([cells[cell] for cell in cell_of_R], int)
   runs_N = np.bincount(cell_R)
-  mean_N = np.bincount(cell_R, data.auc_R) / runs_N
-  log_N = np.log(data.compute_R[first])
+  mean_N = np.bincount(cell_R, auc_R) / runs_N
+  log_N = np.log([compute for _, _, compute in cells])
   centre = float(np.average(mean_N, weights=runs_N))
   scale = float(np.std(mean_N)) or 1.0
-  pure = float(((data.auc_R - mean_N[cell_R]) ** 2).sum()) / scale**2
   return Problem(
-    data.names,
-    data.connector_R[first],
-    log_N - log_N.mean(),
-    runs_N,
-    ((mean_N - centre) / scale)[None],
-    np.array([pure]),
-    len(data.auc_R) - len(runs_N),
-    centre,
-    scale,
-    math.exp(log_N.mean()),
+    names=names,
+    cell_R=cell_R,
+    auc_R=auc_R,
+    connector_N=np.array([names.index(name) for name, _, _ in cells], int),
+    t_N=log_N - log_N.mean(),
+    runs_N=runs_N,
+    y_TN=((mean_N - centre) / scale)[None],
+    pure_T=np.array([float(((auc_R - mean_N[cell_R]) ** 2).sum()) / scale**2]),
+    df_pure=len(rows) - len(cells),
+    centre=centre,
+    scale=scale,
+    compute0=math.exp(log_N.mean()),
   )
+
+
+def _check(rows: Sequence[Observation], names: Sequence[str], cells: dict[tuple, int]):
+  seeds = set()
+  for name, compute, auc, seed, size in rows:
+    if not (math.isfinite(compute) and compute > 0) or not 0 <= auc <= 1:
+      raise UserError(f'{name}: compute {compute} and AUC {auc}: expected FLOPs > 0, 0 <= AUC <= 1')
+    if (name, size, compute, seed) in seeds:
+      raise UserError(f'{name} at {compute:.6g} FLOPs has seed {seed} twice: drop one run')
+    seeds.add((name, size, compute, seed))
+  for name in names:
+    budgets = len({compute for connector, _, compute in cells if connector == name})
+    if budgets < MIN_BUDGETS:
+      raise UserError(
+        f'{name} has {budgets} budgets of compute: a law needs at least {MIN_BUDGETS} of every '
+        'connector; run more sizes or leave it out'
+      )
 
 
 # The family.
@@ -213,8 +190,8 @@ def form(name: str, p: Problem, baseline_auc: float | None = None) -> Form:
   Raises:
     UserError: for an unknown name or a baseline that is not below every AUC.
 
-  >>> runs = [Observation('A', c, 0.7 + 0.01 * i, 0) for i, c in enumerate([1e6, 2e6, 4e6, 8e6])]
-  >>> form('saturating', problem(observations(runs)))
+  >>> p = problem([Observation('A', 2.0**i, 0.7 + 0.01 * i, 0) for i in range(4)])
+  >>> form('saturating', p)
   Form(name='saturating', kappas=1, fixed=0.0)
   """
   if name == 'power_gain':
@@ -274,8 +251,7 @@ class Residuals:
   A constraint removes the free parameter `drop`: `solve` gives it from the others and h_T. Indices
   of problems select from h_T and, modulo T, from the data.
 
-  >>> runs = [Observation('A', c, 0.7 + 0.01 * i, 0) for i, c in enumerate([1e6, 2e6, 4e6, 8e6])]
-  >>> p = problem(observations(runs))
+  >>> p = problem([Observation('A', 2.0**i, 0.7 + 0.01 * i, 0) for i in range(4)])
   >>> line_TQ = np.array([[0.0, p.y_TN[0, -1] / p.t_N[-1]]])  # m and sigma of AUC = m + sigma t
   >>> r_TN, j_TNQ = Residuals(p, form('log_linear', p))(line_TQ, np.array([0]))
   >>> bool(np.abs(r_TN).max() < 1e-12), j_TNQ.shape

@@ -36,7 +36,7 @@ class Fit:
     lack_T: p of lack of fit; nan without replicates or with as many parameters as cells.
 
   >>> runs = [family.Observation('A', 4.0**i, 0.8 - 0.05 * 4.0 ** (-0.3 * i), 0) for i in range(6)]
-  >>> p = family.problem(family.observations(runs))
+  >>> p = family.problem(runs)
   >>> saturating = fit(p, family.form('saturating', p))
   >>> saturating.alpha_TK.round(4), saturating.gamma_TK.round(4)
   (array([[0.8]]), array([[0.3]]))
@@ -113,7 +113,7 @@ def fit(p: family.Problem, f: family.Form) -> Fit:
   """Fits a law to every set of AUCs by weighted least squares: min sum_n runs_n (y_n - curve)^2.
 
   >>> runs = [family.Observation('A', math.exp(i), 0.7 + 0.002 * i, 0) for i in range(6)]
-  >>> p = family.problem(family.observations(runs))
+  >>> p = family.problem(runs)
   >>> line = fit(p, family.form('log_linear', p))
   >>> float(round(p.scale * line.curve_params[2][0, 0], 4))  # slope in ln C
   0.002
@@ -125,7 +125,7 @@ def refit(old: Fit, p: family.Problem) -> Fit:
   """Fits other AUCs of the same cells, with the parameters of `old` (one set) as one more start.
 
   >>> runs = [family.Observation('A', 4.0**i, 0.8 - 0.05 * 4.0 ** (-0.3 * i), 0) for i in range(6)]
-  >>> p = family.problem(family.observations(runs))
+  >>> p = family.problem(runs)
   >>> old = fit(p, family.form('saturating', p))
   >>> steeper = p.with_auc(0.8 - 0.05 * 4.0 ** (-0.4 * np.arange(6)[None]), np.zeros(1))
   >>> refit(old, steeper).gamma_TK.round(4)
@@ -256,7 +256,7 @@ def aicc(law: Fit, t: int = 0) -> float | None:
 
   >>> aucs = [0.8 - 0.05 * 4.0 ** (-0.3 * i) + 1e-5 * (-1) ** i for i in range(8)]
   >>> runs = [family.Observation('A', 4.0**i, auc, 0) for i, auc in enumerate(aucs)]
-  >>> p = family.problem(family.observations(runs))
+  >>> p = family.problem(runs)
   >>> aicc(fit(p, family.form('saturating', p))) < aicc(fit(p, family.form('log_linear', p)))
   True
   """
@@ -278,7 +278,7 @@ def shared_alpha_p(shared: Fit, free: Fit, t: int = 0) -> float | None:
   ...   for name, alpha in asymptotes.items()
   ...   for i in range(6)
   ... ]
-  >>> p = family.problem(family.observations(runs))
+  >>> p = family.problem(runs)
   >>> shared, free = (fit(p, family.form(x, p)) for x in ('saturating', 'saturating_free'))
   >>> shared_alpha_p(shared, free) < 1e-3
   True
@@ -301,7 +301,7 @@ def holdout_largest(law: Fit) -> list[dict[str, Any]] | None:
     remain for the parameters.
 
   >>> runs = [family.Observation('A', 4.0**i, 0.8 - 0.05 * 4.0 ** (-0.3 * i), 0) for i in range(6)]
-  >>> p = family.problem(family.observations(runs))
+  >>> p = family.problem(runs)
   >>> [line] = holdout_largest(fit(p, family.form('log_linear', p)))
   >>> round(line['error'], 4)  # the line overshoots a curve that saturates
   -0.0104

@@ -91,7 +91,7 @@ def standard_error(law: fits.Fit, target: Target) -> np.ndarray:
 
   >>> aucs = [0.7 + 0.01 * i + 1e-4 * (-1) ** i for i in range(8)]
   >>> runs = [family.Observation('A', 2.0**i, auc, 0) for i, auc in enumerate(aucs)]
-  >>> p = family.problem(family.observations(runs))
+  >>> p = family.problem(runs)
   >>> law = fits.fit(p, family.form('log_linear', p))
   >>> slope = targets.slope_per_doubling(p, law.f, 0)
   >>> float(round(slope.to_user(standard_error(law, slope)[0]), 6))
@@ -118,7 +118,7 @@ def profile_bounds(law: fits.Fit, target: Target, level: float = fits.LEVEL):
 
   >>> aucs = [0.7 + 0.01 * i + 1e-4 * (-1) ** i for i in range(8)]
   >>> runs = [family.Observation('A', 2.0**i, auc, 0) for i, auc in enumerate(aucs)]
-  >>> p = family.problem(family.observations(runs))
+  >>> p = family.problem(runs)
   >>> law = fits.fit(p, family.form('saturating', p))
   >>> h_T, low_T, high_T, low_open_T, high_open_T = profile_bounds(law, targets.alpha(p, law.f))
   >>> low_open_T, high_open_T  # the AUC rises evenly: alpha has no upper end
@@ -194,7 +194,7 @@ def profile(law: fits.Fit, target: Target, level: float = fits.LEVEL) -> Interva
 
   >>> aucs = [0.7 + 0.01 * i + 1e-4 * (-1) ** i for i in range(8)]
   >>> runs = [family.Observation('A', 2.0**i, auc, 0) for i, auc in enumerate(aucs)]
-  >>> p = family.problem(family.observations(runs))
+  >>> p = family.problem(runs)
   >>> law = fits.fit(p, family.form('log_linear', p))
   >>> interval = profile(law, targets.slope_per_doubling(p, law.f, 0))
   >>> round(interval.estimate, 5), round(interval.low, 5), round(interval.high, 5)

@@ -73,7 +73,7 @@ def simulate(
   draws_STN = np.stack([rng.standard_normal((trials, len(auc_N))) for _ in range(seeds)])
   e_STN = truth.noise_sd * draws_STN
   pure_T = ((e_STN - e_STN.mean(axis=0)) ** 2).sum(axis=(0, 2))
-  p = family.problem(family.observations(runs)).with_auc(auc_N + e_STN.mean(axis=0), pure_T)
+  p = family.problem(runs).with_auc(auc_N + e_STN.mean(axis=0), pure_T)
   fitted = fits.fit(p, family.form(law, p))
   ratio = targets.ratio(p, fitted.f, 1, 0)
   at_T, low_T, high_T, low_open_T, high_open_T = intervals.profile_bounds(fitted, ratio)

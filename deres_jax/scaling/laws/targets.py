@@ -56,7 +56,7 @@ def gamma(p: family.Problem, f: family.Form, a: int) -> Target:
   """Targets the exponent of connector a: gamma_a = |kappa_a| sigma_a.
 
   >>> runs = [family.Observation('A', 4.0**i, 0.7 + 0.01 * i, 0) for i in range(4)]
-  >>> p = family.problem(family.observations(runs))
+  >>> p = family.problem(runs)
   >>> target = gamma(p, family.form('saturating', p), 0)
   >>> estimate((np.array([[0.5]]), np.array([[0.0]]), np.array([[0.6]])), target)
   array([0.3])
@@ -89,7 +89,7 @@ def ratio(p: family.Problem, f: family.Form, a: int, b: int) -> Target:
   """Targets h = ln(gamma_a / gamma_b); for log_linear the ratio of slopes.
 
   >>> runs = [family.Observation(k, 4.0**i, 0.7 + 0.01 * i, 0) for k in 'AB' for i in range(4)]
-  >>> p = family.problem(family.observations(runs))
+  >>> p = family.problem(runs)
   >>> target = ratio(p, family.form('saturating', p), 1, 0)
   >>> h_T = estimate((np.array([[0.5, 0.5]]), np.zeros((1, 2)), np.array([[0.2, 0.3]])), target)
   >>> round(target.to_user(h_T[0]), 4)
@@ -120,7 +120,7 @@ def difference(p: family.Problem, f: family.Form, a: int, b: int) -> Target:
   """Targets gamma_a - gamma_b; for log_linear the difference of slopes in ln C.
 
   >>> runs = [family.Observation(k, 4.0**i, 0.7 + 0.01 * i, 0) for k in 'AB' for i in range(4)]
-  >>> p = family.problem(family.observations(runs))
+  >>> p = family.problem(runs)
   >>> target = difference(p, family.form('saturating', p), 1, 0)
   >>> estimate((np.array([[0.5, 0.5]]), np.zeros((1, 2)), np.array([[0.2, 0.3]])), target)
   array([0.05])
@@ -170,7 +170,7 @@ def alpha(p: family.Problem, f: family.Form, k: int = 0) -> Target:
     ValueError: for a law whose asymptote is not fitted.
 
   >>> runs = [family.Observation('A', 4.0**i, 0.7 + 0.01 * i, 0) for i in range(4)]
-  >>> p = family.problem(family.observations(runs))
+  >>> p = family.problem(runs)
   >>> target = alpha(p, family.form('saturating', p))
   >>> round(target.to_user(-p.scale / (0.8 - p.centre)), 4)  # kappa = 1 / (alpha - mean AUC)
   0.8
@@ -197,7 +197,7 @@ def compute_to_match(p: family.Problem, f: family.Form, a: int, b: int, compute_
   """Targets the compute at which a reaches the fitted AUC of b at `compute_b`; h = ln(C / C_0).
 
   >>> runs = [family.Observation(k, 4.0**i, 0.7 + 0.01 * i, 0) for k in 'AB' for i in range(4)]
-  >>> p = family.problem(family.observations(runs))
+  >>> p = family.problem(runs)
   >>> target = compute_to_match(p, family.form('log_linear', p), 1, 0, 64.0)
   >>> twice_as_steep = np.zeros((1, 2)), np.zeros((1, 2)), np.array([[1.0, 2.0]])
   >>> [h] = estimate(twice_as_steep, target)
@@ -239,7 +239,7 @@ def slope_per_doubling(p: family.Problem, f: family.Form, k: int) -> Target:
   """Targets dAUC / d log2 C of connector k at C_0, the gain of doubling the compute.
 
   >>> runs = [family.Observation('A', 2.0**i, 0.7 + 0.01 * i, 0) for i in range(4)]
-  >>> p = family.problem(family.observations(runs))
+  >>> p = family.problem(runs)
   >>> target = slope_per_doubling(p, family.form('log_linear', p), 0)
   >>> round(target.to_user(0.01 / p.scale / math.log(2)), 4)
   0.01
@@ -260,7 +260,7 @@ def estimate(curve_params: tuple[np.ndarray, np.ndarray, np.ndarray], target: Ta
   """Returns h_T at (kappa_TK, m_TK, sigma_TK); nan or infinite where it does not exist.
 
   >>> runs = [family.Observation('A', 4.0**i, 0.7 + 0.01 * i, 0) for i in range(4)]
-  >>> p = family.problem(family.observations(runs))
+  >>> p = family.problem(runs)
   >>> target = alpha(p, family.form('saturating', p))
   >>> estimate((np.array([[2.0]]), np.zeros((1, 1)), np.ones((1, 1))), target)
   array([-2.])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from marks import slow
 from scipy import optimize, special
-from test_laws import ALPHA, BUDGETS, TRUTH, curve, fitted, made
+from test_laws import ALPHA, BUDGETS, TRUTH, columns, curve, fitted, made
 
 from deres_jax.scaling.laws import bootstrap, family, fits, intervals, targets
 
@@ -109,20 +109,17 @@ def test_a_shared_alpha_recovers_the_ratio_where_free_ones_do_not():
 # Profiles against an independent search.
 
 
-def brute_force(data, found, held, h):
+def brute_force(rows, found, held, h):
   """Minimises the sum of squares under a constraint by SLSQP from many starts."""
-  t_R = np.log(data.compute_R / found.p.compute0)
+  _, connector_R, compute_R, auc_R = columns(rows)
+  t_R = np.log(compute_R / found.p.compute0)
 
   def unpack(q):
     return q[0], np.exp(q[1:3]), np.exp(q[3:5])
 
   def cost(q):
     alpha, beta, gamma = unpack(q)
-    r = (
-      alpha
-      - beta[data.connector_R] * np.exp(-np.minimum(gamma, 9)[data.connector_R] * t_R)
-      - data.auc_R
-    )
+    r = alpha - beta[connector_R] * np.exp(-np.minimum(gamma, 9)[connector_R] * t_R) - auc_R
     return float(r @ r) / found.p.scale**2
 
   best = math.inf
@@ -150,26 +147,27 @@ def brute_force(data, found, held, h):
   ],
 )
 def test_profiles_end_where_the_cost_is_f(make, held, unit):
-  data = made(3e-4, seeds=3, seed=5)
-  found = fitted(data)
+  rows = made(3e-4, seeds=3, seed=5)
+  found = fitted(rows)
   got = intervals.profile(found, make(found.p, found.f))
   df = int(found.df_T[0])
   best = float(found.rss_T[0] + found.p.pure_T[0])
   for end in (got.low, got.high):
-    over = brute_force(data, found, held, unit(end)) - best
+    over = brute_force(rows, found, held, unit(end)) - best
     assert over / (best / df) == pytest.approx(special.fdtri(1, df, 0.95), rel=2e-3)
 
 
 def test_profile_of_a_line_is_its_t_interval():
   """Linear in its parameters: the profile is the textbook interval of a slope."""
-  data = made(3e-4, truth={'A': TRUTH['A']})
-  found = fitted(data, 'log_linear')
+  rows = made(3e-4, truth={'A': TRUTH['A']})
+  found = fitted(rows, 'log_linear')
+  _, _, compute_R, auc_R = columns(rows)
   got = intervals.profile(found, targets.slope_per_doubling(found.p, found.f, 0))
-  x = np.log2(data.compute_R)
-  (b, a), n = np.polyfit(x, data.auc_R, 1), len(x)
+  x = np.log2(compute_R)
+  (b, a), n = np.polyfit(x, auc_R, 1), len(x)
   lack = found.lack_T[0]
   assert lack > 0.05
-  s = math.sqrt(((data.auc_R - a - b * x) ** 2).sum() / (n - 2))
+  s = math.sqrt(((auc_R - a - b * x) ** 2).sum() / (n - 2))
   half = special.stdtrit(n - 2, 0.975) * s / math.sqrt(((x - x.mean()) ** 2).sum())
   assert got.estimate == pytest.approx(b, rel=1e-8)
   assert (got.low, got.high) == pytest.approx((b - half, b + half), rel=1e-5)
@@ -229,14 +227,14 @@ def test_ratio_to_a_zero_exponent_is_open_on_both_sides():
     for name, sign in (('up', 1), ('down', -1))
     for i, c in enumerate(BUDGETS[::2])
   ]
-  found = fitted(family.observations(rows))
+  found = fitted(rows)
   got = intervals.profile(found, targets.ratio(found.p, found.f, 0, 1))
   assert got.low_open and got.high_open and got.as_json()['estimate'] is None
 
 
 def test_auc_above_the_asymptote_is_never_matched():
-  data = made(2e-5, seeds=5, truth={'A': (0.3, 0.05), 'B': TRUTH['B']}, alphas={'A': 0.76})
-  found = fitted(data, 'saturating_free')
+  rows = made(2e-5, seeds=5, truth={'A': (0.3, 0.05), 'B': TRUTH['B']}, alphas={'A': 0.76})
+  found = fitted(rows, 'saturating_free')
   assert found.auc(1, BUDGETS[-1]) > found.alpha_TK[0, 0]
   got = intervals.profile(found, targets.compute_to_match(found.p, found.f, 0, 1, BUDGETS[-1]))
   assert math.isnan(got.estimate) and got.high_open and got.high == math.inf
@@ -260,32 +258,28 @@ def test_constraints_are_rejected_outside_the_profile():
 
 
 def test_bootstraps_agree_with_the_profile_and_are_seeded():
-  data = made(2e-4, seeds=8, seed=3)
-  found = fitted(data)
+  found = fitted(made(2e-4, seeds=8, seed=3))
   ratio = targets.ratio(found.p, found.f, 1, 0)
   got = intervals.profile(found, ratio)
   for kind in ('residual', 'seeds'):
-    low, high = bootstrap.percentile(bootstrap.bootstrap(found, data, kind, 1000, 0), ratio)
+    low, high = bootstrap.percentile(bootstrap.bootstrap(found, kind, 1000, 0), ratio)
     assert 0.75 < (high - low) / got.width < 1.25, kind
     assert abs(low - got.low) < 0.25 * got.width and abs(high - got.high) < 0.25 * got.width
-    again = bootstrap.percentile(bootstrap.bootstrap(found, data, kind, 1000, 0), ratio)
-    other = bootstrap.percentile(bootstrap.bootstrap(found, data, kind, 1000, 1), ratio)
+    again = bootstrap.percentile(bootstrap.bootstrap(found, kind, 1000, 0), ratio)
+    other = bootstrap.percentile(bootstrap.bootstrap(found, kind, 1000, 1), ratio)
     assert again == (low, high) != other
 
 
 def test_bootstrap_at_the_bound_gives_infinity():
-  data = made(3e-3, seeds=3, seed=1)
-  found = fitted(data)
-  drawn = bootstrap.bootstrap(found, data, 'residual', 200, 0)
+  found = fitted(made(3e-3, seeds=3, seed=1))
+  drawn = bootstrap.bootstrap(found, 'residual', 200, 0)
   assert bootstrap.percentile(drawn, targets.alpha(found.p, found.f))[1] == math.inf
 
 
 def test_bootstrap_draws_have_the_variance_of_the_runs():
-  data = made(3e-4, seeds=3, seed=3)
-  found = fitted(data)
+  found = fitted(made(3e-4, seeds=3, seed=3))
   seeds, residual = (
-    bootstrap.bootstrap(found, data, kind, 4000, 0).p.pure_T.mean()
-    for kind in ('seeds', 'residual')
+    bootstrap.bootstrap(found, kind, 4000, 0).p.pure_T.mean() for kind in ('seeds', 'residual')
   )
   assert seeds == pytest.approx(found.p.pure_T[0], rel=0.03)
   assert residual == pytest.approx(found.s2_T[0] * found.p.df_pure, rel=0.03)
