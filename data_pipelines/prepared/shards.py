@@ -64,10 +64,9 @@ def write_shards(
     for k, (first, last) in enumerate(shards_of(source.rows[split]))
   ]
   done: dict[str, list[tuple[Path, SplitStats]]] = {split: [] for split in SPLITS}
-  progress = Progress(log, 'writing', sum(source.rows.values()))
-  for task, stats in zip(tasks, workers.map(_write, tasks), strict=True):
-    assert not stats.faults, stats.faults[0]
-    done[task.split].append((task.path, stats))
-    progress.add(stats.rows)
-  progress.done()
+  with Progress(log, 'writing', sum(source.rows.values())) as progress:
+    for task, stats in zip(tasks, workers.map(_write, tasks), strict=True):
+      assert not stats.faults, stats.faults[0]
+      done[task.split].append((task.path, stats))
+      progress.add(stats.rows)
   return done

@@ -213,13 +213,12 @@ def encode(
     )
     for f in range(len(protocol.fields))
   ]
-  progress = Progress(context.log, 'counting', ingested.total)
   fields = []
-  for info in context.workers.map(_build_field, tasks):
-    fields.append(info)
-    progress.add(ingested.total // len(tasks))
-  progress.rows = ingested.total
-  progress.done()
+  with Progress(context.log, 'counting', ingested.total) as progress:
+    for info in context.workers.map(_build_field, tasks):
+      fields.append(info)
+      progress.add(ingested.total // len(tasks))
+    progress.rows = ingested.total
   sizes = [info.vocab_size for info in fields]
   plan = Plan(
     lookups=tuple(task.out for task in tasks),
@@ -293,12 +292,11 @@ def _encode_all(
     )
     for k, (first, last) in enumerate(cut_runs(ingested.rows, _GROUP_ROWS))
   ]
-  progress = Progress(context.log, 'encoding', ingested.total)
   before = []
-  for task, counts in zip(tasks, context.workers.map(_encode_group, tasks), strict=True):
-    before.append(counts)
-    progress.add(sum(task.rows))
-  progress.done()
+  with Progress(context.log, 'encoding', ingested.total) as progress:
+    for task, counts in zip(tasks, context.workers.map(_encode_group, tasks), strict=True):
+      before.append(counts)
+      progress.add(sum(task.rows))
   np.save(context.work / 'before.npy', np.stack(before))
   spec = plan.events
   shape = RecordShape(fields=len(plan.lookups))

@@ -187,25 +187,48 @@ def _parse_lines(protocol: TextProtocol, data: bytes, result: _ChunkResult) -> P
   return parsed
 
 
-@dataclasses.dataclass
-class _FileCount:
-  """Lines and rows read so far of one raw file."""
+class _Reading:
+  """Counts the results of the chunks, in order; checks each raw file and the order of its rows."""
 
-  path: Path
-  lines: int = 0
-  rows: int = 0
-  valid: int = 0
-  first_bad: BadLine | None = None
+  def __init__(self, protocol: TextProtocol, context: BuildContext):
+    self._protocol, self._rejects = protocol, context.rejects
+    self._path: Path | None = None  # of the current raw file
+    self._lines = self._rows = 0
+    self._first_bad: BadLine | None = None
+    self._span: Span | None = None
+    self.rows: list[int] = []  # valid ones of each chunk
+    self.valid: list[int] = []  # valid rows of each raw file
+    self.rows_read = 0
 
-  def check(self, expected: str) -> None:
-    """Raises UserError if there is not a single valid row."""
-    if self.valid:
+  def add(self, task: _Task, result: _ChunkResult) -> None:
+    """Adds a chunk; raises UserError if the file cannot be used."""
+    if task.chunk.offset == 0:
+      self.check()
+      self._path, self._lines, self._rows, self._first_bad = task.chunk.path, 0, 0, None
+      self.valid.append(0)
+    bad_lines = [bad._replace(line=self._lines + bad.line) for bad in result.bad_lines]
+    self._span = row_checks.join(self._span, result.span, self._lines)
+    if self._span is not None and self._span.fall is not None:
+      raise UserError(_goes_back(self._protocol, self._path, self._span.fall))
+    self._rejects.add(self._path.name, bad_lines)
+    self._first_bad = self._first_bad or next(iter(bad_lines), None)
+    self._lines += result.lines
+    self._rows += result.lines - task.skip_header
+    self.rows_read += result.lines - task.skip_header
+    self.valid[-1] += result.valid
+    self.rows.append(result.valid)
+    if self._rows >= HOPELESS_LINES:
+      self.check()
+
+  def check(self) -> None:
+    """Raises UserError if the current file has no valid row so far."""
+    if self._path is None or self.valid[-1]:
       return
-    bad = self.first_bad
+    bad = self._first_bad
     about = f' (line {bad.line}: {bad.reason})' if bad else ''
     raise UserError(
-      f'--raw={self.path}: no valid row in the first {self.rows:,} lines{about}; '
-      f'expected {expected}'
+      f'--raw={self._path}: no valid row in the first {self._rows:,} lines{about}; '
+      f'expected {self._protocol.expected}'
     )
 
 
@@ -232,39 +255,22 @@ def ingest(
         tasks.append(_Task(protocol, chunk, header, folder / f'{len(tasks):06d}'))
         yield tasks[-1]
 
-  progress = Progress(context.log, 'reading', None)
   sizes = [path.stat().st_size for path in raw]
-  counts: list[_FileCount] = []
-  rows, span = [], None
-  for result in context.workers.map(_parse, cut()):
-    task = tasks[len(rows)]
-    if task.chunk.offset == 0:
-      if counts:
-        counts[-1].check(protocol.expected)
-      counts.append(_FileCount(task.chunk.path))
-    count = counts[-1]
-    bad_lines = [bad._replace(line=count.lines + bad.line) for bad in result.bad_lines]
-    span = row_checks.join(span, result.span, count.lines)
-    if span is not None and span.fall is not None:
-      raise UserError(_goes_back(protocol, task.chunk.path, span.fall))
-    context.rejects.add(task.chunk.path.name, bad_lines)
-    count.first_bad = count.first_bad or next(iter(bad_lines), None)
-    count.lines += result.lines
-    count.rows += result.lines - task.skip_header
-    count.valid += result.valid
-    rows.append(result.valid)
-    if not count.valid and count.rows >= HOPELESS_LINES:
-      break
-    done = len(counts) - 1
-    progress.add(result.lines, (sum(sizes[:done]) + task.chunk.share * sizes[done]) / sum(sizes))
-  counts[-1].check(protocol.expected)
-  progress.done()
+  reading = _Reading(protocol, context)
+  with Progress(context.log, 'reading', None) as progress:
+    for result in context.workers.map(_parse, cut()):
+      task = tasks[len(reading.rows)]
+      reading.add(task, result)
+      file = len(reading.valid) - 1
+      share = (sum(sizes[:file]) + task.chunk.share * sizes[file]) / sum(sizes)
+      progress.add(result.lines, share)
+    reading.check()
   return Ingested(
-    files=tuple(task.out for task in tasks[: len(rows)]),
-    rows=tuple(rows),
+    files=tuple(task.out for task in tasks),
+    rows=tuple(reading.rows),
     raw_files=tuple(source.describe() for source in sources),
-    raw_rows=tuple(count.valid for count in counts),
-    rows_read=sum(count.rows for count in counts),
+    raw_rows=tuple(reading.valid),
+    rows_read=reading.rows_read,
   )
 
 

@@ -19,11 +19,9 @@ def run():
 
 
 def build():
-  progress_lib.PROGRESS_SECONDS = -1.0
-  bar = progress_lib.Progress(lambda line: print(line, flush=True), 'reading', 100)
-  bar._told = -10.0  # long ago
-  bar.add(50)
-  bar.done()
+  progress_lib.LINE_SECONDS = progress_lib.DRAW_SECONDS = -1.0
+  with progress_lib.Progress(lambda line: print(line, flush=True), 'reading', 100) as bar:
+    bar.add(50)
 
 
 if __name__ == '__main__':

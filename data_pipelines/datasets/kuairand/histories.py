@@ -240,15 +240,14 @@ def group_by_user(
     for b in range(buckets)
   ]
   if not all(task.result.exists() for task in tasks):
-    progress = Progress(context.log, 'shuffling', logs.total)
-    for rows in context.workers.map(_shuffle, shuffles):
-      progress.add(rows)
-    progress.done()
-  progress, results = Progress(context.log, 'sorting by user', logs.total), []
-  for result in context.workers.map(_build_bucket, tasks):
-    results.append(result)
-    progress.add(result.rows)
-  progress.done()
+    with Progress(context.log, 'shuffling', logs.total) as progress:
+      for rows in context.workers.map(_shuffle, shuffles):
+        progress.add(rows)
+  results = []
+  with Progress(context.log, 'sorting by user', logs.total) as progress:
+    for result in context.workers.map(_build_bucket, tasks):
+      results.append(result)
+      progress.add(result.rows)
   for path in files:
     path.unlink(missing_ok=True)
   ingested = dataclasses.replace(
