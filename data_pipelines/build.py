@@ -115,8 +115,7 @@ def already_built(out: Path, dataset: Dataset, options: dict, raw_files: list[Pa
   ]
   checksums = [file.sha256 for file in schema.raw.files]
   if not changes and [file_sha256(path) for path in raw_files] != checksums:
-    one = len(raw_files) == 1
-    changes.append('the raw file is another one' if one else 'the raw files are others')
+    changes.append('the raw files differ' if raw_files[1:] else 'the raw file differs')
   if changes:
     raise UserError(
       f'--out={out}: already holds another prepared data set ({"; ".join(changes)}); {advice}'

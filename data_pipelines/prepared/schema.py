@@ -71,7 +71,7 @@ class Attribute(msgspec.Struct):
   Attributes:
     vocab_size: ids run from 1 (unknown) to vocab_size - 1; 0 pads.
     field: the field that says the same of the candidate (its item, its category) and shares its ids
-      and vocabulary; None: ids of its own, whose tokens lie in vocabulary/NAME.txt.
+      and vocabulary; None: the attribute has its own ids, with tokens in vocabulary/NAME.txt.
   """
 
   name: str
@@ -87,7 +87,7 @@ class Sequence(msgspec.Struct):
 
 
 class Group(msgspec.Struct):
-  """What rows belong to (a user): numbers from 0 to groups - 1, over all splits."""
+  """Groups of rows (users), numbered from 0 to groups - 1 over all splits."""
 
   name: str
   groups: Count

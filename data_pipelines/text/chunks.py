@@ -105,17 +105,17 @@ class TextFile:
             'with one row a line'
           )
         continue
-      whole, rest = rest + data[:end] if rest else data[:end], data[end:]
+      chunk, rest = rest + data[:end] if rest else data[:end], data[end:]
       if limit is not None:
-        count = whole.count(b'\n') + (not whole.endswith(b'\n'))
+        count = chunk.count(b'\n') + (not chunk.endswith(b'\n'))
         if lines + count > limit:
           count = limit - lines
-          whole = b'\n'.join(whole.split(b'\n', count)[:count]) + b'\n'
+          chunk = b'\n'.join(chunk.split(b'\n', count)[:count]) + b'\n'
         lines += count
-      if whole:
+      if chunk:
         share = raw.size / max(self._bytes, 1)
-        yield Chunk(self.path, share, done, len(whole), whole if zipped else None)
-        done += len(whole)
+        yield Chunk(self.path, share, done, len(chunk), chunk if zipped else None)
+        done += len(chunk)
       if not data:
         break
     if not done and limit != 0:

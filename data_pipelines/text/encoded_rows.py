@@ -20,7 +20,7 @@ from data_pipelines.text.sequences import EventSpec
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """What the encoding of all groups has in common.
+  """Settings of the encoding, the same for all groups.
 
   Attributes:
     lookups: files of the fields' keys.
@@ -96,5 +96,5 @@ class EncodedRows:
       ids_NF = np.empty((part.stop - start, self.shape.fields), np.int32)
       ids_NF[:, plan.small] = small_NF[part]
       ids_NF[:, plan.large] = large_NF[part]
-      rest = {name: array[part] for name, array in user_arrays.items()}
-      yield {'ids': ids_NF, 'label': label_N[part], **rest}
+      part_arrays = {name: array[part] for name, array in user_arrays.items()}
+      yield {'ids': ids_NF, 'label': label_N[part], **part_arrays}

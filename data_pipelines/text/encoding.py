@@ -63,10 +63,10 @@ def _build_field(task: _FieldTask) -> FieldInfo:
     missing_rate = int(file.read('missing')[0]) / task.train_rows
     if hash_size is not None:
       return FieldInfo(name, hash_size + FIRST_TOKEN_ID, 0, missing_rate, hashed=True)
-    kept = task.protocol.missing_kept[task.field]
+    missing_kept = task.protocol.missing_kept[task.field]
     vocabulary.write_vocabulary(task.folder, name, file.read('text').tobytes())
     size = len(file.read('keys')) + FIRST_TOKEN_ID
-  return FieldInfo(name, size, task.min_count, missing_rate, missing_kept=kept)
+  return FieldInfo(name, size, task.min_count, missing_rate, missing_kept=missing_kept)
 
 
 def _count(task: _FieldTask) -> tuple[vocabulary.Counter, int]:

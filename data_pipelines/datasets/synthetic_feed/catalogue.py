@@ -80,7 +80,7 @@ def make_catalogue(options: FeedOptions) -> Catalogue:
   """Draws the catalogue of these options' teacher.
 
   A candidate is drawn by popularity, or with probability `affinity` from one of the user's
-  interests, which are uniform over the tags at any time. So in every row, whatever the history, an
+  interests, which are uniform over the tags at any time. So in every row, for any history, an
   item i of tag t has the probability
     (1 - affinity) pop_i + affinity pop_i / (T pop(t)),
   and ids are sorted by it.

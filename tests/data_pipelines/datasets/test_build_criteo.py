@@ -173,7 +173,7 @@ def test_other_raw_file_is_refused_and_overwrite_replaces(tmp_path, capsys):
   assert prepare(raw, tmp_path / 'out') == 0
   write_lines(raw, criteo_lines(60))
   assert prepare(raw, tmp_path / 'out') == 2
-  assert 'the raw file is another one' in capsys.readouterr().err
+  assert 'the raw file differs' in capsys.readouterr().err
   assert prepare(raw, tmp_path / 'out', '--overwrite') == 0
   assert read_prepared(tmp_path / 'out')[0]['raw']['rows_read'] == 60
   assert sorted(p.name for p in tmp_path.iterdir()) == ['out', 'rows']

@@ -221,7 +221,7 @@ def test_again_changes_nothing_and_other_files_are_noticed(days, tmp_path, capsy
   assert 'already holds this data set' in capsys.readouterr().out
   write_lines(raw / 'day_11', criteo_lines(5))
   assert prepare(raw, tmp_path / 'out', '--train_days=0-2') == 2
-  assert 'the raw files are others' in capsys.readouterr().err
+  assert 'the raw files differ' in capsys.readouterr().err
   assert prepare(raw, tmp_path / 'out', '--train_days=0-2', '--overwrite') == 0
 
 

@@ -214,7 +214,7 @@ def test_again_changes_nothing_and_every_file_counts(logs, tmp_path, capsys):
     data = (raw / name).read_bytes()
     (raw / name).write_bytes(data + b'\n')
     assert prepare(raw, tmp_path / 'out') == 2
-    assert 'the raw files are others' in capsys.readouterr().err, name
+    assert 'the raw files differ' in capsys.readouterr().err, name
     (raw / name).write_bytes(data)
   (raw / RANDOM).unlink()
   assert prepare(raw, tmp_path / 'out') == 0
