@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from deres_jax import config as config_lib
 from deres_jax.config import diff, fields
 from deres_jax.core import files
 from deres_jax.core.errors import Retry, UserError
@@ -91,7 +92,14 @@ def _open(run: Run, stop: processes.Stop, workdir: pathlib.Path) -> tuple[int, R
   c, nowhere = run.config, metrics_file.NullWriter()
   tools = RunServices(
     checkpoints,
-    metrics_file.Metrics(workdir, start, expected, wandb.opened(c, workdir, start))
+    metrics_file.Metrics(
+      workdir,
+      start,
+      expected,
+      wandb.open_sinks(
+        c.train.wandb, config_lib.config_hash(c), config_lib.identity(c), workdir, start
+      ),
+    )
     if leads
     else nowhere,
     progress.Progress(run.steps, start, run.eval_every) if leads else nowhere,

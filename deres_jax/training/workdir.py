@@ -22,7 +22,7 @@ def bind_workdir(c: fields.Config, schema: Schema, workdir: pathlib.Path) -> dic
   Returns: the content of result.json, where the run is finished.
   Raises: UserError for another run's workdir; nothing in it is touched then.
   """
-  wandb.check(c)
+  wandb.check(c.train.wandb)
   workdir.mkdir(parents=True, exist_ok=True)
   file = workdir / 'config.json'
   mine = {

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a checkpoint must consist of: manifest.json in its folder.
+"""manifest.json of a checkpoint: which files it must consist of.
 
-It is written last and holds the size and CRC-32 of every other file, what the run had spent and
-scored, the structure of the state, and the versions that wrote it. A checkpoint whose files differ
-from it, or that has none, is not trusted. CRC-32 tells accidents (a flipped bit, a lost end, a file
-of another save), not tampering; zlib does 2 GB/s a core, a third of the time of blake2b.
+It is written last and holds the size and CRC-32 of every other file, the run's clock and score, the
+structure of the state, and the versions that wrote it. A checkpoint without a manifest, or whose
+files differ from it, is not trusted. CRC-32 detects accidents (a flipped bit, a lost end, a file of
+another save), not tampering; zlib does 2 GB/s a core, a third of the time of blake2b.
 """
 
 import concurrent.futures
@@ -28,52 +28,53 @@ _THREADS = 4  # files at once: a shared file system is slow at one
 
 
 class Damaged(Exception):
-  """The files of a checkpoint are not what its manifest says; the message says which."""
+  """A file of a checkpoint differs from the manifest; the message says which."""
 
 
 def versions() -> dict[str, str]:
-  """Versions that a checkpoint depends on, by package."""
+  """Returns the versions that a checkpoint depends on, by package."""
   return {name: metadata.version(name) for name in _PACKAGES}
 
 
 def structure(tree: Any) -> dict[str, list]:
-  """Path -> [type, shape] of every array of a state, as a manifest holds it."""
+  """Returns path -> [type, shape] of every array of a state, as a manifest holds it."""
   leaves = jax.tree_util.tree_leaves_with_path(tree)
   return {jax.tree_util.keystr(k): [str(x.dtype), list(x.shape)] for k, x in leaves}
 
 
 def write(folder: pathlib.Path, content: dict[str, Any]):
-  """Makes all files of `folder` durable and writes its manifest.
+  """Syncs all files of `folder` to the disk and writes its manifest.
 
   Args:
     content: `step`, `auc`, `clock`, `tree`.
   """
   files = [p for p in sorted(folder.rglob('*')) if p.is_file() and p.name != NAME]
   with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-    sums = pool.map(_durable, files)
-    found = {str(p.relative_to(folder)): x for p, x in zip(files, sums, strict=True)}
+    sums = pool.map(_sync_and_sum, files)
+    by_name = {str(p.relative_to(folder)): x for p, x in zip(files, sums, strict=True)}
   for inner in (p for p in folder.rglob('*') if p.is_dir()):
     files_lib.sync(inner)
-  save(folder, {'format': FORMAT, **content, 'versions': versions(), 'files': found})
+  save(folder, {'format': FORMAT, **content, 'versions': versions(), 'files': by_name})
 
 
 def save(folder: pathlib.Path, content: dict[str, Any]):
-  """Writes a manifest in one piece; it has a checksum of its own."""
-  value = {'crc32': zlib.crc32(_canonical(content)), **content}
-  files_lib.write(folder / NAME, json.dumps(value, indent=1) + '\n')
+  """Replaces the manifest; it has a checksum of its own."""
+  files_lib.write_json(folder / NAME, {'crc32': zlib.crc32(_canonical(content)), **content})
 
 
 def read(folder: pathlib.Path) -> dict[str, Any]:
-  """The manifest of a checkpoint.
+  """Reads the manifest of a checkpoint.
 
-  Raises: Damaged; UserError for a checkpoint of another format.
+  Raises:
+    Damaged: it is missing or was changed.
+    UserError: the checkpoint has another format.
   """
   file = folder / NAME
   try:
     content = json.loads(file.read_text())
     checksum = content.pop('crc32')
   except FileNotFoundError as e:
-    if _of_format_0(folder):
+    if _is_format_0(folder):
       raise _other_format(folder, 0) from e
     raise Damaged(f'{NAME} is missing') from e
   except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
@@ -86,7 +87,7 @@ def read(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def verify(folder: pathlib.Path, content: dict[str, Any]):
-  """Reads every file that a manifest names. Raises Damaged at one that differs."""
+  """Reads every file that a manifest names; raises Damaged if one differs."""
   with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
     checks = [pool.submit(_check, folder, name, *x) for name, x in content['files'].items()]
     for check in checks:
@@ -94,7 +95,7 @@ def verify(folder: pathlib.Path, content: dict[str, Any]):
 
 
 def check_versions(folder: pathlib.Path, content: dict[str, Any]) -> str | None:
-  """A remark on a checkpoint of other versions; UserError where a first number differs."""
+  """Returns a remark if other versions wrote the checkpoint; UserError if a major one differs."""
   old, new = content['versions'], versions()
   changed = [f'{name} {old[name]} -> {new[name]}' for name in _PACKAGES if old[name] != new[name]]
   if any(old[name].split('.')[0] != new[name].split('.')[0] for name in _PACKAGES):
@@ -105,13 +106,13 @@ def check_versions(folder: pathlib.Path, content: dict[str, Any]) -> str | None:
   return f'the checkpoint is of other versions: {", ".join(changed)}' if changed else None
 
 
-def check_structure(folder: pathlib.Path, content: dict[str, Any], wanted: dict[str, list]):
-  """Raises UserError where the state that was saved has not the `structure` that is wanted."""
+def check_structure(folder: pathlib.Path, content: dict[str, Any], expected: dict[str, list]):
+  """Raises UserError if the saved state has another `structure` than expected."""
   saved = content['tree']
   differ = [
-    f'{path}: {_array(saved, path)} -> {_array(wanted, path)}'
-    for path in sorted({*saved, *wanted})
-    if _array(saved, path) != _array(wanted, path)
+    f'{path}: {_array(saved, path)} -> {_array(expected, path)}'
+    for path in sorted({*saved, *expected})
+    if _array(saved, path) != _array(expected, path)
   ]
   if differ:
     more = f' and {len(differ) - 3} more' if len(differ) > 3 else ''
@@ -136,8 +137,8 @@ def _other_format(folder: pathlib.Path, number: Any) -> UserError:
   )
 
 
-def _of_format_0(folder: pathlib.Path) -> bool:
-  """Before there were manifests the clock stood in Orbax's own file."""
+def _is_format_0(folder: pathlib.Path) -> bool:
+  """Before there were manifests, the clock stood in Orbax's own file."""
   file = folder / '_CHECKPOINT_METADATA'
   return file.is_file() and '"wall_seconds"' in file.read_text(errors='replace')
 
@@ -147,14 +148,14 @@ def _canonical(content: dict[str, Any]) -> bytes:
 
 
 def _crc32(file) -> tuple[int, int]:
-  """Bytes and checksum of what is left of an open file."""
+  """Returns size and checksum of the rest of an open file."""
   size = crc = 0
   while chunk := file.read(_CHUNK):
     size, crc = size + len(chunk), zlib.crc32(chunk, crc)
   return size, crc
 
 
-def _durable(path: pathlib.Path) -> list[int]:
+def _sync_and_sum(path: pathlib.Path) -> list[int]:
   with path.open('rb') as file:
     os.fsync(file.fileno())
     return list(_crc32(file))
@@ -163,11 +164,11 @@ def _durable(path: pathlib.Path) -> list[int]:
 def _check(folder: pathlib.Path, name: str, size: int, crc: int):
   path = folder / name
   try:
-    found = path.stat().st_size
-    if found != size:
-      raise Damaged(f'{name} has {found} bytes, not {size}')
+    actual = path.stat().st_size
+    if actual != size:
+      raise Damaged(f'{name} has {actual} bytes, not {size}')
     with path.open('rb') as file:
       if _crc32(file) != (size, crc):
         raise Damaged(f'{name} has another checksum')
-  except OSError as e:  # gone, or a sector that cannot be read
+  except OSError as e:  # missing, or a sector that cannot be read
     raise Damaged(f'{name}: {e.strerror}') from e

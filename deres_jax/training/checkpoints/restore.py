@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run has learnt, for commands that look at it: its best checkpoint on one device.
+"""Loads the best checkpoint of a run onto one device, for commands that inspect or export it.
 
-The run may still be under way: nothing in its folder is written.
+The run may still be in progress: nothing in its folder is changed.
 """
 
 import dataclasses
@@ -26,8 +26,9 @@ class Trained:
   """The best state of a run.
 
   Attributes:
-    params, tables: as of `step.State`.
-    at: the step that they are of; auc: on the validation split, None if it was never evaluated.
+    params, tables: as in `step.State`.
+    at: the step of the checkpoint.
+    auc: on the validation split; None if it was never evaluated.
   """
 
   config: fields.Config
@@ -56,14 +57,14 @@ def config_of(workdir: pathlib.Path) -> tuple[fields.Config, dict[str, Any]]:
 
 
 def load(workdir: pathlib.Path, data: str | None = None) -> Trained:
-  """The checkpoint of a run with the best validation AUC; the latest where none was evaluated.
+  """Loads a run's checkpoint with the best validation AUC; the latest if none was evaluated.
 
   Args:
-    data: the prepared folder; None: where config.json says that it is.
+    data: the prepared folder; None: the one in config.json.
 
   Raises:
-    UserError: no run, no checkpoint, no data, or other data than the run's.
-    Retry: the run deleted the checkpoint meanwhile, for a better one.
+    UserError: there is no run, no checkpoint or no data, or the data differs from the run's.
+    Retry: the run replaced the checkpoint by a better one meanwhile.
   """
   c, content = config_of(workdir)
   folder = pathlib.Path(c.data.path if data is None else data)

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints: (state, position, clock) in one folder; the latest two and the best are kept.
+"""Checkpoints of (state, clock), each one folder; the latest two and the best are kept.
 
 The only module that knows Orbax. The position in the data is the step, which is the name of the
-checkpoint and stands in the state too; `restore` asserts that they agree.
+checkpoint and part of the state; `restore` asserts that they agree.
 
-A save under way is checkpoints/STEP.saving. Orbax finishes it, process 0 adds the manifest, and
-renaming it to checkpoints/STEP makes it a checkpoint: from a folder of that name nothing is
-missing, whenever the process was killed. Only then are older ones deleted.
+A save in progress is checkpoints/STEP.saving. When Orbax has finished it, process 0 adds the
+manifest and renames it to checkpoints/STEP, so a folder of that name is complete, whenever the
+process is killed. Only then are older checkpoints deleted.
 """
 
 import concurrent.futures
@@ -25,35 +25,29 @@ from deres_jax.core.errors import UserError
 from deres_jax.pod import processes
 from deres_jax.training.checkpoints import manifest
 
-_KEPT = 2  # latest checkpoints; the best is kept besides
+_KEPT = 2  # latest checkpoints, beside the best
+
+# TensorStore (up to 0.1.86 at least) leaks the JSON that it returns: every string and list in it
+# has one reference too many. Orbax asks for such JSON at every save: twice for all metrics of the
+# store, only to log them (20 KiB), and for each array for the spec of a folder (15 KiB for 50
+# arrays). So these two functions are replaced, for the whole process, by ones that make no JSON.
+_collect_metrics = tensorstore.experimental_collect_matching_metrics
+_spec_to_json = tensorstore.KvStore.Spec.to_json
 
 
-# TensorStore (to 0.1.86 at least) gives every string and list within the JSON that it hands to
-# Python one reference too many. Orbax asks for such JSON at every save: twice for all figures of
-# the store, only to log them (20 KiB), and for each array for the description of a folder (15 KiB
-# for 50 arrays). A run would keep all of it.
-_all_figures = tensorstore.experimental_collect_matching_metrics
-_any_json = tensorstore.KvStore.Spec.to_json
+def _no_metrics(prefix: str, *args) -> list:
+  return [] if prefix == '/tensorstore/kvstore/' else _collect_metrics(prefix, *args)
 
 
-def _figures(prefix: str, *args) -> list:
-  return [] if prefix == '/tensorstore/kvstore/' else _all_figures(prefix, *args)
-
-
-def _json(spec: tensorstore.KvStore.Spec, include_defaults: bool = False):
+def _folder_spec(spec: tensorstore.KvStore.Spec, include_defaults: bool = False):
   plain = {'driver': 'file', 'path': spec.path}
   if not include_defaults and spec == tensorstore.KvStore.Spec(plain):
     return plain
-  return _any_json(spec, include_defaults=include_defaults)
+  return _spec_to_json(spec, include_defaults=include_defaults)
 
 
-def keep_tensorstore_from_making_json():
-  """Replaces two functions of TensorStore for the whole process."""
-  tensorstore.experimental_collect_matching_metrics = _figures
-  tensorstore.KvStore.Spec.to_json = _json
-
-
-keep_tensorstore_from_making_json()
+tensorstore.experimental_collect_matching_metrics = _no_metrics
+tensorstore.KvStore.Spec.to_json = _folder_spec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,11 +55,10 @@ class Clock:
   """What a run has spent so far, over all its starts.
 
   Attributes:
-    evaluated: whether the validation that is due at this step was done: not where a run was stopped
-      meanwhile.
-    lines: in metrics.jsonl by then.
-    skipped, rollbacks: steps that moved nothing because something in them was not finite, and how
-      often the run went back to a checkpoint for that.
+    evaluated: whether the validation due at this step was done; False if a stop interrupted it.
+    lines: number of lines in metrics.jsonl.
+    skipped: number of steps skipped because they were not finite.
+    rollbacks: how often the run returned to a checkpoint because a step was not finite.
   """
 
   wall_seconds: float
@@ -76,7 +69,7 @@ class Clock:
   rollbacks: int = 0
 
 
-# Names in the files of a checkpoint where they differ from the fields of a state.
+# Names in the files of a checkpoint, where they differ from the fields of a state.
 _ON_DISK = {'tables': 'rows', 'table_opt_state': 'slots'}
 _FIELDS = {name: field for field, name in _ON_DISK.items()}
 
@@ -88,22 +81,22 @@ def _to_disk(state: Any, stream: Any) -> dict[str, Any]:
 class Checkpoints:
   """Saves and restores a state whose field `step` counts the steps done.
 
-  On many hosts all processes make one and call its methods at the same points. Raises UserError for
-  checkpoints of another format.
+  In a run of several processes, all make one and call its methods at the same points. Raises
+  UserError for checkpoints of another format.
   """
 
   def __init__(self, folder: pathlib.Path, writes: bool = True):
-    """Opens a folder. Without `writes` it is left as it is: a run may be saving there."""
+    """Opens a folder. Without `writes` nothing in it is changed: a run may be saving there."""
     self._folder = folder.absolute()
     self._writes = writes
     self._pool = concurrent.futures.ThreadPoolExecutor(1, 'checkpoint')
     self._saving: concurrent.futures.Future | None = None
-    found = processes.on_process_0(self._open)
-    self._saved = {step: _Facts(auc, Clock(**clock)) for step, auc, clock in found['saved']}
-    self._damaged = dict(found['damaged'])  # step -> why: their manifests cannot be read
+    listed = processes.on_process_0(self._open)
+    self._saved = {step: _Saved(auc, Clock(**clock)) for step, auc, clock in listed['saved']}
+    self._damaged = dict(listed['damaged'])  # step -> why its manifest cannot be read
 
   def _open(self) -> dict[str, list]:
-    """Removes what a killed process left half done; reads the manifests."""
+    """Deletes the unfinished saves of a killed process; reads the manifests."""
     if self._writes:
       self._folder.mkdir(parents=True, exist_ok=True)
     saved, damaged = [], []
@@ -120,47 +113,51 @@ class Checkpoints:
     return {'saved': saved, 'damaged': damaged}
 
   def resume(self, abstract: Any, stream: Any) -> tuple[int | None, list[str]]:
-    """Step of the newest checkpoint that is whole; None where there is no checkpoint.
+    """Finds the newest complete checkpoint, reading all its files.
 
-    Reads all its files. Newer ones that are damaged are renamed to damaged-STEP.
+    Renames newer, damaged checkpoints to damaged-STEP.
 
     Args:
-      abstract, stream: what it will be restored to.
-    Returns: step, and what is to be said about it: a line each.
-    Raises: UserError where none is whole, or where it cannot be restored to that. Nothing was
-      touched then.
+      abstract, stream: as of `restore`.
+
+    Returns:
+      Its step, None if there are no checkpoints; and messages for the user.
+
+    Raises:
+      UserError: all are damaged, or the newest complete one holds another state. Nothing was
+        changed then.
     """
-    wanted = manifest.structure(_to_disk(abstract, stream))
-    step, lines, aside = processes.on_process_0(lambda: self._find(wanted))
-    for damaged in aside:
+    expected = manifest.structure(_to_disk(abstract, stream))
+    step, messages, renamed = processes.on_process_0(lambda: self._find_complete(expected))
+    for damaged in renamed:
       self._saved.pop(damaged, None)
     self._damaged = {}
-    return step, lines
+    return step, messages
 
-  def _find(self, wanted: dict[str, list]) -> tuple[int | None, list[str], list[int]]:
-    bad, good, lines = dict(self._damaged), None, []
+  def _find_complete(self, expected: dict[str, list]) -> tuple[int | None, list[str], list[int]]:
+    damaged, complete, messages = dict(self._damaged), None, []
     for step in sorted(self._saved, reverse=True):
       folder = self._folder / str(step)
       try:
         content = manifest.read(folder)
         remark = manifest.check_versions(folder, content)
-        manifest.check_structure(folder, content, wanted)
+        manifest.check_structure(folder, content, expected)
         manifest.verify(folder, content)
       except manifest.Damaged as e:
-        bad[step] = str(e)
+        damaged[step] = str(e)
         continue
-      good = step
-      lines += [remark] if remark else []
+      complete = step
+      messages += [remark] if remark else []
       break
-    if bad and good is None:
+    if damaged and complete is None:
       raise UserError(
-        f'no checkpoint in {self._folder} is whole ({_list(bad)}): put back a copy of one, or '
+        f'no checkpoint in {self._folder} is whole ({_list(damaged)}): put back a copy of one, or '
         'start anew in another --workdir; nothing was changed'
       )
-    for step, why in bad.items():
+    for step, why in damaged.items():
       name = self._set_aside(step)
-      lines.append(f'checkpoint {step} is damaged ({why}): set aside as {name}')
-    return good, lines, list(bad)
+      messages.append(f'checkpoint {step} is damaged ({why}): set aside as {name}')
+    return complete, messages, list(damaged)
 
   def _set_aside(self, step: int) -> str:
     names = (f'damaged-{step}{x}' for x in ('', *(f'.{n}' for n in range(1, 1000))))
@@ -169,16 +166,16 @@ class Checkpoints:
     return name
 
   def clock(self, step: int) -> Clock:
-    """Of the checkpoint at `step`."""
+    """Returns the clock of the checkpoint at `step`."""
     return self._saved[step].clock
 
   def latest(self) -> int | None:
-    """Step of the newest checkpoint."""
+    """Returns the step of the newest checkpoint."""
     self.wait()
     return max(self._saved, default=None)
 
   def best(self) -> tuple[int, float] | None:
-    """Step and validation AUC of the best evaluated checkpoint; the earlier one of equals."""
+    """Returns step and validation AUC of the best evaluated checkpoint, the earliest of equals."""
     self.wait()
     if self._damaged:
       raise UserError(
@@ -193,8 +190,8 @@ class Checkpoints:
     All processes call it; each writes what its devices hold.
 
     Args:
-      stream: sum of the streaming metrics since they were last written.
-      auc: validation AUC at this step, or None where it was not evaluated.
+      stream: sum of the streaming metrics since the last line of metrics.
+      auc: validation AUC at this step; None: not evaluated.
     """
     self.wait()
     tree = _to_disk(state, stream)
@@ -202,37 +199,37 @@ class Checkpoints:
     content['tree'] = manifest.structure(tree)
     with files.faults(self._folder):
       response = ocp.save_async(self._folder / f'{step}.saving', tree)
-    self._saved[step] = _Facts(auc, clock)
-    kept = {*sorted(self._saved)[-_KEPT:]}
+    self._saved[step] = _Saved(auc, clock)
+    needed = {*sorted(self._saved)[-_KEPT:]}
     if best := _best(self._saved):
-      kept.add(best[0])
-    gone = [old for old in self._saved if old not in kept]
-    self._saving = self._pool.submit(self._finish, response, content, gone)
+      needed.add(best[0])
+    obsolete = [old for old in self._saved if old not in needed]
+    self._saving = self._pool.submit(self._finish, response, content, obsolete)
     self._pool.submit(allocator.give_back)
-    for old in gone:
+    for old in obsolete:
       del self._saved[old]
 
-  def _finish(self, response: ocp.AsyncResponse, content: dict[str, Any], gone: list[int]):
-    """In the background: makes a checkpoint of what Orbax writes, then deletes what it replaces."""
+  def _finish(self, response: ocp.AsyncResponse, content: dict[str, Any], obsolete: list[int]):
+    """Completes the checkpoint that Orbax writes, then deletes obsolete ones. In the background."""
     with files.faults(self._folder):
-      response.result()  # all processes have written
+      response.result()  # now all processes have written
       if not processes.is_process_0():
         return
       saving = self._folder / f'{content["step"]}.saving'
       manifest.write(saving, content)
       os.rename(saving, self._folder / str(content['step']))
       files.sync(self._folder)
-      for old in gone:
-        # In one piece for whoever looks: half a checkpoint would count as damaged.
-        away = self._folder / f'{old}.deleting'
-        os.rename(self._folder / str(old), away)
-        shutil.rmtree(away)
+      for old in obsolete:
+        # Renamed first: a half-deleted checkpoint would count as damaged.
+        deleting = self._folder / f'{old}.deleting'
+        os.rename(self._folder / str(old), deleting)
+        shutil.rmtree(deleting)
 
   def evaluated(self, step: int, clock: Clock, auc: float | None):
-    """The latest checkpoint was saved before its validation, which has been made up for."""
+    """Records the validation of the latest checkpoint, which was saved before it."""
     self.wait()
     processes.on_process_0(lambda: self._amend(step, clock, auc))
-    self._saved[step] = _Facts(auc, clock)
+    self._saved[step] = _Saved(auc, clock)
 
   def _amend(self, step: int, clock: Clock, auc: float | None):
     folder = self._folder / str(step)
@@ -241,23 +238,23 @@ class Checkpoints:
       manifest.save(folder, content)
 
   def wait(self):
-    """Returns when the save in progress is a checkpoint. Raises UserError for a full disk."""
+    """Waits for the save in progress. Raises UserError if the disk is full."""
     saving, self._saving = self._saving, None
     if saving is not None:
-      processes.on_process_0(saving.result)  # it renames
+      processes.on_process_0(saving.result)  # process 0 renames the folder
       saving.result()
 
   def restore(self, step: int, abstract: Any, stream: Any) -> tuple[Any, Any, Clock]:
-    """State, stream and clock at `step`, laid out as `abstract` and `stream` are.
+    """Loads state, stream and clock at `step`.
 
     Args:
-      abstract, stream: shapes, types and shardings, of any mesh and number of processes.
+      abstract, stream: their shapes, types and shardings, on any mesh and number of processes.
     """
-    self.wait()  # a save of this very step may still be under way
-    # Orbax knows dicts, lists and leaves; optax's own tuples come back through the structure.
-    wanted = _to_disk(abstract, stream)
-    loaded = ocp.load(self._folder / str(step), abstract_state=wanted)
-    loaded = jax.tree.unflatten(jax.tree.structure(wanted), jax.tree.leaves(loaded))
+    self.wait()  # a save of this step may still be in progress
+    # Orbax returns optax's named tuples as dicts; unflattening restores them.
+    expected = _to_disk(abstract, stream)
+    loaded = ocp.load(self._folder / str(step), abstract_state=expected)
+    loaded = jax.tree.unflatten(jax.tree.structure(expected), jax.tree.leaves(loaded))
     stream = loaded.pop('stream')
     state = type(abstract)(**{_FIELDS.get(k, k): x for k, x in loaded.items()})
     if int(state.step) != step:
@@ -265,10 +262,13 @@ class Checkpoints:
     return state, stream, self.clock(step)
 
   def restore_params(self, step: int, abstract: Any) -> tuple[Any, tuple[jax.Array, ...]]:
-    """Only what evaluation needs of the state at `step`, after a look at all its files.
+    """Loads what evaluation needs of the state at `step`, after verifying all its files.
 
-    Returns: params, tables.
-    Raises: UserError for a damaged checkpoint: no other is taken in its place.
+    Returns:
+      params, tables.
+
+    Raises:
+      UserError: the checkpoint is damaged. No other is taken in its place.
     """
     self.wait()
     needed = {'params': abstract.params, 'rows': abstract.tables}
@@ -277,17 +277,17 @@ class Checkpoints:
     context.pytree.loading.partial_load = True
     with context:
       loaded = ocp.load(self._folder / str(step), abstract_state=needed)
-    found = jax.tree.unflatten(jax.tree.structure(needed), jax.tree.leaves(loaded))
-    return found['params'], found['rows']
+    loaded = jax.tree.unflatten(jax.tree.structure(needed), jax.tree.leaves(loaded))
+    return loaded['params'], loaded['rows']
 
-  def _check(self, step: int, wanted: dict[str, list]):
+  def _check(self, step: int, expected: dict[str, list]):
     folder = self._folder / str(step)
     try:
       content = manifest.read(folder)
       manifest.check_versions(folder, content)
       parts = ("['params']", "['rows']")
       tree = {k: v for k, v in content['tree'].items() if k.startswith(parts)}
-      manifest.check_structure(folder, content | {'tree': tree}, wanted)
+      manifest.check_structure(folder, content | {'tree': tree}, expected)
       manifest.verify(folder, content)
     except manifest.Damaged as e:
       raise UserError(
@@ -296,9 +296,9 @@ class Checkpoints:
       ) from e
 
   def close(self):
-    """Waits for the save in progress."""
+    """Waits for this process's part of the save in progress."""
     try:
-      # Not `wait`: a process that fails alone would wait here for the others.
+      # Not `wait`: a process that fails alone would wait there for the others.
       if self._saving is not None:
         self._saving.result()
     finally:
@@ -306,14 +306,14 @@ class Checkpoints:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Facts:
-  """What is remembered of a checkpoint."""
+class _Saved:
+  """Score and clock of a checkpoint."""
 
   auc: float | None
   clock: Clock
 
 
-def _best(saved: dict[int, _Facts]) -> tuple[int, float] | None:
+def _best(saved: dict[int, _Saved]) -> tuple[int, float] | None:
   scored = [(facts.auc, -step) for step, facts in saved.items() if facts.auc is not None]
   if not scored:
     return None

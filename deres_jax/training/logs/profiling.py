@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A profile of some steps of a run, for xprof or TensorBoard: jax.profiler's trace of a window."""
+"""Profiles a window of steps with jax.profiler, for xprof or TensorBoard."""
 
 import pathlib
 from collections.abc import Callable
@@ -11,26 +11,27 @@ from deres_jax.core.errors import UserError
 
 
 def check(text: str, steps: int):
-  """Raises UserError for a window that is not one, or not in a run of so many steps."""
+  """Raises UserError if the window is malformed or does not lie within a run of `steps` steps."""
   if text and window(text)[1] > steps:
+    first, last = window(text)
     raise UserError(
-      f'profile {text!r}: expected steps within the run, which has {steps}: steps '
-      f'{window(text)[0]} to {window(text)[1]} are not all there'
+      f'profile {text!r}: expected steps within the run, which has {steps}: steps {first} to '
+      f'{last} are not all there'
     )
 
 
 class Window:
-  """Traces the steps of a window into `folder`; with an empty one it does nothing.
+  """Traces a window of steps into `folder`; with an empty window it does nothing.
 
-  What happens between the steps, an evaluation or a save, is in the trace too.
+  The trace also contains evaluations and saves between the steps.
   """
 
   def __init__(self, text: str, folder: pathlib.Path):
     self._first, self._last = window(text) if text else (0, 0)
-    self._folder, self._on = folder, False
+    self._folder, self._tracing = folder, False
 
   def around(self, train_step: Callable, start: int) -> Callable:
-    """`train_step`, traced where it is one of the window's; the next one is step `start` + 1."""
+    """Returns `train_step`, traced within the window. Its next call is step `start` + 1."""
     if not self._first or start >= self._last:
       return train_step
     number = start
@@ -40,7 +41,7 @@ class Window:
       number += 1
       if number == max(self._first, start + 1):
         jax.profiler.start_trace(self._folder)
-        self._on = True
+        self._tracing = True
       with jax.profiler.StepTraceAnnotation('train', step_num=number):
         out = train_step(*arguments)
       if number == self._last:
@@ -51,7 +52,7 @@ class Window:
     return traced
 
   def close(self):
-    """Ends the trace, also of a run that ends within the window."""
-    if self._on:
-      self._on = False
+    """Ends the trace, also if the run ends within the window."""
+    if self._tracing:
+      self._tracing = False
       jax.profiler.stop_trace()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far a run is: a live line on a terminal, plain lines otherwise."""
+"""The progress of a run: a live line on a terminal, plain lines elsewhere."""
 
 import os
 import sys
@@ -10,47 +10,48 @@ from rich.console import Console
 
 from deres_jax.core import terminal
 
-_PERIOD = 10.0  # seconds between plain lines, at least
+_PERIOD = 10.0  # least seconds between plain lines
 
 
 class TimeLeft:
-  """Time to the end of a run, from what it has seen since it was started.
+  """Estimates the time to the end of a run from what this start has done.
 
   Steps and evaluations are timed apart, because few evaluations may take most of the time. The
-  first step counts for nothing: it is compiled.
+  first step is left out: it includes compilation.
   """
 
   def __init__(self, total: int, eval_every: int):
     self._total, self._every = total, eval_every
-    self._at = None  # the last step at which the clock was read, and the clock
+    self._last = None  # (step, time) when the clock was last read
     self._steps, self._seconds = 0, 0.0
-    self._evaluation = None  # seconds of the last one; the first compiles too
+    self._evaluation = None  # seconds of the last evaluation; the first includes compilation
 
-  def step(self, step: int, now: float, whole: bool):
-    """`step` steps are done at `now`; an evaluation, if due, comes after it.
+  def step(self, step: int, now: float, synced: bool):
+    """Records that `step` steps are done at `now`, before the evaluation that may be due.
 
     Args:
-      whole: all of them are done on the device. Steps run ahead of it, so other times tell little.
+      synced: whether the device has finished them. Steps are dispatched ahead of it, so other times
+        say little.
     """
-    if self._at is None:
-      self._at = step, now
+    if self._last is None:
+      self._last = step, now
       return
-    before, then = self._at
+    before, then = self._last
     after_evaluation = before % self._every == 0
-    if not whole and not after_evaluation:
+    if not synced and not after_evaluation:
       return
     if after_evaluation:
       self._evaluation = max(0.0, now - then - (step - before) * self._pace())
     else:
       self._steps, self._seconds = self._steps + step - before, self._seconds + now - then
-    self._at = step, now
+    self._last = step, now
 
   def _pace(self) -> float:
     return self._seconds / self._steps if self._steps else 0.0
 
   def text(self, step: int) -> str:
-    """'12 min left', '12 min and 9 evaluations left', or nothing where nothing is known yet."""
-    # Where every step is evaluated, no step is timed alone: it counts as a part of its evaluation.
+    """Returns '12 min left' or '12 min and 9 evaluations left'; empty before the first estimate."""
+    # If every step is evaluated, no step is timed alone: it counts as a part of its evaluation.
     if not self._steps and (self._every > 1 or self._evaluation is None):
       return ''
     # Multiples of eval_every from `step` on, the last step, and the test split.
@@ -64,11 +65,11 @@ class TimeLeft:
 
 
 class Progress:
-  """Shows how far a run is, on stderr. No control characters but on a terminal that takes them."""
+  """Shows the progress of a run on stderr; control characters go only to capable terminals."""
 
   def __init__(self, total: int, start: int, eval_every: int):
     self._total, self._left = total, TimeLeft(total, eval_every)
-    self._last = time.monotonic()
+    self._printed = time.monotonic()
     self._live = None
     if sys.stderr.isatty() and os.environ.get('TERM', '') not in ('', 'dumb'):
       self._live = progress.Progress(
@@ -77,34 +78,34 @@ class Progress:
         progress.BarColumn(),
         progress.TextColumn('{task.fields[left]}'),
         progress.TextColumn('{task.description}'),
-        console=Console(stderr=True),  # which knows NO_COLOR and COLUMNS
+        console=Console(stderr=True),  # follows NO_COLOR and COLUMNS
       )
       self._task = self._live.add_task('', total=total, completed=start, left='')
       self._live.start()
 
   def step(self, step: int, text: str = ''):
-    """Shows that `step` steps are done. Without a terminal a line appears every 10 s at most.
+    """Shows that `step` steps are done. Off a terminal it prints a line every 10 s at most.
 
     Args:
-      text: figures, which stay until others come; with them the device has done all steps.
+      text: figures, shown until the next ones; given when the device has finished all steps.
     """
     now = time.monotonic()
-    self._left.step(step, now, whole=bool(text))
+    self._left.step(step, now, synced=bool(text))
     if self._live:
       new = {'description': text, 'left': self._left.text(step)} if text else {}
       self._live.update(self._task, completed=step, **new)
-    elif text and now - self._last > _PERIOD:
-      self._last = now
+    elif text and now - self._printed > _PERIOD:
+      self._printed = now
       self.line(f'step {step}/{self._total}  {text}  {self._left.text(step)}'.rstrip())
 
   def line(self, text: str):
-    """A line that stays."""
+    """Prints a line that stays."""
     if self._live:
       self._live.console.print(text, highlight=False, markup=False)
     else:
       print(text, file=sys.stderr, flush=True)
 
   def close(self):
-    """Takes the live line away; the others stay."""
+    """Removes the live line; the others stay."""
     if self._live:
       self._live.stop()

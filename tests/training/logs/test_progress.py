@@ -89,7 +89,7 @@ def test_the_time_left_is_right_wherever_a_run_starts(start, every, log):
   for step in range(start + 1, total + 1):
     own, after = seconds[step - 1]
     now += 100.0 if step == start + 1 else own
-    left.step(step, now, whole=step % log == 0 or after > 0)
+    left.step(step, now, synced=step % log == 0 or after > 0)
     told[step] = left.text(step)
     now += after
   truth = {n: sum(a for a, _ in seconds[n:]) + sum(b for _, b in seconds[n - 1 :]) for n in told}
@@ -104,10 +104,10 @@ def test_the_time_left_is_right_wherever_a_run_starts(start, every, log):
 def test_evaluations_are_named_until_one_was_timed():
   left = progress.TimeLeft(100, 40)
   for step in range(1, 21):
-    left.step(step, 3.0 * step, whole=step % 10 == 0)
+    left.step(step, 3.0 * step, synced=step % 10 == 0)
   assert left.text(20) == '4 min and 4 evaluations left'  # 240 s; after 40, 80, 100, of the test
   for step in range(21, 30):
-    left.step(step, 60.0 + 0.01 * step, whole=False)  # sent off, not done
+    left.step(step, 60.0 + 0.01 * step, synced=False)  # sent off, not done
   assert left.text(29) == '4 min and 4 evaluations left'  # 213 s
 
 
