@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run from its config to result.json: the one place that owns the order of events.
+"""A run from its config to result.json, in the order in which it happens.
 
-On many hosts all processes run this code on the same steps. Each reads its part of every batch and
+All processes of a run execute this code on the same steps. Each reads its slice of every batch and
 writes its part of a checkpoint; process 0 alone writes everything else.
 """
 
@@ -32,41 +32,41 @@ from deres_jax.training.workdir import bind_workdir, locked
 
 @dataclasses.dataclass(frozen=True)
 class RunServices:
-  """What a run writes with and is watched by."""
+  """What a run writes to and is watched by."""
 
   checkpoints: store.Checkpoints
-  record: metrics_file.Metrics | metrics_file.NullWriter
-  progress: progress.Progress | metrics_file.NullWriter
-  stop: processes.Stop
-  watchdog: processes.Watchdog
+  metrics: metrics_file.Metrics | metrics_file.NullWriter  # metrics.jsonl, TensorBoard, wandb
+  progress: progress.Progress | metrics_file.NullWriter  # on the terminal
+  stop: processes.Stop  # remembers SIGTERM
+  watchdog: processes.Watchdog  # ends a process whose peers are lost
   profile: profiling.Window
 
   def close(self):
-    """Waits for the save in progress."""
-    with contextlib.ExitStack() as stack:  # all, whatever one of them raises
-      for tool in (self.watchdog, self.checkpoints, self.record, self.progress, self.profile):
-        stack.callback(tool.close)
+    """Waits for the save in progress and closes all, even if one of them raises."""
+    with contextlib.ExitStack() as stack:
+      for service in (self.watchdog, self.checkpoints, self.metrics, self.progress, self.profile):
+        stack.callback(service.close)
 
 
 def train(c: fields.Config, workdir: pathlib.Path) -> dict[str, Any]:
-  """Trains, or goes on training, until result.json is written; returns its content.
+  """Trains, or resumes training, until result.json is written; returns its content.
 
-  Order, and why:
-    1. The workdir is locked; config and data are compared with what it was started with, before
-       anything in it is touched.
-    2. The newest checkpoint that is whole, if any, gives state, position, clock and the metrics
-       under way.
+  The order of events, and why:
+    1. The workdir is locked; config and data are compared with those it was started with, before
+       anything in it is changed.
+    2. The newest complete checkpoint, if any, gives the state, the position in the data, the clock
+       and the streaming metrics.
     3. metrics.jsonl loses the lines after that step; they are written again.
-    4. At an evaluation step: whether all was finite, training figures, then validation, then the
-       checkpoint that carries the validation AUC. A crash between them repeats them all. The
-       figures are on the disk before the checkpoint is.
-    5. SIGTERM on any host: all save at the same step and end with code 75. What validation was due
-       there is done first when the run goes on.
+    4. At an evaluation step: the check that all is finite, training figures, validation, then the
+       checkpoint with the validation AUC. A crash between them repeats them all. The figures are on
+       the disk before the checkpoint is.
+    5. After SIGTERM on any host, all save at the same step and end with code 75. A validation that
+       was due there is done first when the run resumes.
     6. The checkpoint with the best validation AUC is evaluated on the test split, once.
-    7. result.json is written last, in one piece: it exists only for a finished run.
+    7. result.json is written last, atomically: it exists only for a finished run.
 
   Raises:
-    Retry: stopped by SIGTERM; the same command goes on.
+    Retry: SIGTERM stopped the run; the same command resumes it.
   """
   with processes.Stop() as stop, files.faults(workdir):
     run = build_run(c)
@@ -74,166 +74,163 @@ def train(c: fields.Config, workdir: pathlib.Path) -> dict[str, Any]:
       finished = processes.on_process_0(lambda: bind_workdir(c, run.schema, workdir))
       if finished:
         return finished
-      start, tools = _open(run, stop, workdir)
+      start, services = _open_services(run, stop, workdir)
       try:
-        clock = _loop(run, tools, start)
-        return _finish(run, tools, clock, workdir)
+        clock = _train(run, services, start)
+        return _finish(run, services, clock, workdir)
       finally:
-        tools.close()
+        services.close()
 
 
-def _open(run: Run, stop: processes.Stop, workdir: pathlib.Path) -> tuple[int, RunServices]:
-  """The step to go on from, and the tools."""
+def _open_services(
+  run: Run, stop: processes.Stop, workdir: pathlib.Path
+) -> tuple[int, RunServices]:
+  """Finds the step to resume at, 0 if there is none, and opens what the run writes to."""
+  c, writes = run.config, processes.is_process_0()
+  abstract = step.abstract_state(run.spec), step.abstract_stream(run.spec)
   checkpoints = store.Checkpoints(workdir / 'checkpoints')
-  found, lines = checkpoints.resume(step.abstract_state(run.spec), step.abstract_stream(run.spec))
-  start = found or 0
-  leads = processes.is_process_0()
-  expected = checkpoints.clock(start).lines if start else 0
-  c, nowhere = run.config, metrics_file.NullWriter()
-  tools = RunServices(
-    checkpoints,
-    metrics_file.Metrics(
-      workdir,
-      start,
-      expected,
-      wandb.open_sinks(
-        c.train.wandb, config_lib.config_hash(c), config_lib.identity(c), workdir, start
-      ),
+  newest, messages = checkpoints.resume(*abstract)
+  start = newest or 0
+  metrics = console = metrics_file.NullWriter()
+  if writes:
+    lines = checkpoints.clock(start).lines if start else 0
+    identity = config_lib.identity(c)
+    sinks = wandb.open_sinks(c.train.wandb, config_lib.config_hash(c), identity, workdir, start)
+    metrics = metrics_file.Metrics(workdir, start, lines, sinks)
+    console = progress.Progress(run.steps, start, run.eval_every)
+  watchdog = processes.Watchdog(c.mesh.stall_seconds if jax.process_count() > 1 else 0)
+  profile = profiling.Window(c.train.profile if writes else '', workdir / 'profile')
+  height = max(8, shutil.get_terminal_size().lines - 4)
+  for line in (diff.text(c, height), *messages, *metrics.lost):
+    console.line(line)
+  return start, RunServices(checkpoints, metrics, console, stop, watchdog, profile)
+
+
+def _train(run: Run, services: RunServices, start: int) -> store.Clock:
+  """Trains to the last step; with train.on_nan=rollback it may return to a checkpoint."""
+  if start:
+    services.progress.line(f'resuming at step {start} of {run.steps}')
+  state, stream, clock = _restore(run, services, start)
+  while True:
+    clock, failed = _steps(run, services, start, state, stream, clock)
+    if not failed:
+      return clock
+    saved, start = services.checkpoints.latest() or 0, failed
+    services.progress.line(
+      f'step {failed} is not finite: back to the state of step {saved}, on with batch {failed}'
     )
-    if leads
-    else nowhere,
-    progress.Progress(run.steps, start, run.eval_every) if leads else nowhere,
-    stop,
-    processes.Watchdog(c.mesh.stall_seconds if jax.process_count() > 1 else 0),
-    profiling.Window(c.train.profile if leads else '', workdir / 'profile'),
-  )
-  screen = shutil.get_terminal_size().lines
-  for line in (diff.text(c, max(8, screen - 4)), *lines, *tools.record.lost):
-    tools.progress.line(line)
-  return start, tools
+    state, stream, _ = _restore(run, services, saved)
+    # `step` is also the position in the data: the batches since the checkpoint are left out.
+    state = state._replace(step=jax.device_put(np.int32(failed), state.step.sharding))
+    clock = dataclasses.replace(clock, evaluated=not _evaluation_due(run, failed))
 
 
-def _start(run: Run, tools: RunServices, start: int) -> tuple[step.State, StreamState, store.Clock]:
-  """State, metrics under way and clock at step `start`."""
+def _restore(
+  run: Run, services: RunServices, at: int
+) -> tuple[step.State, StreamState, store.Clock]:
+  """Returns state, streaming metrics and clock after `at` steps, from its checkpoint if not 0."""
   spec = run.spec
-  if not start:
+  if not at:
     return step.init_state(spec), step.init_stream(spec), store.Clock(0.0, 0)
   abstract = step.abstract_state(spec), step.abstract_stream(spec)
-  state, total, clock = tools.checkpoints.restore(start, *abstract)
+  state, total, clock = services.checkpoints.restore(at, *abstract)
   return state, step.init_stream(spec, total), clock
 
 
-def _loop(run: Run, tools: RunServices, start: int) -> store.Clock:
-  """Steps start .. run.steps; where train.on_nan=rollback, with returns to the last checkpoint."""
-  begin = _start(run, tools, start)
-  if start:
-    tools.progress.line(f'resuming at step {start} of {run.steps}')
-  while True:
-    clock, failed = _steps(run, tools, start, begin)
-    if not failed:
-      return clock
-    at, start = tools.checkpoints.latest() or 0, failed
-    tools.progress.line(
-      f'step {failed} is not finite: back to the state of step {at}, on with batch {failed}'
-    )
-    state, stream, _ = _start(run, tools, at)
-    # Its step is its place in the data: the batches since the checkpoint are left out.
-    state = state._replace(step=jax.device_put(np.int32(failed), state.step.sharding))
-    begin = state, stream, dataclasses.replace(clock, evaluated=not _due(run, failed))
-
-
-def _due(run: Run, done: int) -> bool:
-  """Whether validation is due after so many steps."""
+def _evaluation_due(run: Run, done: int) -> bool:
   return done % run.eval_every == 0 or done == run.steps
 
 
 def _steps(
-  run: Run, tools: RunServices, start: int, begin: tuple[step.State, StreamState, store.Clock]
+  run: Run,
+  services: RunServices,
+  start: int,
+  state: step.State,
+  stream: StreamState,
+  clock: store.Clock,
 ) -> tuple[store.Clock, int]:
-  """Steps start .. run.steps with everything that happens between them.
+  """Runs steps start + 1 .. run.steps, with figures, evaluations and checkpoints between them.
 
   Returns:
-    The clock at the end, and 0; or at a step that is to be rolled back, and that step.
+    The clock at the end and 0; or, at a failure that train.on_nan=rollback handles, the clock and
+    the first step that is not finite.
   """
-  c, spec = run.config, run.spec
-  state, stream, clock = begin
-  train_step, total = step.make_train_step(spec), step.make_sum_stream(spec)
-  train_step = tools.profile.around(train_step, start)
-  is_finite = nonfinite.make_finite_leaves(spec)
+  data, t, spec = run.config.data, run.config.train, run.spec
+  train_step = services.profile.around(step.make_train_step(spec), start)
+  sum_stream, finite_leaves = step.make_sum_stream(spec), nonfinite.make_finite_leaves(spec)
   began = time.monotonic()
-  shown, shown_at, skipped = start, began, clock.skipped
+  logged, logged_at, skipped = start, began, clock.skipped
 
   def now(done: int, evaluated: bool = True) -> store.Clock:
-    spent = clock.wall_seconds + time.monotonic() - began
-    rows, lines = run.train.examples_until(done), tools.record.lines
-    return store.Clock(spent, rows, evaluated, lines, skipped, clock.rollbacks)
+    seconds = clock.wall_seconds + time.monotonic() - began
+    examples, lines = run.train.examples_until(done), services.metrics.lines
+    return store.Clock(seconds, examples, evaluated, lines, skipped, clock.rollbacks)
 
   if not clock.evaluated:
-    auc = _validate(run, tools, state, start)
-    tools.record.sync()
-    tools.checkpoints.evaluated(start, now(start), auc)
-  prefetch = Prefetch(c.data.threads, c.data.prefetch)
-  batches = feed(run.train, spec.mesh, (start, run.steps), prefetch, lambda: tools.stop.requested)
-  for done, device_batch in enumerate(batches, start + 1):
-    state, stream = train_step(state, stream, device_batch.batch)
-    tools.watchdog.beat()
-    due = _due(run, done)
-    saved = due or (c.train.checkpoint_steps and done % c.train.checkpoint_steps == 0)
-    if saved or device_batch.stop or done % c.train.log_steps == 0:
-      leaves = is_finite(state) if saved or device_batch.stop else None
-      if failed := _failed(run, clock.rollbacks, state, leaves, done):
+    auc = _validate(run, services, state, start)
+    services.metrics.sync()
+    services.checkpoints.evaluated(start, now(start), auc)
+  prefetch = Prefetch(data.threads, data.prefetch)
+  batches = feed(
+    run.train, spec.mesh, (start, run.steps), prefetch, lambda: services.stop.requested
+  )
+  for done, (batch, _, stop) in enumerate(batches, start + 1):
+    state, stream = train_step(state, stream, batch)
+    services.watchdog.beat()
+    due = _evaluation_due(run, done)
+    scheduled = due or (t.checkpoint_steps and done % t.checkpoint_steps == 0)
+    save, log = scheduled or stop, scheduled or done % t.log_steps == 0
+    if save or log:
+      leaves = finite_leaves(state) if save else None
+      if failed := _first_failed(run, state, leaves, done, clock.rollbacks):
         return dataclasses.replace(now(failed), rollbacks=clock.rollbacks + 1), failed
       skipped = int(state.skipped)
-    # The stream restarts wherever a run may resume, so that a resumed run writes equal lines.
-    if saved or done % c.train.log_steps == 0:
-      figures = jax.device_get(total(stream)).compute()
+    if log:
+      figures = jax.device_get(sum_stream(stream)).compute()
+      # Starts anew wherever a run may resume, so that a resumed run writes the same lines.
       stream = step.init_stream(spec)
-      if c.train.on_nan != 'stop':
+      if t.on_nan != 'stop':
         figures |= {'steps_skipped': skipped, 'rollbacks': clock.rollbacks}
-      seconds = time.monotonic() - shown_at
-      speed = (run.train.examples_until(done) - run.train.examples_until(shown)) / seconds
-      shown, shown_at = done, time.monotonic()
-      tools.record.write(done, 'train', {**figures, 'rows_per_second': speed})
-      tools.progress.step(
-        done, f'loss {figures["logloss"]:.4f}  auc {figures["auc"]:.4f}  {speed:,.0f} rows/s'
-      )
+      _log(run, services, figures, logged, done, time.monotonic() - logged_at)
+      logged, logged_at = done, time.monotonic()
     else:
-      tools.progress.step(done)
-    if saved or device_batch.stop:
+      services.progress.step(done)
+    if save:
       evaluated, auc = not due, None
-      if due:
-        with contextlib.suppress(evaluate.Stopped):
-          auc = _validate(run, tools, state, done)
+      with contextlib.suppress(evaluate.Stopped):
+        if due:
+          auc = _validate(run, services, state, done)
           evaluated = True
-      tools.record.sync()
-      tools.checkpoints.save(done, state, total(stream), now(done, evaluated), auc)
-      tools.watchdog.beat()
-      shown_at = time.monotonic()
-      if device_batch.stop or not evaluated:
+      services.metrics.sync()
+      services.checkpoints.save(done, state, sum_stream(stream), now(done, evaluated), auc)
+      services.watchdog.beat()
+      logged_at = time.monotonic()
+      if stop or not evaluated:
         raise Retry(f'at step {done} of {run.steps}, saved: the same command goes on')
   return now(run.steps), 0
 
 
-def _failed(run: Run, rollbacks: int, state: step.State, leaves: Any, done: int) -> int:
-  """The step from which on the state is not to be used, or 0. All processes find the same.
+def _first_failed(run: Run, state: step.State, leaves: Any, done: int, rollbacks: int) -> int:
+  """Returns the first step whose state is not finite, or 0. Identical on all processes.
 
   Args:
-    leaves: of the state after `done` steps, which of it is finite; None: not asked.
+    leaves: of the state after `done` steps, which arrays are finite; None: not checked.
 
   Raises:
-    UserError: there is one, and the run must not go on past it.
+    UserError: there is one and the run must not continue past it.
   """
   t, spec = run.config.train, run.spec
-  skipped, held = (int(x) for x in jax.device_get((state.skipped, state.step)))
-  moved = nonfinite.first_of_state(leaves) if leaves is not None else None
-  if skipped <= spec.nan_limit and moved is None:
+  skipped, last_finite = (int(x) for x in jax.device_get((state.skipped, state.step)))
+  array = nonfinite.first_of_state(leaves) if leaves is not None else None
+  if skipped <= spec.nan_limit and array is None:
     return 0
-  failed = done if moved else held + 1
+  failed = done if array else last_finite + 1
   if t.on_nan == 'rollback' and rollbacks < t.nan_bound:
     return failed
-  where = f'{moved} after a step with finite gradients'
-  if not moved:
-    where = nonfinite.explain(spec, state, run.train, held)
+  if array:
+    where = f'{array} after a step with finite gradients'
+  else:
+    where = nonfinite.explain(spec, state, run.train, last_finite)
   then = 'train.on_nan=skip or rollback goes on without them'
   if t.on_nan != 'stop':
     then = f'train.nan_bound above {t.nan_bound} goes on (train.on_nan={t.on_nan})'
@@ -243,39 +240,50 @@ def _failed(run: Run, rollbacks: int, state: step.State, leaves: Any, done: int)
   )
 
 
-def _validate(run: Run, tools: RunServices, state: step.State, done: int) -> float | None:
-  """Evaluates on the validation split and writes the figures; the AUC, if there is one."""
-  figures, _ = _evaluate(run, tools, state.params, state.tables, done, 'validation')
-  tools.record.write(done, 'validation', figures)
-  tools.progress.line(
+def _log(run: Run, services: RunServices, figures: dict, before: int, done: int, seconds: float):
+  """Writes the training figures of steps before + 1 .. done, which took `seconds`."""
+  speed = (run.train.examples_until(done) - run.train.examples_until(before)) / seconds
+  services.metrics.write(done, 'train', {**figures, 'rows_per_second': speed})
+  services.progress.step(
+    done, f'loss {figures["logloss"]:.4f}  auc {figures["auc"]:.4f}  {speed:,.0f} rows/s'
+  )
+
+
+def _validate(run: Run, services: RunServices, state: step.State, done: int) -> float | None:
+  """Writes the figures of the validation split; returns the AUC, None if it is undefined."""
+  figures, _ = _evaluate(run, services, state.params, state.tables, done, 'validation')
+  services.metrics.write(done, 'validation', figures)
+  services.progress.line(
     f'step {done}/{run.steps}  validation auc {figures["auc"]:.5f} logloss {figures["logloss"]:.5f}'
   )
   return figures['auc'] if math.isfinite(figures['auc']) else None
 
 
 def _evaluate(
-  run: Run, tools: RunServices, params, tables, at: int, split: str
+  run: Run, services: RunServices, params: Any, tables: tuple[jax.Array, ...], at: int, split: str
 ) -> tuple[dict[str, float], np.ndarray]:
-  """Figures and logits of the state after `at` steps."""
+  """Returns figures and logits of a split for the parameters after `at` steps."""
+  return evaluate.evaluate(
+    lambda batch: run.eval_step(params, tables, np.int32(at), batch),
+    run.held_out(split),
+    run.spec.mesh,
+    Prefetch(1, run.config.data.prefetch),
+    lambda: services.stop.requested,
+    services.watchdog.beat,
+  )
 
-  def logits(params, tables, batch):
-    return run.logits(params, tables, np.int32(at), batch)
 
-  prefetch = Prefetch(1, run.config.data.prefetch)
-  stop_requested, beat = lambda: tools.stop.requested, tools.watchdog.beat
-  batches, mesh = run.held_out(split), run.spec.mesh
-  return evaluate.run(logits, params, tables, batches, mesh, prefetch, stop_requested, beat)
-
-
-def _finish(run: Run, tools: RunServices, clock, workdir: pathlib.Path) -> dict[str, Any]:
-  """The test split under the best checkpoint, and result.json."""
-  best = tools.checkpoints.best()
-  chosen = best[0] if best else tools.checkpoints.latest()
-  params, tables = tools.checkpoints.restore_params(chosen, step.abstract_state(run.spec))
-  tools.progress.line(f'evaluating step {chosen}, the best on validation, on the test split')
-  figures, logits_N = _evaluate(run, tools, params, tables, chosen, 'test')
-  tools.record.write(run.steps, 'test', figures)
-  content = result.content(run.config, run.schema, run.spec, run.steps, clock, figures, workdir)
+def _finish(
+  run: Run, services: RunServices, clock: store.Clock, workdir: pathlib.Path
+) -> dict[str, Any]:
+  """Evaluates the best checkpoint on the test split and writes result.json."""
+  best = services.checkpoints.best()
+  chosen = best[0] if best else services.checkpoints.latest()
+  params, tables = services.checkpoints.restore_params(chosen, step.abstract_state(run.spec))
+  services.progress.line(f'evaluating step {chosen}, the best on validation, on the test split')
+  figures, logits_N = _evaluate(run, services, params, tables, chosen, 'test')
+  services.metrics.write(run.steps, 'test', figures)
+  content = result.content(run, clock, figures, workdir)
   content |= {'step_chosen': chosen, 'auc_validation': best[1] if best else None}
   if processes.is_process_0():
     np.save(workdir / 'test_logits.npy', logits_N)
@@ -285,32 +293,26 @@ def _finish(run: Run, tools: RunServices, clock, workdir: pathlib.Path) -> dict[
 
 
 def evaluate_best(c: fields.Config, workdir: pathlib.Path) -> dict[str, Any]:
-  """Figures of the best checkpoint on validation and test; writes eval.json, trains nothing."""
+  """Evaluates a run's best checkpoint on validation and test; writes eval.json, trains nothing."""
   if not (workdir / 'checkpoints').is_dir():
     raise UserError(f'workdir {workdir} holds no checkpoints: train first (--mode=train)')
   run = build_run(c)
-  with locked(workdir), files.faults(workdir):
+  with locked(workdir), files.faults(workdir), processes.Stop() as stop:
     processes.on_process_0(lambda: bind_workdir(c, run.schema, workdir))
-    return _evaluate_best(run, workdir)
-
-
-def _evaluate_best(run: Run, workdir: pathlib.Path) -> dict[str, Any]:
-  checkpoints = store.Checkpoints(workdir / 'checkpoints')
-  best = checkpoints.best()
-  chosen = best[0] if best else checkpoints.latest()
-  if chosen is None:
-    raise UserError(f'workdir {workdir} holds no finished checkpoint: train on (--mode=train)')
-  out = {'step': chosen}
-  nowhere = metrics_file.NullWriter()
-  with processes.Stop() as stop:
-    off = processes.Watchdog(0), profiling.Window('', workdir)
-    tools = RunServices(checkpoints, nowhere, nowhere, stop, *off)
+    checkpoints, null = store.Checkpoints(workdir / 'checkpoints'), metrics_file.NullWriter()
+    best = checkpoints.best()
+    chosen = best[0] if best else checkpoints.latest()
+    if chosen is None:
+      raise UserError(f'workdir {workdir} holds no finished checkpoint: train on (--mode=train)')
+    watchdog, profile = processes.Watchdog(0), profiling.Window('', workdir)
+    services = RunServices(checkpoints, null, null, stop, watchdog, profile)
     params, tables = checkpoints.restore_params(chosen, step.abstract_state(run.spec))
+    figures = {'step': chosen}
     try:
       for split in ('validation', 'test'):
-        out[split], _ = _evaluate(run, tools, params, tables, chosen, split)
+        figures[split], _ = _evaluate(run, services, params, tables, chosen, split)
     finally:
-      tools.close()
-  if processes.is_process_0():
-    files.write_json(workdir / 'eval.json', out)
-  return out
+      services.close()
+    if processes.is_process_0():
+      files.write_json(workdir / 'eval.json', figures)
+    return figures

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a finished run says of itself: result.json."""
+"""result.json of a finished run, with an audit of what it was made by and on.
+
+The audit keeps only environment variables that are named here, and JAX's own options: no secrets.
+"""
 
 import os
 import pathlib
@@ -14,26 +17,37 @@ import jax
 
 from deres_jax import config as config_lib
 from deres_jax import models
-from deres_jax.config import fields
 from deres_jax.core import allocator, terminal
 from deres_jax.data.schema import Schema
 from deres_jax.training.checkpoints.store import Clock
 from deres_jax.training.plan import counts
-from deres_jax.training.step_spec import StepSpec
+from deres_jax.training.run import Run
 
 _PACKAGES = ('deres_jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
+_AUDITED = (
+  *_PACKAGES,
+  *('scipy', 'grain', 'tensorflow-datasets', 'array-record', 'ml-collections', 'chex', 'etils'),
+)
+# They change programs, devices, memory or the order of sums.
+_VARIABLES = (
+  *('XLA_FLAGS', 'LIBTPU_INIT_ARGS', 'XLA_CLIENT_MEM_FRACTION', 'XLA_PYTHON_CLIENT_MEM_FRACTION'),
+  *('XLA_PYTHON_CLIENT_PREALLOCATE', 'XLA_PYTHON_CLIENT_ALLOCATOR', 'CUDA_VISIBLE_DEVICES'),
+  *('TPU_VISIBLE_DEVICES', 'DERES_JAX_ALLOCATOR', 'LD_PRELOAD', 'MALLOC_CONF', 'OMP_NUM_THREADS'),
+)
+_GIT_SECONDS = 10  # longest time for a git command
 
 
 def content(
-  c: fields.Config,
-  schema: Schema,
-  spec: StepSpec,
-  steps: int,
-  clock: Clock,
-  figures: dict[str, float],
-  workdir: pathlib.Path,
+  run: Run, clock: Clock, figures: dict[str, float], workdir: pathlib.Path
 ) -> dict[str, Any]:
-  """What result.json holds, but for how the checkpoint was chosen."""
+  """Returns the content of result.json, except how the checkpoint was chosen.
+
+  Takes the whole run, because result.json describes all of it.
+
+  Args:
+    figures: of the test split.
+  """
+  c, schema, spec = run.config, run.schema, run.spec
   plan = counts.make(c, spec)
   device = spec.mesh.devices.flat[0]
   return {
@@ -52,7 +66,7 @@ def content(
     'train_flops': plan.flops_train_per_row * clock.rows_seen,
     'rows_seen': clock.rows_seen,
     'rows_per_second': clock.rows_seen / clock.wall_seconds,
-    'steps': steps,
+    'steps': run.steps,
     'steps_skipped': clock.skipped,
     'rollbacks': clock.rollbacks,
     'wall_seconds': clock.wall_seconds,
@@ -64,10 +78,7 @@ def content(
     },
     'allocator': allocator.name(),
     'kernels': spec.kernels,
-    'versions': {
-      'python': platform.python_version(),
-      **{name: metadata.version(name) for name in _PACKAGES},
-    },
+    'versions': _versions(_PACKAGES),
     'dataset': schema.dataset,
     'data_content': schema.content,
     'planted': schema.planted,
@@ -76,11 +87,11 @@ def content(
 
 
 def line(content: dict[str, Any], file: pathlib.Path) -> str:
-  """A finished run in one line, as a command ends with it.
+  """Describes a finished run in one line.
 
   Args:
-    content: of result.json, which may be of an earlier version.
-    file: where it is.
+    content: of result.json, perhaps of an earlier version.
+    file: result.json.
   """
   device = content['device']
   return (
@@ -96,30 +107,13 @@ def _figure(value: float | None) -> str:
   return 'none' if value is None else f'{value:.5f}'
 
 
-_AUDITED = (
-  *('deres_jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'scipy'),
-  *('grain', 'tensorflow-datasets', 'array-record', 'ml-collections', 'chex', 'etils'),
-)
-
-
-# What changes programs, devices, memory or the order of sums.
-_VARIABLES = (
-  *('XLA_FLAGS', 'LIBTPU_INIT_ARGS', 'XLA_CLIENT_MEM_FRACTION', 'XLA_PYTHON_CLIENT_MEM_FRACTION'),
-  *('XLA_PYTHON_CLIENT_PREALLOCATE', 'XLA_PYTHON_CLIENT_ALLOCATOR', 'CUDA_VISIBLE_DEVICES'),
-  *('TPU_VISIBLE_DEVICES', 'DERES_JAX_ALLOCATOR', 'LD_PRELOAD', 'MALLOC_CONF', 'OMP_NUM_THREADS'),
-)
-
-
-_GIT_SECONDS = 10
-
-
 def audit(schema: Schema) -> dict[str, Any]:
-  """All of it, as JSON holds it."""
+  """Returns by which command, code, packages and machine, and on which data, the run was made."""
   splits = schema.splits
   return {
     'command': shlex.join(sys.argv),
     'git': git(pathlib.Path(__file__)),
-    'versions': {'python': platform.python_version(), **_versions()},
+    'versions': _versions(_AUDITED),
     'host': {
       'name': platform.node(),
       'system': f'{sys.platform} {platform.release()}',
@@ -139,18 +133,19 @@ def audit(schema: Schema) -> dict[str, Any]:
   }
 
 
-def _versions() -> dict[str, str]:
-  return {name: metadata.version(name) for name in _AUDITED}
+def _versions(packages: tuple[str, ...]) -> dict[str, str]:
+  versions = {name: metadata.version(name) for name in packages}
+  return {'python': platform.python_version(), **versions}
 
 
 def environment(environ: Any) -> dict[str, str]:
-  """Of environment variables those that are named above, and options of JAX."""
+  """Selects the environment variables named above and the options of JAX."""
   jax_options = {name.upper() for name in jax.config.values if name.startswith('jax_')}
   return {k: v for k, v in sorted(environ.items()) if k in _VARIABLES or k in jax_options}
 
 
 def _processor() -> str:
-  """The processor's name as Linux has it, else as Python has it."""
+  """The processor's name from Linux, else from Python."""
   info = pathlib.Path('/proc/cpuinfo')
   if info.is_file():
     for line in info.read_text(errors='replace').splitlines():
@@ -161,10 +156,10 @@ def _processor() -> str:
 
 
 def git(file: pathlib.Path) -> dict[str, Any] | None:
-  """Revision of the repository that a source file is tracked in, and whether it was changed.
+  """Returns the git revision of a source file, and whether its repository has changes.
 
-  None without git, and where the file is not tracked: a package that is installed in a folder of
-  somebody else's repository has nothing to do with that one.
+  None without git, and for a file that is not tracked: a package installed in a folder of another
+  repository has nothing to do with that one.
   """
   if _git(file, 'ls-files', '--error-unmatch', file.name) is None:
     return None
@@ -176,7 +171,7 @@ def git(file: pathlib.Path) -> dict[str, Any] | None:
 
 
 def _git(file: pathlib.Path, *args: str) -> str | None:
-  # A repository may name programs to be run by git, and the environment another repository.
+  # A repository can name programs for git to run, and the environment can name another repository.
   command = ['git', '-c', 'core.fsmonitor=false', '-c', 'core.hooksPath=/dev/null', *args]
   environ = {k: v for k, v in os.environ.items() if not k.startswith('GIT_')}
   environ |= {'GIT_OPTIONAL_LOCKS': '0'}

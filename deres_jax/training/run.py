@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The parts of a run: data, step and lengths, made from its config before any state exists."""
+"""A run before its first step: data, step and lengths, made from the config."""
 
 import dataclasses
 import functools
@@ -21,56 +21,63 @@ from deres_jax.training.step_spec import StepSpec, make_step_spec
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """What does not change while a run goes on."""
+  """What stays the same during a run."""
 
   config: fields.Config
   schema: Schema
   spec: StepSpec
-  train: batches_lib.Batches
-  held_out: Callable[[str], batches_lib.Batches]  # of a split; opened at its first evaluation, once
-  logits: Callable  # (params, tables, step, batch) -> logits; compiled at the first evaluation
+  train: batches_lib.Batches  # shuffled
+  held_out: Callable[[str], batches_lib.Batches]  # by split; opened at its first evaluation
+  eval_step: Callable  # (params, tables, step, batch) -> logits; compiled at the first evaluation
   steps: int
-  eval_every: int
+  eval_every: int  # steps
 
 
 def build_run(c: fields.Config, mesh: jax.sharding.Mesh | None = None) -> Run:
-  """Opens the data, makes all parts of the step. Raises UserError.
+  """Opens the data and builds the step.
 
   Args:
     mesh: to plan for; None: the one that the config asks for.
+
+  Raises:
+    UserError: data or sizes that do not fit.
   """
   schema = load_schema(c.data.path)
   mesh = mesh or mesh_lib.make_mesh(c.mesh.devices)
   steps = steps_of(c, schema)
   profiling.check(c.train.profile, steps)
-  per_epoch = -(-schema.splits['train'].rows // c.data.batch_size)
-  eval_every = c.train.eval_steps or max(1, round(c.train.eval_epochs * per_epoch))
   spec = make_step_spec(c, schema, mesh, steps)
-  train = _batches(c, schema, spec, 'train', c.data.batch_size, shuffle_seed=c.seed)
 
-  @functools.cache
-  def held_out(split: str) -> batches_lib.Batches:
-    return _batches(c, schema, spec, split, c.data.eval_batch_size)
+  def batches(split: str, batch_size: int, shuffle_seed: int | None = None) -> batches_lib.Batches:
+    opened = batches_lib.Batches(
+      Blocks(schema, split),
+      spec.tables,
+      batch_size,
+      mesh.size,
+      c.data.window_blocks,
+      shuffle_seed,
+      jax.process_index(),
+      jax.process_count(),
+    )
+    opened.default_capacity = processes.gather(opened.default_capacity).max(axis=0)
+    return opened
 
-  return Run(c, schema, spec, train, held_out, step.make_eval_step(spec), steps, eval_every)
+  return Run(
+    config=c,
+    schema=schema,
+    spec=spec,
+    train=batches('train', c.data.batch_size, c.seed),
+    held_out=functools.cache(lambda split: batches(split, c.data.eval_batch_size)),
+    eval_step=step.make_eval_step(spec),
+    steps=steps,
+    eval_every=c.train.eval_steps or max(1, round(c.train.eval_epochs * _per_epoch(c, schema))),
+  )
 
 
 def steps_of(c: fields.Config, schema: Schema) -> int:
-  """Length of a run in steps."""
-  per_epoch = -(-schema.splits['train'].rows // c.data.batch_size)
-  return c.train.steps or math.ceil(c.train.epochs * per_epoch)
+  """Returns the length of a run in steps."""
+  return c.train.steps or math.ceil(c.train.epochs * _per_epoch(c, schema))
 
 
-def _batches(c, schema, spec, split, batch_size, shuffle_seed=None) -> batches_lib.Batches:
-  batches = batches_lib.Batches(
-    Blocks(schema, split),
-    spec.tables,
-    batch_size,
-    spec.mesh.size,
-    c.data.window_blocks,
-    shuffle_seed,
-    jax.process_index(),
-    jax.process_count(),
-  )
-  batches.default_capacity = processes.gather(batches.default_capacity).max(axis=0)
-  return batches
+def _per_epoch(c: fields.Config, schema: Schema) -> int:
+  return -(-schema.splits['train'].rows // c.data.batch_size)

@@ -96,11 +96,7 @@ def init_state(spec: StepSpec) -> State:
 
 
 def init_stream(spec: StepSpec, total: StreamState | None = None) -> StreamState:
-  """Returns streaming metrics, one state a device [D, ...]; `make_sum_stream` adds them up.
-
-  Args:
-    total: a sum to continue from; None: no examples yet.
-  """
+  """Returns streaming metrics, one state a device [D, ...], that continue from the sum `total`."""
   return _start_stream(spec.mesh)(StreamState.zeros() if total is None else total)
 
 

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which run a workdir belongs to: config.json, and what a later start is compared with."""
+"""A workdir belongs to one run, by config.json, and to one process at a time, by .lock.
+
+The lock is the kernel's: it ends with the process, however that ends.
+"""
 
 import contextlib
 import pathlib
@@ -17,28 +20,26 @@ from deres_jax.training.logs import wandb
 
 
 def bind_workdir(c: fields.Config, schema: Schema, workdir: pathlib.Path) -> dict[str, Any] | None:
-  """Makes a workdir this run's own: writes config.json, or compares with the one that is there.
+  """Binds a workdir to a run: writes config.json, or compares with the one that is there.
 
-  Returns: the content of result.json, where the run is finished.
-  Raises: UserError for another run's workdir; nothing in it is touched then.
+  Takes the whole config, because config.json holds it.
+
+  Returns:
+    The content of result.json if the run is finished, else None.
+
+  Raises:
+    UserError: the workdir belongs to another run; nothing in it was changed.
   """
   wandb.check(c.train.wandb)
   workdir.mkdir(parents=True, exist_ok=True)
-  file = workdir / 'config.json'
-  mine = {
-    'config_hash': config_lib.config_hash(c),
-    'data_content': schema.content,
-    'config': config_lib.as_dict(c),
-    'identity': config_lib.identity(c),
-  }
+  identity = config_lib.identity(c)
   old = run_files.read_config(workdir, 'take another --workdir, or put the file back')
   if old is not None:
-    now = mine['identity']
     changed = [
-      f'{k}: {old.identity.get(k)!r} -> {now.get(k)!r}'
-      for k in sorted({*old.identity, *now})
-      if old.identity.get(k) != now.get(k)
-      # Under stop nothing was ever skipped: the run is what it would be had it begun as it goes on.
+      f'{k}: {old.identity.get(k)!r} -> {identity.get(k)!r}'
+      for k in sorted({*old.identity, *identity})
+      if old.identity.get(k) != identity.get(k)
+      # With on_nan=stop, its default, nothing was skipped yet: another value changes no past step.
       and not (k == 'train.on_nan' and k not in old.identity)
     ]
     if changed:
@@ -51,21 +52,28 @@ def bind_workdir(c: fields.Config, schema: Schema, workdir: pathlib.Path) -> dic
         f'workdir {workdir} was started on other data than {schema.path}: '
         'take another --workdir or the old data'
       )
-  files.write_json(file, mine)
+  content = {
+    'config_hash': config_lib.config_hash(c),
+    'data_content': schema.content,
+    'config': config_lib.as_dict(c),
+    'identity': identity,
+  }
+  files.write_json(workdir / 'config.json', content)
   advice = 'delete it: the same command finishes the run from its last checkpoint'
   if run_files.read_result(workdir, advice) is None:  # checks its fields
     return None
   return files.read_json(workdir / 'result.json', dict, advice)
 
 
-WAIT_SECONDS = 3  # for a predecessor that was killed a moment ago and still frees its memory
+WAIT_SECONDS = 3  # a process that was just killed may still be freeing its memory
 
 
 @contextlib.contextmanager
 def locked(workdir: pathlib.Path) -> Iterator[None]:
-  """Makes a workdir if need be and keeps other runs out of it. Of many hosts process 0 locks it.
+  """Locks a workdir against other runs, making it if needed. Process 0 holds the lock for all.
 
-  Raises: UserError where another run has it.
+  Raises:
+    UserError: another run holds it.
   """
   lock = files.Lock(workdir / '.lock')
   processes.on_process_0(lambda: _take(workdir, lock))
@@ -83,7 +91,7 @@ def _take(workdir: pathlib.Path, lock: files.Lock):
   except OSError as e:
     if not lock.is_open():
       raise
-    # A file system without locks is still one to work on.
+    # The file system has no locks: the run works there all the same.
     print(
       f'{workdir}: no locks here ({e.strerror}): see that no other run takes this workdir',
       file=sys.stderr,

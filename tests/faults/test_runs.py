@@ -205,12 +205,12 @@ def test_data_altered_under_a_run_is_told_and_mended(
 
 def test_a_config_json_that_is_damaged_is_told(workdir, planted):
   os.truncate(workdir / 'config.json', 30)
-  with pytest.raises(UserError, match=r'config.json: not valid JSON .*bring the file back'):
+  with pytest.raises(UserError, match=r'config.json: not valid JSON .*put the file back'):
     loop.train(settings(planted), workdir)
 
 
 def test_a_run_that_is_cut_off_in_its_test_evaluates_again(planted, whole, tmp_path, monkeypatch):
-  cut_off(monkeypatch, settings(planted), tmp_path / 'w', evaluate, 'run', 3)
+  cut_off(monkeypatch, settings(planted), tmp_path / 'w', evaluate, 'evaluate', 3)
   loop.train(settings(planted), tmp_path / 'w')
   assert_equal(tmp_path / 'w', whole)
 

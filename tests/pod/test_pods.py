@@ -197,9 +197,9 @@ def stop_when(monkeypatch, place, name, call):
   [
     slow(step, 'make_train_step', 5, 'at step 6 of 16', 6),
     (step, 'make_train_step', 7, 'at step 8 of 16', 8),  # a step with validation
-    (evaluate, 'run', 1, 'at step 8 of 16', 8),
-    slow(evaluate, 'run', 2, 'at step 16 of 16', 16),
-    (evaluate, 'run', 3, 'before the figures of a split', 16),
+    (evaluate, 'evaluate', 1, 'at step 8 of 16', 8),
+    slow(evaluate, 'evaluate', 2, 'at step 16 of 16', 16),
+    (evaluate, 'evaluate', 3, 'before the figures of a split', 16),
   ],
 )
 def test_sigterm_saves_and_the_same_command_goes_on(
@@ -232,7 +232,7 @@ def test_sigterm_in_a_postponed_validation_saves_nothing_and_loses_nothing(
   c = settings(planted, 1)
   for said in ('at step 8 of 16', 'before the figures of a split'):
     with monkeypatch.context() as patch:
-      stop_when(patch, evaluate, 'run', 1)
+      stop_when(patch, evaluate, 'evaluate', 1)
       with pytest.raises(Retry, match=said):
         loop.train(c, tmp_path)
     assert describe(tmp_path, 1)['step'] == 8

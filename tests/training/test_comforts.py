@@ -119,11 +119,11 @@ def test_process_0_alone_writes_and_sends(planted, tmp_path, wandb, monkeypatch)
   monkeypatch.setattr(processes, 'is_process_0', lambda: False)
   run = run_lib.build_run(tiny(planted, ',profile=3:2,wandb=ctr'))
   with processes.Stop() as stop:
-    _, tools = loop._open(run, stop, tmp_path)
-    tools.close()
-  assert isinstance(tools.record, metrics_file.NullWriter) and not wandb.CALLS
+    _, services = loop._open_services(run, stop, tmp_path)
+    services.close()
+  assert isinstance(services.metrics, metrics_file.NullWriter) and not wandb.CALLS
   step = object()
-  assert tools.profile.around(step, 0) is step
+  assert services.profile.around(step, 0) is step
 
 
 @pytest.mark.parametrize('text', ['3', '0:2', '3:0', '-1:2', '3:2:1', 'a:b', '3:2.5', '3:1٣'])

@@ -256,9 +256,9 @@ def test_a_logit_that_is_nan_in_evaluation_is_a_line(planted):
   state = poison(step.init_state(spec), None, 3)
   eval_step = step.make_eval_step(spec)
   with pytest.raises(UserError, match=r'of 1500 logits are NaN in evaluation, the first in row'):
-    evaluate.run(
-      lambda p, t, b: eval_step(p, t, np.int32(0), b) * jnp.nan,
-      state.params, state.tables, batches, spec.mesh, loop.Prefetch(1, 2), bool, lambda: None,
+    evaluate.evaluate(
+      lambda b: eval_step(state.params, state.tables, np.int32(0), b) * jnp.nan,
+      batches, spec.mesh, loop.Prefetch(1, 2), bool, lambda: None,
     )  # fmt: skip
 
 
