@@ -164,9 +164,7 @@ def update(
 
   Args:
     requested: [D * K] int32, the ids that `lookup` returned.
-    g: [D * K, E], gradient of the global loss with respect to the embeddings that this device
-      requested.
-    lr: learning rate.
+    g: [D * K, E], gradient of the global loss with respect to what `lookup` returned.
     step: number of steps done, from 0.
     ok: if False, nothing is written.
 

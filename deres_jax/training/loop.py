@@ -30,6 +30,10 @@ from deres_jax.training.run import Run, build_run
 from deres_jax.training.workdir import bind_workdir, locked
 
 
+# Everything that a step continues from: state, streaming metrics, time spent.
+Position = tuple[step.State, StreamState, store.Clock]
+
+
 @dataclasses.dataclass(frozen=True)
 class RunServices:
   """What a run writes to and is watched by."""
@@ -40,6 +44,10 @@ class RunServices:
   stop: processes.Stop  # remembers SIGTERM
   watchdog: processes.Watchdog  # ends a process whose peers are lost
   profile: profiling.Window
+
+  def stop_requested(self) -> bool:
+    """Returns whether this process received SIGTERM."""
+    return self.stop.requested
 
   def close(self):
     """Waits for the save in progress and closes all, even if one of them raises."""
@@ -110,9 +118,9 @@ def _train(run: Run, services: RunServices, start: int) -> store.Clock:
   """Trains to the last step; with train.on_nan=rollback it may return to a checkpoint."""
   if start:
     services.progress.line(f'resuming at step {start} of {run.steps}')
-  state, stream, clock = _restore(run, services, start)
+  position = _restore(run, services, start)
   while True:
-    clock, failed = _steps(run, services, start, state, stream, clock)
+    clock, failed = _steps(run, services, start, position)
     if not failed:
       return clock
     saved, start = services.checkpoints.latest() or 0, failed
@@ -123,11 +131,10 @@ def _train(run: Run, services: RunServices, start: int) -> store.Clock:
     # `step` is also the position in the data: the batches since the checkpoint are left out.
     state = state._replace(step=jax.device_put(np.int32(failed), state.step.sharding))
     clock = dataclasses.replace(clock, evaluated=not _evaluation_due(run, failed))
+    position = state, stream, clock
 
 
-def _restore(
-  run: Run, services: RunServices, at: int
-) -> tuple[step.State, StreamState, store.Clock]:
+def _restore(run: Run, services: RunServices, at: int) -> Position:
   """Returns state, streaming metrics and clock after `at` steps, from its checkpoint if not 0."""
   spec = run.spec
   if not at:
@@ -142,20 +149,15 @@ def _evaluation_due(run: Run, done: int) -> bool:
 
 
 def _steps(
-  run: Run,
-  services: RunServices,
-  start: int,
-  state: step.State,
-  stream: StreamState,
-  clock: store.Clock,
+  run: Run, services: RunServices, start: int, position: Position
 ) -> tuple[store.Clock, int]:
   """Runs steps start + 1 .. run.steps, with figures, evaluations and checkpoints between them.
 
   Returns:
-    The clock at the end and 0; or, at a failure that train.on_nan=rollback handles, the clock and
-    the first step that is not finite.
+    The clock at the end, and 0 or the first step that is not finite, which calls for a rollback.
   """
   data, t, spec = run.config.data, run.config.train, run.spec
+  state, stream, clock = position
   train_step = services.profile.around(step.make_train_step(spec), start)
   sum_stream, finite_leaves = step.make_sum_stream(spec), nonfinite.make_finite_leaves(spec)
   began = time.monotonic()
@@ -171,9 +173,7 @@ def _steps(
     services.metrics.sync()
     services.checkpoints.evaluated(start, now(start), auc)
   prefetch = Prefetch(data.threads, data.prefetch)
-  batches = feed(
-    run.train, spec.mesh, (start, run.steps), prefetch, lambda: services.stop.requested
-  )
+  batches = feed(run.train, spec.mesh, (start, run.steps), prefetch, services.stop_requested)
   for done, (batch, _, stop) in enumerate(batches, start + 1):
     state, stream = train_step(state, stream, batch)
     services.watchdog.beat()
@@ -268,7 +268,7 @@ def _evaluate(
     run.held_out(split),
     run.spec.mesh,
     Prefetch(1, run.config.data.prefetch),
-    lambda: services.stop.requested,
+    services.stop_requested,
     services.watchdog.beat,
   )
 
