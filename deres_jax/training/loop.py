@@ -29,7 +29,6 @@ from deres_jax.training.logs import metrics_file, profiling, progress, wandb
 from deres_jax.training.run import Run, build_run
 from deres_jax.training.workdir import bind_workdir, locked
 
-
 # Everything that a step continues from: state, streaming metrics, time spent.
 Position = tuple[step.State, StreamState, store.Clock]
 
