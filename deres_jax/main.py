@@ -3,9 +3,9 @@
 
   python -m deres_jax.main --config=criteo_8l --workdir=DIR --config.data.path=DATA
 
-The same command goes on after an interruption. --config is Python code and is executed. On several
-hosts the same command is started on each: docs/pods.md. DERES_JAX_ALLOCATOR=system keeps it from
-starting itself anew with jemalloc: `deres_jax.core.allocator`.
+After an interruption the same command resumes. --config is Python code and is executed. On several
+hosts start the same command on each: docs/pods.md. DERES_JAX_ALLOCATOR=system keeps it from
+restarting itself with jemalloc: `deres_jax.core.allocator`.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from deres_jax.core import allocator, cli, files
 
 if __name__ == '__main__':
   allocator.preload()  # before the imports that take long
-  gc.disable()  # what they make stays: looking for garbage in it is a sixth of their time
+  gc.disable()  # collecting during the imports is a sixth of their time and frees nothing
 
 import jax
 from absl import app, flags
@@ -58,7 +58,7 @@ PROCESS = flags.DEFINE_integer('process', None, 'This process, from 0, beside --
 
 
 def main(argv: list[str]):
-  """The command: checks the flags, then plans, trains or evaluates."""
+  """Checks the flags, then plans, trains or evaluates."""
   cli.no_arguments(argv)
   if CONFIG.value is None:
     raise UserError('no --config: give an experiment by name or path, such as --config=criteo_8l')
@@ -91,20 +91,20 @@ def main(argv: list[str]):
 
 
 def _plan(c: fields.Config):
-  """Describes a run from one process, wherever it will happen."""
+  """Prints the plan of a run, from one process, whatever the machine it is for."""
   _compilation_cache(c)
   if not c.mesh.topology:
     print(counts.table(counts.make(c, run_lib.build_run(c).spec)))
     return
   machine = machines.find(c.mesh.topology)
-  c = on_mesh.on(c, machine)
+  c = on_mesh.for_machine(c, machine)
   mesh, compiler = machines.mesh(machine)  # before anything asks JAX for a device
   run = run_lib.build_run(c, mesh)
   print(on_mesh.text(on_mesh.make(c, run.spec, run.train[0], machine, compiler)))
 
 
 def _work_together(c: fields.Config, launch: launchers.ProcessSpec | str):
-  # The processes meet before one of them touches a device.
+  # The processes connect before any of them uses a device.
   processes.start(launch, c.mesh.start_seconds, c.mesh.heartbeat_seconds)
   _work(c)
 
@@ -122,11 +122,11 @@ def _work(c: fields.Config):
 
 
 def _compilation_cache(c: fields.Config):
-  """Compiled programs are kept for the next start, unless the user's own JAX settings say where."""
+  """Keeps compiled programs for the next start, unless the user's JAX settings name a cache."""
   if c.train.compilation_cache and not os.environ.get('JAX_COMPILATION_CACHE_DIR'):
     home = pathlib.Path(os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache')
     jax.config.update('jax_compilation_cache_dir', str(home / 'deres_jax' / 'xla'))
-    # Small programs too: a start has many, and reading one takes less time than compiling it.
+    # Small programs too: a start has many, and reading one is faster than compiling it.
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
     jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
 

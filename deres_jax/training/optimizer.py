@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The dense part's optimizer (optax) and the schedule that it shares with the table."""
+"""The optimizer of the dense parameters (optax), and the schedule that the tables share."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,7 @@ from deres_jax.config import fields
 
 
 def schedule(o: fields.Optim, steps: int) -> Callable:
-  """Factor in [0, 1] on both learning rates at a step: linear warm-up, then `o.schedule`."""
+  """Returns step -> factor in [0, 1] on both learning rates: linear warm-up, then `o.schedule`."""
   warmup, decay = round(o.warmup * steps), round(o.decay * steps)
   rest = max(steps - warmup, 1)
   if o.schedule == 'wsd':  # warm-up, stable, decay (Hu et al. 2024, arXiv 2404.06395)
@@ -27,7 +27,7 @@ def schedule(o: fields.Optim, steps: int) -> Callable:
     after = optax.cosine_decay_schedule(1.0, rest)
   if not warmup:
     return after
-  # Step 0 already moves: the ramp goes from 1 / warmup to 1.
+  # Step 0 already learns: the ramp goes from 1 / warmup to 1.
   ramp = optax.linear_schedule(1 / warmup, 1.0, max(warmup - 1, 1))
   return optax.join_schedules([ramp, after], [warmup])
 
@@ -37,25 +37,19 @@ def _leaf(path: tuple) -> str:
 
 
 def rates(params, gate_mult: float, query_mult: float):
-  """Learning-rate multiplier of every parameter, by its name."""
-
-  def of(path, _):
-    return {'gate': gate_mult, 'query': query_mult}.get(_leaf(path), 1.0)
-
-  return jax.tree_util.tree_map_with_path(of, params)
+  """Returns the learning-rate multiplier of every parameter, by its name."""
+  by_name = {'gate': gate_mult, 'query': query_mult}
+  return jax.tree_util.tree_map_with_path(lambda path, _: by_name.get(_leaf(path), 1.0), params)
 
 
 def decays(params):
-  """True for kernels of maps; gates, queries, norms, biases and learnable skips do not decay."""
-
-  def of(path, _):
-    return _leaf(path) in ('kernel', 'kernel_shared')
-
-  return jax.tree_util.tree_map_with_path(of, params)
+  """Returns which parameters decay: kernels; not gates, queries, norms, biases or skips."""
+  kernels = ('kernel', 'kernel_shared')
+  return jax.tree_util.tree_map_with_path(lambda path, _: _leaf(path) in kernels, params)
 
 
 def dense(o: fields.Optim, factor: Callable, params) -> optax.GradientTransformation:
-  """AdamW (Loshchilov & Hutter 2019) with global-norm clipping and per-parameter rates."""
+  """Makes AdamW (Loshchilov & Hutter 2019) with global-norm clipping and per-parameter rates."""
   mult = rates(params, o.gate_lr_mult, o.query_lr_mult)
   return optax.chain(
     optax.clip_by_global_norm(o.clip_norm) if o.clip_norm else optax.identity(),

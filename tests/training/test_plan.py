@@ -159,7 +159,7 @@ def planned(planted, more, name='cpu-8', machine=None):
   c = config.resolve(config.base(f'data.path={planted},{BASE},{more}'))
   machine = machine or machines.find(name)
   mesh, note = machines.mesh(machines.find('cpu-8'))
-  c = on_mesh.on(c, machine)
+  c = on_mesh.for_machine(c, machine)
   run = run_lib.build_run(c, mesh)
   batch = run.train[0]
   return run.spec, batch, on_mesh.make(c, run.spec, batch, machine, note)
@@ -258,10 +258,10 @@ def test_data_for_less_than_a_batch_is_named(planted):
 
 def test_accelerators_take_the_whole_part_of_a_batch():
   c = config.resolve(config.base())
-  assert on_mesh.on(c, machines.find('v5e-8')).train.micro_batch == 0
-  assert on_mesh.on(c, machines.find('cpu-8')).train.micro_batch == -1
+  assert on_mesh.for_machine(c, machines.find('v5e-8')).train.micro_batch == 0
+  assert on_mesh.for_machine(c, machines.find('cpu-8')).train.micro_batch == -1
   small = config.resolve(config.base('train.micro_batch=32'))
-  assert on_mesh.on(small, machines.find('v5e-8')) == small
+  assert on_mesh.for_machine(small, machines.find('v5e-8')) == small
 
 
 def test_the_exchange_by_hand():

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints on Orbax: saved whole, verified before use, restored onto any mesh."""
+"""Checkpoints on Orbax: saved atomically, verified before use, restored onto any mesh."""

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lines of a run: metrics.jsonl, TensorBoard, Weights & Biases, the terminal, profiles."""
+"""Where a run reports: metrics.jsonl, TensorBoard, Weights & Biases, the terminal, profiles."""

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run will cost, before it runs: parameters, FLOPs, memory. Nothing is compiled.
+"""Counts the costs of a run before it runs: parameters, FLOPs, memory. Nothing is compiled.
 
-FLOPs are counted from the jaxpr by the rules of `deres_jax.costs.flops` (a multiply-add is 2), per
-row, for the network between table rows and logit; table reads and optimizer updates move memory,
-not FLOPs, and are left out."""
+FLOPs are those of the network from embeddings to logit, a row, counted from the jaxpr by the rules
+of `deres_jax.costs.flops` (a multiply-add is 2). Table reads and optimizer updates are left out:
+they move memory.
+"""
 
 import dataclasses
 import math
@@ -19,7 +20,7 @@ from deres_jax.models.inputs import Context
 from deres_jax.training import step
 from deres_jax.training.step_spec import StepSpec, abstract_embeddings, make_model
 
-# Rows of the traced batch: what is computed once a batch (a gate's sigmoid) is shared out.
+# Rows of the traced batch; the cost of what is computed once a batch (a gate's sigmoid) is shared.
 ROWS = 128
 
 
@@ -28,11 +29,14 @@ class Plan:
   """Parameters, FLOPs a row and bytes a device of a config on a mesh.
 
   Attributes:
-    params_dense: parameters of the network; params_embedding: of the table's real rows.
-    flops_forward_per_row: of one forward pass; flops_train_per_row: of forward and backward.
-    flops_connector_extra: share over the same network under the plain pre-norm residual.
-    bytes_*: on one device; dense state is parameters and optimizer state, table state is rows and
-      slots.
+    params_dense: of the network.
+    params_embedding: of the tables, without padding.
+    flops_forward_per_row: of one forward pass.
+    flops_train_per_row: of forward and backward pass.
+    flops_connector_extra: relative to the same network with the plain pre-norm residual.
+    bytes_dense_state: dense parameters and their optimizer state.
+    bytes_table: of one device's shards.
+    bytes_table_slots: of the sparse optimizer's state, on one device.
   """
 
   devices: int
@@ -47,7 +51,10 @@ class Plan:
 
 
 def make(c: fields.Config, spec: StepSpec) -> Plan:
-  """The plan of a config with this StepSpec."""
+  """Returns the plan of a config with this StepSpec.
+
+  Takes the whole config, to build the same model with another connector.
+  """
   state = step.abstract_state(spec)
   forward, plain_forward = forward_flops(c, spec)
   return Plan(
@@ -64,7 +71,7 @@ def make(c: fields.Config, spec: StepSpec) -> Plan:
 
 
 def forward_flops(c: fields.Config, spec: StepSpec) -> tuple[float, float]:
-  """FLOP of a forward pass a row, and of the same network under the plain pre-norm residual."""
+  """Returns the FLOP of a forward pass a row, and those with the plain pre-norm residual."""
   plain = dataclasses.replace(c, model=dataclasses.replace(c.model, connector='prenorm'))
   model = make_model(plain, spec.layout, 0.0, spec.tables, spec.column_tables)
   return _forward(spec.model, spec), _forward(model, spec)
@@ -74,26 +81,23 @@ def _bytes(tree) -> int:
   return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
-def _rows(spec: StepSpec):
-  return abstract_embeddings(spec.tables, spec.column_tables, ROWS)
-
-
 def _forward(model, spec: StepSpec) -> float:
-  variables = jax.eval_shape(model.init, jax.random.key(0), _rows(spec), Context())
-  counted = flops.count(lambda v, rows: model.apply(v, rows, Context()), variables, _rows(spec))
+  inputs = abstract_embeddings(spec.tables, spec.column_tables, ROWS)
+  variables = jax.eval_shape(model.init, jax.random.key(0), inputs, Context())
+  counted = flops.count(lambda v, x: model.apply(v, x, Context()), variables, inputs)
   return counted.total / ROWS
 
 
 def count_train(spec: StepSpec, params, rows: int) -> flops.Flops:
-  """FLOP of a forward and backward pass of so many rows; `params` may be shapes."""
+  """Counts the FLOP of a forward and backward pass of `rows` rows; `params` may be shapes."""
   return flops.count_jaxpr(train_jaxpr(spec, params, rows))
 
 
 def train_jaxpr(spec: StepSpec, params, rows: int) -> core.ClosedJaxpr:
-  """A forward and backward pass of so many rows; `params` may be shapes."""
+  """Traces a forward and backward pass of `rows` rows; `params` may be shapes."""
 
-  def loss(params, rows_BFE, labels_B):
-    logits_B = spec.model.apply({'params': params}, rows_BFE, Context())
+  def loss(params, x_BSE, labels_B):
+    logits_B = spec.model.apply({'params': params}, x_BSE, Context())
     return step.bce_sum(logits_B, labels_B, jnp.ones_like(labels_B))
 
   labels = jax.ShapeDtypeStruct((rows,), jnp.float32)
@@ -102,12 +106,12 @@ def train_jaxpr(spec: StepSpec, params, rows: int) -> core.ClosedJaxpr:
 
 
 def table(plan: Plan) -> str:
-  """The plan for people."""
+  """Formats a plan."""
   return aligned(lines(plan, _mib))
 
 
 def lines(plan: Plan, size: Callable[[int], str]) -> list[tuple[str, str]]:
-  """Names and values of the plan, bytes as `size` writes them."""
+  """Returns names and values of a plan, with bytes formatted by `size`."""
   return [
     ('devices', f'{plan.devices}'),
     ('dense parameters', f'{plan.params_dense:,}'),
@@ -122,7 +126,7 @@ def lines(plan: Plan, size: Callable[[int], str]) -> list[tuple[str, str]]:
 
 
 def aligned(lines: list[tuple[str, str]]) -> str:
-  """A line each, values below one another."""
+  """Formats lines with their values in one column."""
   width = max(len(name) for name, _ in lines)
   return '\n'.join(f'{name:<{width}}  {value}' for name, value in lines)
 

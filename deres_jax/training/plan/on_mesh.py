@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a step will need on a mesh that is not here: memory, bytes sent, the least time.
+"""Plans a step on a mesh that need not be here: memory, bytes sent, the least time.
 
 The training step is compiled for the mesh from shapes alone, for the first batch of the data; no
 array is made and nothing runs. Bytes of the state come from shapes; temporary memory and bytes sent
-from the compiled program; the least that has to be sent from the batch's different rows
-(docs/scaling_out.md); the time is a bound (`deres_jax.costs.roofline`). Bytes and FLOP are of one
-device."""
+from the compiled program; the least bytes that must be sent from the unique ids of the batch
+(docs/scaling_out.md); the time is a lower bound (`deres_jax.costs.roofline`). Bytes and FLOP are
+those of one device.
+"""
 
 import dataclasses
 import math
@@ -17,7 +18,7 @@ import jax
 import numpy as np
 
 from deres_jax.config import fields
-from deres_jax.costs import collectives, roofline
+from deres_jax.costs import collectives, flops, roofline
 from deres_jax.costs.machines import Topology
 from deres_jax.data.batches import Batch
 from deres_jax.training import step
@@ -30,21 +31,22 @@ class MeshPlan:
   """A step of a config on a machine.
 
   Attributes:
-    base: what the plan of any mesh says.
-    compiler: a sentence: whose compiler was asked, and for what.
-    rows: of the global batch; real: those of them that are no padding.
-    distinct: for each table the different rows that a device's part of the batch needs, in the
-      mean; capacities: rows that it can ask each owner for.
+    base: the plan that holds on any mesh.
+    compiler: a sentence: which compiler was used, and for what.
+    rows: of the global batch.
+    real: rows that are not padding.
+    distinct: for each table the mean number of unique ids in a device's part of the batch.
+    capacities: for each table how many ids a device can request from each owner.
     bytes_batch: of one batch.
-    bytes_temporary: that the compiled step needs beside state and batch; None if the compiler gave
-      up, as the step does not fit.
-    bytes_total: that the compiled step needs altogether; if the compiler gave up, what it said, or
-      else the least that it can be.
+    bytes_temporary: memory of the compiled step beside state and batch; None if the compiler
+      refused, because the step does not fit.
+    bytes_total: memory of the compiled step; if the compiler refused, the number in its message, or
+      else the least possible one.
     wire: bytes sent in a step, by kind of collective.
-    least: bytes that have to be sent for the batch's different rows; for_capacities: the same if
-      each capacity were filled.
-    work, bound: of the roofline; bound is None where the machine has no figures.
-    unknown: primitives without a FLOP count: FLOP are more than `work` says if there are any.
+    least: bytes that must be sent for the unique ids of the batch.
+    for_capacities: bytes that must be sent if each capacity is filled.
+    work, bound: of the roofline; bound is None if the machine's speeds are not known.
+    unknown: primitives without a FLOP count; `work` leaves them out.
   """
 
   base: counts.Plan
@@ -67,12 +69,12 @@ class MeshPlan:
 
   @property
   def spare(self) -> int | None:
-    """Bytes of a device's memory that are left, negative if they do not do; None: not known."""
+    """Bytes of a device's memory left over, negative if there is too little; None: not known."""
     return self.machine.memory - self.bytes_total if self.machine.memory else None
 
 
-def on(c: fields.Config, machine: Topology) -> fields.Config:
-  """The config as the machine's own processes would read it, whoever simulates its devices."""
+def for_machine(c: fields.Config, machine: Topology) -> fields.Config:
+  """Returns the config with the micro-batch that is fast on the machine, not on this one."""
   if c.train.micro_batch != -1 or machine.platform == 'cpu':
     return c
   return dataclasses.replace(c, train=dataclasses.replace(c.train, micro_batch=0))
@@ -81,11 +83,11 @@ def on(c: fields.Config, machine: Topology) -> fields.Config:
 def make(
   c: fields.Config, spec: StepSpec, batch: Batch, machine: Topology, compiler: str
 ) -> MeshPlan:
-  """The plan of a config with this StepSpec, on the mesh of a machine.
+  """Plans a step on the mesh of a machine.
 
   Args:
-    batch: a whole one, on the host.
-    compiler: what `topology.mesh` says of itself.
+    batch: a global batch on the host.
+    compiler: from `machines.mesh`.
   """
   D, tables = spec.mesh.size, spec.tables.parts
   base = counts.make(c, spec)
@@ -109,7 +111,10 @@ def make(
     temporary, total = None, max(known + bytes_batch, _used(str(e)), machine.memory + 1)
     wire = collectives.exchange_bytes(D, full, widths, dense)
   work = roofline.Work(
-    len(batch.labels), counted.matmul_by_dtype, _memory(spec, state, counted, full, base), wire
+    len(batch.labels),
+    counted.matmul_by_dtype,
+    _memory(state, counted, full, base.bytes_dense_state),
+    wire,
   )
   return MeshPlan(
     base=base,
@@ -133,7 +138,7 @@ def make(
 
 
 def _compile(spec: StepSpec, state: step.State, batch: Batch) -> tuple[int, int, dict[str, float]]:
-  """Temporary bytes, all bytes and bytes sent by kind of the compiled training step."""
+  """Compiles the step; returns temporary bytes, all bytes and bytes sent by kind."""
   stream = step.abstract_stream(spec, summed=False)
   compiled = step.make_train_step(spec).lower(state, stream, batch).compile()
   m = compiled.memory_analysis()
@@ -143,38 +148,39 @@ def _compile(spec: StepSpec, state: step.State, batch: Batch) -> tuple[int, int,
 
 
 def _bytes_here(tree: Any) -> int:
-  """Of one device's part."""
+  """Bytes on one device."""
   return sum(
     math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
   )
 
 
-def _memory(spec: StepSpec, state, counted, asked: tuple[int, ...], base) -> dict[str, float]:
-  """`roofline.memory_bytes` over all tables."""
-  dense = base.bytes_dense_state
-  out = roofline.memory_bytes(counted.matmul_bytes, 0, 0, 0, dense)
-  for rows, slots, n in zip(state.tables, state.table_opt_state, asked, strict=True):
+def _memory(
+  state: step.State, counted: flops.Flops, requested: tuple[int, ...], bytes_dense: int
+) -> dict[str, float]:
+  """Sums `roofline.memory_bytes` over all tables."""
+  out = roofline.memory_bytes(counted.matmul_bytes, 0, 0, 0, bytes_dense)
+  for table, opt_state, n in zip(state.tables, state.table_opt_state, requested, strict=True):
     row, slot = (
       sum(math.prod(x.shape[1:]) * x.dtype.itemsize for x in jax.tree.leaves(part))
-      for part in (rows, slots)
+      for part in (table, opt_state)
     )
     out['table'] += roofline.memory_bytes(0, n, row, slot, 0)['table']
   return out
 
 
 def _used(message: str) -> int:
-  """Bytes that a compiler says it would need: 'Used 25.00G of 15.75G hbm'."""
-  said = re.search(r'Used ([\d.]+)([KMG]) of', message)
-  return int(float(said[1]) * 1024 ** (1 + 'KMG'.index(said[2]))) if said else 0
+  """Reads the memory that a compiler reports: 'Used 25.00G of 15.75G hbm'."""
+  match = re.search(r'Used ([\d.]+)([KMG]) of', message)
+  return int(float(match[1]) * 1024 ** (1 + 'KMG'.index(match[2]))) if match else 0
 
 
-# A table is laid out anew as a whole in every step if its rows are wider than the first and no
-# multiple of the second: docs/scaling_out.md, "How a TPU lays out a table".
+# A TPU copies the whole table in every step if its rows are wider than _NARROW and not a multiple
+# of _LANES: docs/scaling_out.md, "How a TPU lays out a table".
 _NARROW, _LANES = 56, 128
 
 
 def text(p: MeshPlan) -> str:
-  """The plan for people."""
+  """Formats a plan."""
   m, D = p.machine, p.machine.devices
   room = f', {size(m.memory)} each' if m.memory else ''
   lines = [
@@ -191,7 +197,7 @@ def text(p: MeshPlan) -> str:
 
 
 def size(n: float) -> str:
-  """Bytes for people, in powers of 1024."""
+  """Formats bytes in powers of 1024."""
   for unit in ('bytes', 'KiB', 'MiB'):
     if n < 1024:
       return f'{n:,.0f} bytes' if unit == 'bytes' else f'{n:,.2f} {unit}'
@@ -273,16 +279,16 @@ def _warnings(p: MeshPlan) -> list[str]:
 
 
 def _assumptions(p: MeshPlan) -> list[str]:
-  said = [
+  assumptions = [
     'the batch is the first one of the data; capacities hold nearly all others',
     'least: (1 - 1 / devices) (different rows (8 width + 4) + 8 dense parameters) bytes, float32; '
     'a compiler that rounds rows to bfloat16 before it sends them can send less',
     'memory is that of a training step: batches that wait (data.prefetch) and evaluation are extra',
   ]
   if p.bytes_temporary is None:
-    said.append('bytes sent are those of full capacities, as there is no program to read')
+    assumptions.append('bytes sent are those of full capacities, as there is no program to read')
   if p.bound is not None:
-    said += roofline.assumptions(p.machine)
+    assumptions += roofline.assumptions(p.machine)
   else:
-    said += p.machine.notes
-  return [f'  - {line}' for line in said]
+    assumptions += p.machine.notes
+  return [f'  - {line}' for line in assumptions]
