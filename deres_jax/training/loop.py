@@ -35,7 +35,7 @@ Position = tuple[step.State, StreamState, store.Clock]
 
 @dataclasses.dataclass(frozen=True)
 class RunServices:
-  """What a run writes to and is watched by."""
+  """The files, terminal and watchers of a run."""
 
   checkpoints: store.Checkpoints
   metrics: metrics_file.Metrics | metrics_file.NullWriter  # metrics.jsonl, TensorBoard, wandb

@@ -75,7 +75,7 @@ def _make_finite(spec: StepSpec) -> Callable:
   column_tables = np.array(spec.column_tables)
 
   def by_column(x: Any) -> Array:
-    """[b, S]; with several tables, each has its own columns."""
+    # [b, S]; with several tables, each has its own columns.
     if not isinstance(x, tuple):
       return jnp.isfinite(x).all(-1)
     out = jnp.ones((x[0].shape[0], len(column_tables)), bool)

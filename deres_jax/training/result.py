@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""result.json of a finished run, with an audit of what it was made by and on.
+"""The content of result.json, with an audit of how the run was made.
 
 The audit keeps only environment variables that are named here, and JAX's own options: no secrets.
 """

@@ -21,7 +21,7 @@ from deres_jax.training.step_spec import StepSpec, make_step_spec
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """What stays the same during a run."""
+  """The constants of a run."""
 
   config: fields.Config
   schema: Schema

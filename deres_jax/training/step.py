@@ -247,7 +247,7 @@ def gradients(spec: StepSpec, state: State, batch: Batch) -> Gradients:
 
 
 def _sum_over_devices(tree: Any) -> Any:
-  """psum as a single collective, whatever the number of arrays."""
+  """Sums over devices in a single collective, whatever the number of arrays."""
   if jax.lax.axis_size(AXIS) == 1:
     return tree
   flat, unravel = ravel_pytree(tree)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the training step consists of, made from config, schema and mesh."""
+"""The parts of a step: model, tables, optimizers and sizes, made from config, schema and mesh."""
 
 import dataclasses
 import math

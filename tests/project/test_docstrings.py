@@ -96,22 +96,6 @@ UNMENDED = {
   'deres_jax/sweep/forecast.py',
   'deres_jax/sweep/machine.py',
   'deres_jax/sweep/runner.py',
-  'deres_jax/training/checkpoints/manifest.py',
-  'deres_jax/training/checkpoints/restore.py',
-  'deres_jax/training/checkpoints/store.py',
-  'deres_jax/training/logs/metrics_file.py',
-  'deres_jax/training/logs/profiling.py',
-  'deres_jax/training/logs/progress.py',
-  'deres_jax/training/logs/tensorboard.py',
-  'deres_jax/training/logs/wandb.py',
-  'deres_jax/training/loop.py',
-  'deres_jax/training/nonfinite.py',
-  'deres_jax/training/plan/counts.py',
-  'deres_jax/training/plan/on_mesh.py',
-  'deres_jax/training/result.py',
-  'deres_jax/training/run.py',
-  'deres_jax/training/step.py',
-  'deres_jax/training/step_spec.py',
 }
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""manifest.json of a checkpoint: which files it must consist of.
+"""The manifest of a checkpoint, manifest.json: which files it consists of.
 
 It is written last and holds the size and CRC-32 of every other file, the run's clock and score, the
 structure of the state, and the versions that wrote it. A checkpoint without a manifest, or whose

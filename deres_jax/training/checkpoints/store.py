@@ -52,7 +52,7 @@ tensorstore.KvStore.Spec.to_json = _folder_spec
 
 @dataclasses.dataclass(frozen=True)
 class Clock:
-  """What a run has spent so far, over all its starts.
+  """Time and data that a run has spent so far, over all its starts.
 
   Attributes:
     evaluated: whether the validation due at this step was done; False if a stop interrupted it.

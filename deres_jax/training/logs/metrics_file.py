@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""metrics.jsonl, the record of a run's figures, and the sinks that receive the same figures."""
+"""Records a run's figures in metrics.jsonl and passes them to the sinks."""
 
 import json
 import os
@@ -21,7 +21,7 @@ class Sink(Protocol):
 
 
 class Metrics:
-  """metrics.jsonl of a run, and its sinks.
+  """The metrics.jsonl of a run, and its sinks.
 
   A run that resumes at step s drops the lines that it will write again: those of later steps, the
   test figures, which come last whatever the step, and a line that a crash cut short.
@@ -32,7 +32,8 @@ class Metrics:
   """
 
   def __init__(self, workdir: pathlib.Path, step: int, expected: int, sinks: Sequence[Sink] = ()):
-    """
+    """Drops the lines that will be written again, and opens the file.
+
     Args:
       expected: number of lines up to `step`, from its checkpoint.
       sinks: receive all figures that are written; closed with this.

@@ -28,7 +28,8 @@ class Events:
   """The event file of one start of a run. TensorBoard shows all files of a folder as one."""
 
   def __init__(self, folder: pathlib.Path, step: int, settings: dict[str, Any] | None = None):
-    """
+    """Opens a file with a later stamp than all others of the folder.
+
     Args:
       step: from it on, this file replaces what earlier files hold.
       settings: of the run, for the table of hyper-parameters.
