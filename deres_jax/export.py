@@ -9,10 +9,9 @@ little more than jax; `deres_jax.serving.artifact` describes the file, docs/serv
 Shapes: b rows of a request, S ids of a row.
 """
 
-import contextlib
 import pathlib
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib import metadata
 from typing import Any
 
@@ -27,55 +26,17 @@ from deres_jax import config as config_lib
 from deres_jax import models
 from deres_jax.core import cli, files
 from deres_jax.core.errors import UserError
-from deres_jax.data.schema import Schema
 from deres_jax.embeddings.layout import Tables
 from deres_jax.models.inputs import Context
 from deres_jax.serving import artifact, recipes
 from deres_jax.training.checkpoints import restore
 from deres_jax.training.checkpoints.restore import Trained
-from deres_jax.training.step_spec import StepSpec
 
 Array = jax.Array
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 _PACKAGES = ('deres_jax', 'jax', 'jaxlib', 'flax', 'numpy')
 _PART_ROWS = 1 << 18  # of a table, written at a time
-
-
-def make_function(spec: StepSpec, schema: Schema, step: int) -> Callable:
-  """Returns a function: (params, tables, ids [b, S] int32) -> click probabilities [b] float32.
-
-  Ids start at 0 for each column, as in a prepared folder; a table holds its columns one after
-  another, row by id. Uses plain JAX, no kernels, so that it runs on every platform.
-
-  Args:
-    step: the step of the parameters.
-  """
-  tables, layout = spec.tables, spec.layout
-  table_S = np.array(spec.column_tables)
-  offset_S = tables.column_offsets[np.array(schema.columns)] - tables.table_offsets[table_S].astype(
-    np.int32
-  )
-
-  def gather(table: Array, columns: np.ndarray, ids_bS: Array) -> Array:
-    ids = ids_bS[:, columns]
-    # The padding of a history reads zeros, as in training.
-    is_padding = (ids == 0) & (columns >= layout.fields)
-    rows = jnp.where(is_padding, len(table), ids + offset_S[columns])
-    return table.at[rows].get(mode='fill', fill_value=0)
-
-  def probabilities(params: Any, arrays: tuple[Array, ...], ids_bS: Array) -> Array:
-    embeddings = tuple(
-      gather(x, np.flatnonzero(table_S == t), ids_bS) for t, x in enumerate(arrays)
-    )
-    ctx = Context(progress=jnp.float32(step) / spec.steps)
-    if layout.events:
-      ctx = ctx.with_mask(ids_bS[:, layout.fields :: layout.event_fields] != 0)
-    x = embeddings if len(embeddings) > 1 else embeddings[0]
-    logits_b = spec.model.apply({'params': params}, x, ctx)
-    return jax.nn.sigmoid(logits_b.astype(jnp.float32))
-
-  return probabilities
 
 
 def _by_id(tables: Tables, t: int, table: Array) -> Iterator[np.ndarray]:
@@ -106,42 +67,51 @@ def _weights(run: Trained) -> tuple[list[artifact.Weight], Any]:
   return weights, structure
 
 
-@contextlib.contextmanager
-def _without_source_lines() -> Iterator[None]:
-  """Leaves source lines out of programs that are lowered inside.
-
-  Otherwise the file would hold this machine's paths, and the same run would give other bytes
-  elsewhere.
-  """
-  before = jax.config.jax_traceback_in_locations_limit
-  jax.config.update('jax_traceback_in_locations_limit', 0)
-  try:
-    yield
-  finally:
-    jax.config.update('jax_traceback_in_locations_limit', before)
-
-
 def export_function(
   run: Trained, platforms: list[str]
 ) -> tuple[export.Exported, list[artifact.Weight]]:
-  """Exports (weights, ids [b, S] int32) -> click probabilities [b] for any b.
+  """Exports (weights, ids [b, S] int32) -> click probabilities [b] float32 for any b.
+
+  Ids start at 0 for each column, as in a prepared folder; a table holds its columns one after
+  another, row by id. Uses plain JAX, no kernels, so that it runs on every platform.
 
   Returns:
     The function, and its weights.
   """
+  spec, columns = run.spec, np.array(run.schema.columns)
+  layout, table_S = spec.layout, np.array(spec.column_tables)
+  first_S = spec.tables.table_offsets[table_S].astype(np.int32)
+  offset_S = spec.tables.column_offsets[columns] - first_S
   weights, structure = _weights(run)
-  probabilities = make_function(run.spec, run.schema, run.at)
   dense = structure.num_leaves
+
+  def gather(table: Array, columns: np.ndarray, ids_bS: Array) -> Array:
+    ids = ids_bS[:, columns]
+    # The padding of a history reads zeros, as in training.
+    is_padding = (ids == 0) & (columns >= layout.fields)
+    rows = jnp.where(is_padding, len(table), ids + offset_S[columns])
+    return table.at[rows].get(mode='fill', fill_value=0)
 
   def function(arrays: list[Array], ids_bS: Array) -> Array:
     params = jax.tree.unflatten(structure, arrays[:dense])
-    return probabilities(params, tuple(arrays[dense:]), ids_bS)
+    x = tuple(
+      gather(table, np.flatnonzero(table_S == t), ids_bS) for t, table in enumerate(arrays[dense:])
+    )
+    ctx = Context(progress=jnp.float32(run.at) / spec.steps)
+    if layout.events:
+      ctx = ctx.with_mask(ids_bS[:, layout.fields :: layout.event_fields] != 0)
+    logits_b = spec.model.apply({'params': params}, x if len(x) > 1 else x[0], ctx)
+    return jax.nn.sigmoid(logits_b.astype(jnp.float32))
 
   arrays = [jax.ShapeDtypeStruct(w.shape, w.dtype) for w in weights]
-  shape = export.symbolic_shape(f'b, {len(run.schema.columns)}')
-  ids = jax.ShapeDtypeStruct(shape, np.int32)
-  with _without_source_lines():
+  ids = jax.ShapeDtypeStruct(export.symbolic_shape(f'b, {len(columns)}'), np.int32)
+  # Without source lines: they would put this machine's paths into the file.
+  before = jax.config.jax_traceback_in_locations_limit
+  jax.config.update('jax_traceback_in_locations_limit', 0)
+  try:
     return export.export(jax.jit(function), platforms=platforms)(arrays, ids), weights
+  finally:
+    jax.config.update('jax_traceback_in_locations_limit', before)
 
 
 def write(run: Trained, out: pathlib.Path, platforms: list[str]):

@@ -244,10 +244,7 @@ class Watchdog:
     self._closed.set()
 
   def _watch(self):
-    while True:
-      left = self._last + self._seconds - time.monotonic()
-      if left <= 0:
-        break
+    while (left := self._last + self._seconds - time.monotonic()) > 0:
       if self._closed.wait(left):
         return
     _exit_retry(

@@ -6,7 +6,6 @@ Uses Python's own types only, so that a single row takes microseconds.
 Shapes: N rows, S ids of a row: fields, then the attributes of all events, oldest event first.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,38 +15,49 @@ import numpy as np
 from deres_jax.core.errors import UserError
 from deres_jax.data.schema import FIRST_TOKEN_ID
 from deres_jax.serving import recipes
-from deres_jax.serving.recipes import EVENTS
+from deres_jax.serving.recipes import EVENTS, Column, Inputs
 
 PADDING_ID, UNKNOWN_ID = 0, 1
 
 _CACHED_VALUES = 1 << 12  # of each column: looking up a common value takes a tenth of the time
 
 
-@dataclasses.dataclass(frozen=True)
-class _Encoding:
-  """How to encode one column.
-
-  Attributes:
-    id_of: maps a value that is not empty to its id, UNKNOWN_ID if unknown; raises ValueError.
-    empty: id of a missing value.
-  """
-
-  recipe: recipes.Recipe
-  id_of: Callable[[str], int]
-  empty: int
-
-
-def _encoding(column: recipes.Column, ids: Mapping[str, int]) -> _Encoding:
-  recipe = column.recipe
+def _column_encoder(column: Column, ids: Mapping[str, int]) -> Callable[[dict, dict, str], int]:
+  """Returns a function: (row, the row itself or one of its events, place for errors) -> id."""
+  recipe, key = column.recipe, column.recipe.column
+  is_age = recipe.kind == 'age_buckets'  # of an event: the row's value less the event's
 
   def id_of_token(token: str) -> int:
     if column.hashed:
       return FIRST_TOKEN_ID + int(token, 16) % (column.vocab_size - FIRST_TOKEN_ID)
     return ids.get(token, UNKNOWN_ID)
 
-  id_of = functools.lru_cache(_CACHED_VALUES)(lambda text: id_of_token(recipe.token(text)))
-  empty = UNKNOWN_ID if recipe.missing is None else id_of_token(recipe.missing)
-  return _Encoding(recipe, id_of, empty)
+  @functools.lru_cache(_CACHED_VALUES)
+  def id_of(text: str) -> int:
+    return id_of_token(recipe.token(text))
+
+  missing = UNKNOWN_ID if recipe.missing is None else id_of_token(recipe.missing)
+
+  def encode(row: dict[str, Any], source: dict[str, Any], where: str) -> int:
+    text = _text(source, key, where)
+    now = _text(row, key, where) if is_age else text
+    if not text or not now:
+      return missing
+    try:
+      return id_of(_age(now, text) if is_age else text)
+    except ValueError as e:
+      value = f'{text!r} and the row has {now!r}' if is_age else _quoted(text)
+      expected = recipes.KINDS[recipe.kind][1]
+      raise UserError(f'{where}: {key} is {value}: expected {expected}') from e
+
+  return encode
+
+
+def _age(now: str, then: str) -> str:
+  age = recipes.integer(now) - recipes.integer(then)
+  if age <= 0:
+    raise ValueError
+  return str(age)
 
 
 def _ids_by_token(vocabulary: bytes) -> dict[str, int]:
@@ -58,21 +68,21 @@ def _ids_by_token(vocabulary: bytes) -> dict[str, int]:
 class Encoder:
   """Encodes raw rows by the recipes and vocabularies of a prepared folder."""
 
-  def __init__(self, inputs: recipes.Inputs, vocabularies: Mapping[str, bytes]):
+  def __init__(self, inputs: Inputs, vocabularies: Mapping[str, bytes]):
     """vocabularies: vocabulary files by name; line i (from 0) is the token of id i + 2."""
     ids = {name: _ids_by_token(text) for name, text in vocabularies.items()}
 
-    def encodings(columns: list[recipes.Column]) -> list[_Encoding]:
-      return [_encoding(x, {} if x.vocabulary is None else ids[x.vocabulary]) for x in columns]
+    def encoders(columns: list[Column]) -> list[Callable[[dict, dict, str], int]]:
+      return [_column_encoder(x, {} if x.hashed else ids[x.vocabulary]) for x in columns]
 
-    events = inputs.sequence
-    self._fields = encodings(inputs.fields)
-    self._attributes = encodings(inputs.attributes)
-    self._length = events.length if events else 0
+    self._fields, self._attributes = encoders(inputs.fields), encoders(inputs.attributes)
+    self._length = inputs.sequence.length if inputs.sequence else 0
+    self._event_keys = {x.recipe.column for x in inputs.attributes}
     # The age of an event needs the row's own column too.
-    ages = {x.recipe.column for x in self._attributes if x.recipe.kind == 'age_buckets'}
-    self._keys = {x.recipe.column for x in self._fields} | ages | ({EVENTS} if events else set())
-    self._event_keys = {x.recipe.column for x in self._attributes}
+    ages = {x.recipe.column for x in inputs.attributes if x.recipe.kind == 'age_buckets'}
+    self._keys = {x.recipe.column for x in inputs.fields} | ages
+    if self._length:
+      self._keys.add(EVENTS)
 
   def encode(self, rows: list[dict[str, Any]]) -> np.ndarray:
     """Returns the ids of rows, [N, S] int32.
@@ -90,7 +100,7 @@ class Encoder:
     for i, row in enumerate(rows):
       where = f'row {i}'
       _check(row, self._keys, where)
-      ids += [_id(x, row, where) for x in self._fields]
+      ids += [encode(row, row, where) for encode in self._fields]
       if self._length:
         ids += self._events(row, where)
     columns = len(self._fields) + self._length * len(self._attributes)
@@ -105,10 +115,7 @@ class Encoder:
     for i, event in enumerate(events, -len(events)):
       inside = f'{where}, {EVENTS}[{i}]'
       _check(event, self._event_keys, inside)
-      ids += [
-        _age_id(x, row, event, inside) if x.recipe.kind == 'age_buckets' else _id(x, event, inside)
-        for x in self._attributes
-      ]
+      ids += [encode(row, event, inside) for encode in self._attributes]
     return ids
 
 
@@ -133,32 +140,3 @@ def _text(row: dict[str, Any], key: str, where: str) -> str:
       'the value is missing'
     )
   return text
-
-
-def _invalid(recipe: recipes.Recipe, given: str, where: str) -> UserError:
-  expected = recipes.KINDS[recipe.kind][1]
-  return UserError(f'{where}: {recipe.column} is {given}: expected {expected}')
-
-
-def _id(encoding: _Encoding, row: dict[str, Any], where: str) -> int:
-  text = _text(row, encoding.recipe.column, where)
-  if not text:
-    return encoding.empty
-  try:
-    return encoding.id_of(text)
-  except ValueError as e:
-    raise _invalid(encoding.recipe, _quoted(text), where) from e
-
-
-def _age_id(encoding: _Encoding, row: dict[str, Any], event: dict[str, Any], where: str) -> int:
-  now, then = (_text(x, encoding.recipe.column, where) for x in (row, event))
-  if not now or not then:
-    return encoding.empty
-  try:
-    age = recipes.integer(now) - recipes.integer(then)
-    if age <= 0:
-      raise ValueError
-    return encoding.id_of(str(age))
-  except ValueError as e:
-    given = f'{then!r} and the row has {now!r}'
-    raise _invalid(encoding.recipe, given, where) from e
