@@ -79,10 +79,7 @@ class Reader:
     n = max(0, min(high, real) - low)
     out = self._empty(n)
     segments = plan.segments(epoch, batch, low, low + n) if n else []
-    for number, *bounds in segments:
-      ranges = [x for x in zip(*(bound.tolist() for bound in bounds), strict=True) if x[0] < x[1]]
-      if not ranges:
-        continue
+    for number, ranges in segments:
       window = self._window(epoch, number)
       order_N, first = window.order_N, window.first
       source = np.concatenate([order_N[a - first : b - first] for a, b, _ in ranges])

@@ -45,18 +45,16 @@ def _argsort(draws_N: np.ndarray) -> np.ndarray:
 
 
 class Segments(NamedTuple):
-  """Rows of a batch that come from one window, one segment for each lane.
+  """Rows of a batch that come from one window.
 
   Attributes:
     window: number of the window.
-    start_L, stop_L: the segment's range among the window's rows in `ShufflePlan.shuffle`'s order.
-    offset_L: where the segment begins among the requested rows.
+    ranges: (start, stop, offset) of each lane with such rows: they are start .. stop - 1 among the
+      window's rows in `ShufflePlan.shuffle`'s order, and begin at `offset` in what is requested.
   """
 
   window: int
-  start_L: np.ndarray
-  stop_L: np.ndarray
-  offset_L: np.ndarray
+  ranges: list[tuple[int, int, int]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,11 +149,11 @@ class ShufflePlan:
     n = min(self.batch_size, self.rows - batch * self.batch_size)
     block_N, row_N = np.empty(n, np.int64), np.empty(n, np.int64)
     all_lanes = (0, len(self._lane_ends))
-    for window, *bounds in self.segments(epoch, batch, 0, n):
+    for window, ranges in self.segments(epoch, batch, 0, n):
       blocks = self.blocks_in_window(epoch, window)
       sizes = np.minimum(self.block_rows, self.rows - blocks * self.block_rows)
       ends, order = np.cumsum(sizes), self.shuffle(epoch, window, all_lanes)
-      for start, stop, offset in zip(*bounds, strict=True):
+      for start, stop, offset in ranges:
         rows = order[start:stop]
         k = np.searchsorted(ends, rows, side='right')
         block_N[offset : offset + len(rows)] = blocks[k]
@@ -177,6 +175,8 @@ class ShufflePlan:
       from_L, to_L = np.clip(low_L, *window_range), np.clip(high_L, *window_range)
       skipped_L = self._count_before(from_L) - self._count_before(window_range[0])
       start_L = self.lane_starts(epoch, window)[:-1] + skipped_L
-      offset_L = from_L - base - first
-      segments.append(Segments(int(window), start_L, start_L + to_L - from_L, offset_L))
+      bounds = np.stack([start_L, start_L + to_L - from_L, from_L - base - first], axis=1)
+      ranges = [(start, stop, offset) for start, stop, offset in bounds.tolist() if start < stop]
+      if ranges:
+        segments.append(Segments(int(window), ranges))
     return segments
