@@ -114,8 +114,8 @@ class Schema(msgspec.Struct, frozen=True):
   def vocab_sizes(self) -> tuple[int, ...]:
     """Sizes of all columns: the fields, then the attributes that share no field."""
     attributes = self.sequence.attributes if self.sequence else ()
-    own = (attribute.vocab_size for attribute in attributes if not attribute.field)
-    return (*(field.vocab_size for field in self.fields), *own)
+    unshared = (attribute.vocab_size for attribute in attributes if not attribute.field)
+    return (*(field.vocab_size for field in self.fields), *unshared)
 
   @property
   def shared_columns(self) -> tuple[int, ...]:
