@@ -33,8 +33,16 @@ def t_interval(gaps: Sequence[float], level: float = 0.95) -> tuple[float | None
   n = len(gaps)
   if n < 2:
     return (statistics.fmean(gaps) if n else None), None
-  root = float(special.stdtrit(n - 1, (1 + level) / 2))
-  return statistics.fmean(gaps), root * statistics.stdev(gaps) / math.sqrt(n)
+  return statistics.fmean(gaps), t_half_width(n, statistics.stdev(gaps), level)
+
+
+def t_half_width(n: int, sd: float, level: float = 0.95) -> float:
+  """Returns half the width of the t interval of a mean: t_{n-1} sd / sqrt(n).
+
+  >>> round(t_half_width(5, sd=4e-4), 6)
+  0.000497
+  """
+  return float(special.stdtrit(n - 1, (1 + level) / 2)) * sd / math.sqrt(n)
 
 
 def t_p(gaps: Sequence[float]) -> float | None:

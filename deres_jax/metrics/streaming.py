@@ -106,17 +106,14 @@ class StreamState:
 
   def merge(self, other: 'StreamState') -> 'StreamState':
     """Returns the state of both sets of rows; runs inside jit and shard_map."""
-    loss_sum, loss_dropped = _two_sum(self.loss_sum, other.loss_sum)
-    prediction_sum, prediction_dropped = _two_sum(self.prediction_sum, other.prediction_sum)
-    return StreamState(
-      self.pos_K + other.pos_K,
-      self.neg_K + other.neg_K,
-      self.pos_place_K + other.pos_place_K,
-      self.neg_place_K + other.neg_place_K,
-      loss_sum,
-      self.loss_dropped + other.loss_dropped + loss_dropped,
-      prediction_sum,
-      self.prediction_dropped + other.prediction_dropped + prediction_dropped,
+    total = jax.tree.map(jnp.add, self, other)
+    loss, loss_dropped = _two_sum(self.loss_sum, other.loss_sum)
+    prediction, prediction_dropped = _two_sum(self.prediction_sum, other.prediction_sum)
+    return total.replace(
+      loss_sum=loss,
+      loss_dropped=total.loss_dropped + loss_dropped,
+      prediction_sum=prediction,
+      prediction_dropped=total.prediction_dropped + prediction_dropped,
     )
 
   def compute(self) -> dict[str, float | int]:

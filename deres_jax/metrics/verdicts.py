@@ -21,6 +21,8 @@ from typing import Any
 
 from scipy import special
 
+from deres_jax.metrics import paired
+
 SHOWN, NOT_SHOWN, UNDECIDED, NOT_RUN = 'shown', 'not shown', 'cannot be told here', 'not run here'
 # AUC: the smallest gaps between models that papers on Criteo and Avazu report.
 MIN_EFFECT = 5e-4
@@ -191,15 +193,6 @@ def t_test_power(seeds: int, sd: float, size: float) -> float:
   return 1.0 if math.isnan(miss) else 1 - float(miss)
 
 
-def t_half_width(seeds: int, sd: float) -> float:
-  """Returns half the width of a 95 % t interval: t_{0.975, n-1} sd / sqrt(n).
-
-  >>> round(t_half_width(seeds=5, sd=4e-4), 6)
-  0.000497
-  """
-  return float(special.stdtrit(seeds - 1, (1 + _LEVEL) / 2)) * sd / math.sqrt(seeds)
-
-
 def seeds_needed(
   sd: float | None, seeds: int, size: float, min_power: float = 0.8
 ) -> dict[str, Any] | None:
@@ -230,7 +223,7 @@ def seeds_needed(
   return {
     'power': powerful(sd),
     'power_range': [powerful(x) for x in sds],
-    'sure': _fewest(lambda n: 2 * t_half_width(n, sd) < size),
+    'sure': _fewest(lambda n: 2 * paired.t_half_width(n, sd) < size),
     'size': size,
     'sd': sd,
   }

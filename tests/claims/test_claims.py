@@ -18,7 +18,7 @@ from deres_jax.claims import contrasts, exponents, page, paper, sections, study
 from deres_jax.compare import logits as logits_lib
 from deres_jax.core.errors import UserError
 from deres_jax.data.schema import load_schema
-from deres_jax.metrics import exact, verdicts
+from deres_jax.metrics import exact, paired, verdicts
 from deres_jax.pod import mesh as mesh_lib
 from deres_jax.report import markdown
 from deres_jax.scaling.curves import Cell
@@ -146,12 +146,12 @@ def test_noise_cannot_be_told_and_the_seeds_it_says_would_tell(tmp_path):
   for seeds, effect, low, high in ((n, 0.0032, 0.78, 0.84), (n - 1, 0.0032, 0.5, 0.80),
                                    (n, 0.0, 0.015, 0.035)):  # fmt: skip
     gaps = effect + told['sd'] * rng.standard_normal((20_000, seeds))
-    half = verdicts.t_half_width(seeds, 1.0) * gaps.std(axis=1, ddof=1)
+    half = paired.t_half_width(seeds, 1.0) * gaps.std(axis=1, ddof=1)
     assert low <= (gaps.mean(axis=1) - half > 0).mean() <= high, (seeds, effect)
   assert told['power_range'][0] <= n <= told['power_range'][1]
   # As narrow as that, an interval cannot hold both 0 and the claim.
-  assert 2 * verdicts.t_half_width(sure, told['sd']) < 0.0032
-  assert 2 * verdicts.t_half_width(sure - 1, told['sd']) >= 0.0032
+  assert 2 * paired.t_half_width(sure, told['sd']) < 0.0032
+  assert 2 * paired.t_half_width(sure - 1, told['sd']) >= 0.0032
 
 
 def test_one_seed_has_no_interval_and_no_crash(tmp_path):

@@ -54,7 +54,7 @@ class Fit:
 
   @property
   def curve_params(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """kappa_TK, m_TK, sigma_TK in scaled units."""
+    """Returns kappa_TK, m_TK, sigma_TK in scaled units."""
     return self.f.split(self.q_TQ, len(self.p.names))
 
   @property
@@ -99,14 +99,11 @@ class Fit:
         out.append(f'{name} is all saturated: the smallest budget alone decides its gamma')
     return out
 
-  def information(self) -> np.ndarray:
-    """Returns J^T J of the free parameters, [T, Q, Q], scaled."""
-    _, j_TNQ = family.Residuals(self.p, self.f)(self.q_TQ, np.arange(len(self.q_TQ)))
-    return np.matmul(j_TNQ.transpose(0, 2, 1), j_TNQ)
-
   def covariance(self) -> np.ndarray:
-    """Returns the covariance of the free parameters at the linearised fit, [T, Q, Q], scaled."""
-    return self.s2_T[:, None, None] * np.linalg.pinv(self.information(), hermitian=True)
+    """Returns s^2 (J^T J)^-1 of the free parameters at the linearised fit, [T, Q, Q], scaled."""
+    _, j_TNQ = family.Residuals(self.p, self.f)(self.q_TQ, np.arange(len(self.q_TQ)))
+    information_TQQ = np.matmul(j_TNQ.transpose(0, 2, 1), j_TNQ)
+    return self.s2_T[:, None, None] * np.linalg.pinv(information_TQQ, hermitian=True)
 
 
 def fit(p: family.Problem, f: family.Form) -> Fit:
