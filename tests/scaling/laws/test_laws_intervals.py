@@ -261,10 +261,11 @@ def test_bootstraps_agree_with_the_profile_and_are_seeded():
   found = fitted(made(2e-4, seeds=8, seed=3))
   ratio = targets.ratio(found.p, found.f, 1, 0)
   got = intervals.profile(found, ratio)
+  width = got.high - got.low
   for kind in ('residual', 'seeds'):
     low, high = bootstrap.percentile(bootstrap.bootstrap(found, kind, 1000, 0), ratio)
-    assert 0.75 < (high - low) / got.width < 1.25, kind
-    assert abs(low - got.low) < 0.25 * got.width and abs(high - got.high) < 0.25 * got.width
+    assert 0.75 < (high - low) / width < 1.25, kind
+    assert abs(low - got.low) < 0.25 * width and abs(high - got.high) < 0.25 * width
     again = bootstrap.percentile(bootstrap.bootstrap(found, kind, 1000, 0), ratio)
     other = bootstrap.percentile(bootstrap.bootstrap(found, kind, 1000, 1), ratio)
     assert again == (low, high) != other
