@@ -6,7 +6,7 @@ RUN ?= runs/quickstart
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: run tutorial claims pod-local pod-tpu pod-gke pod-slurm criteo-sample test test-slow fuzz faults soak lock audit bench bench-data bench-scale lint format clean help
+.PHONY: run tutorial claims pod-local pod-tpu pod-gke pod-slurm criteo-sample test test-slow fuzz faults soak lock audit bench bench-data bench-scale docs lint format clean help
 
 help:
 	@sed -n 's/^# //p' $(MAKEFILE_LIST)
@@ -169,6 +169,10 @@ bench-data: $(INSTALLED)
 bench-scale: $(INSTALLED)
 	mkdir -p runs
 	$(BIN)/python tests/bench/scale.py --out=runs/bench_scale.json
+
+# make docs   write the tables of docs/models.md from the registered models
+docs: $(INSTALLED)
+	PYTHONPATH=tests/helpers:tests/models/references $(BIN)/python tests/helpers/models_page.py
 
 # make lint   ruff; make format rewrites
 lint: $(INSTALLED)

@@ -121,7 +121,7 @@ def write(run: Trained, out: pathlib.Path, platforms: list[str]):
   c = run.config
   description = {
     'backbone': c.model.backbone,
-    'connector': models.connector_of(c),
+    'connector': models.connector_name(c.model),
     'config_hash': config_lib.config_hash(c),
     'config': config_lib.as_dict(c),
     'step': run.at,

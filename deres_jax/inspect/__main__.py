@@ -30,7 +30,7 @@ def load(workdir: pathlib.Path) -> Trained:
     UserError: without a finished checkpoint, or for a classic model, which has no stream.
   """
   c, _ = restore.config_of(workdir)
-  if models.connector_of(c) == 'none':
+  if models.connector_name(c.model) == 'none':
     raise UserError(
       f'--workdir={workdir}: {c.model.backbone} is a classic model, which has no residual stream '
       'to inspect: give a run with a token backbone, such as onetrans'

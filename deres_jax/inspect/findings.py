@@ -19,7 +19,7 @@ from deres_jax.data.feed import Prefetch, feed
 from deres_jax.inspect import probes, stats
 from deres_jax.inspect.probes import Ablation, Structure
 from deres_jax.metrics import exact, paired
-from deres_jax.models.backbones import READS_EVENTS
+from deres_jax.models.backbones import TOKEN_BACKBONES
 from deres_jax.training.checkpoints.restore import Trained
 
 MAX_ROWS = 1024  # of a batch on a device: gradients keep the activations of all of them
@@ -157,7 +157,7 @@ def _add(totals: dict[str, dict], batch: dict[str, dict]):
 def token_positions(model: Trained, tokens: int) -> dict[str, np.ndarray]:
   """Returns positions of each kind of token, events and fields, among the last `tokens` ones."""
   c, layout, schema = model.config, model.spec.layout, model.schema
-  reads = c.model.backbone in READS_EVENTS
+  reads = TOKEN_BACKBONES[c.model.backbone].reads_events
   if c.model.tokenizer == 'field':
     names = [field.name for field in schema.fields]
     if layout.events and not reads:

@@ -79,6 +79,12 @@ class SiteNorms(nn.Module):
     return ops.read(x, *mixed, self.scale[site])
 
 
+def tiled_eye(key: Array, shape: tuple[int, ...]) -> Array:
+  """Initialises maps [..., D, D] as identities."""
+  del key
+  return jnp.broadcast_to(jnp.eye(shape[-1]), shape)
+
+
 def _xavier(scale: float, batch_axis: tuple[int, ...]) -> Callable:
   return nn.initializers.variance_scaling(scale, 'fan_avg', 'uniform', batch_axis=batch_axis)
 

@@ -55,7 +55,7 @@ def content(
     'config_hash': config_lib.config_hash(c),
     'seed': c.seed,
     'backbone': c.model.backbone,
-    'connector': models.connector_of(c),
+    'connector': models.connector_name(c.model),
     'depth': c.model.depth,
     'dim': c.model.dim,
     **figures,

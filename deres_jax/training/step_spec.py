@@ -67,7 +67,7 @@ def make_step_spec(c: fields.Config, schema: Schema, mesh: Mesh, steps: int) -> 
   """
   mesh_lib.check_batch(c.data.batch_size, mesh, 'data.batch_size')
   mesh_lib.check_batch(c.data.eval_batch_size, mesh, 'data.eval_batch_size')
-  tables = layout_lib.Tables(schema.vocab_sizes, *models.row_width(c), checks.narrow(c.model))
+  tables = layout_lib.Tables(schema.vocab_sizes, *models.embedding_width(c.model), checks.narrow(c.model))
   tables.check(mesh.size)
   layout = layout_of(schema)
   column_tables = tuple(tables.table_of[column] for column in schema.columns)
@@ -164,7 +164,7 @@ def micro_batch(c: fields.Config, mesh: Mesh) -> int:
   """
   setting, examples = c.train.micro_batch, c.data.batch_size // mesh.size
   if setting == -1:
-    fast = CPU_MICRO_BATCH_FLAT if models.is_flat(c) else CPU_MICRO_BATCH
+    fast = CPU_MICRO_BATCH_FLAT if models.is_flat(c.model) else CPU_MICRO_BATCH
     return fast if _on_cpu(mesh) and examples % fast == 0 else examples
   if setting and examples % setting:
     raise UserError(

@@ -7,6 +7,7 @@ Shapes: B rows, S table rows of a row, F fields, L events, G attributes of an ev
 import dataclasses
 import math
 
+import formulas
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +24,7 @@ from deres_jax.data.schema import load_schema
 from deres_jax.embeddings import exchange
 from deres_jax.embeddings import layout as layout_lib
 from deres_jax.models import inputs, layers
+from deres_jax.models.classic import CLASSICS
 from deres_jax.pod import mesh as mesh_lib
 from deres_jax.training import step
 from deres_jax.training.step_spec import make_step_spec
@@ -38,7 +40,7 @@ SMALL = (
 )
 
 # Every model, with its switches.
-ALL = [(backbone, '') for backbone in (*reference.MODELS, 'din')] + [
+ALL = [(backbone, '') for backbone in CLASSICS] + [
   ('dcnv2', 'classic.cross_rank=2'),
   ('finalmlp', 'classic.fusion_gate_units=3,classic.fusion_second_layers=3'),
 ]
@@ -70,7 +72,7 @@ def context(layout, rows=B):
 
 def made(backbone, more='', layout=EVENTS, rows=B):
   """A model, rows, their context and random parameters."""
-  width = models.row_width(resolve(backbone, more))[0]
+  width = models.embedding_width(resolve(backbone, more).model)[0]
   rows_BSE = jnp.asarray(normal(rows, layout.slots, width), F32)
   module, ctx = build(backbone, more, layout), context(layout, rows)
   params = randomised(module, rows_BSE, ctx)
@@ -120,6 +122,8 @@ def test_autoint_plus_adds_the_logit_of_hidden_layers_over_the_rows():
   got_B = apply(module, params, rows_BSE, ctx) - apply(build('autoint'), rest, rows_BSE, ctx)
   assert_close(got_B, loop('dnn', '', EVENTS, params['deep'], rows_BSE, ctx.mask_BT))
   assert initial(module, rows_BSE, ctx)['deep']['bias'] == 0  # the head has the prior
+  sizes = [p.size for p in jax.tree.leaves(params['deep'])]
+  assert sum(sizes) == formulas.of_classic('mlp(X) + U + 1', resolve('dnn'), EVENTS)
 
 
 # Sizes.
@@ -137,15 +141,16 @@ SIZES = {
 
 
 @pytest.mark.parametrize('sizes', SIZES)
-@pytest.mark.parametrize('backbone', reference.COUNTS)
+@pytest.mark.parametrize('backbone', CLASSICS)
 def test_parameters(backbone, sizes):
   more, layout = SIZES[sizes]
   more += ',model.embed_dim=5' if sizes == 'large' and backbone != 'lr' else ''
   c, (*_, params) = resolve(backbone, more), made(backbone, more, layout)
-  leaves = jax.tree.leaves(params['deep'] if backbone == 'autoint_plus' else params)
-  fields = layout.fields + layout.event_fields
-  want = reference.COUNTS[backbone](c.classic, c.mlp, fields, c.model.embed_dim)
-  assert sum(p.size for p in leaves) == want
+  stated = formulas.of_classic(CLASSICS[backbone].parameters, c, layout)
+  assert sum(p.size for p in jax.tree.leaves(params)) == stated, (
+    f'{backbone}: parameters={CLASSICS[backbone].parameters!r} of its row gives {stated}: state '
+    'the formula of the module'
+  )
 
 
 # Learning.
@@ -199,7 +204,7 @@ def absent(ctx):
 
 def first_rows(c):
   """Rows of a table of their own, as a run starts with them. [B, S, E]."""
-  tables = layout_lib.Tables((B * EVENTS.slots,), *models.row_width(c))
+  tables = layout_lib.Tables((B * EVENTS.slots,), *models.embedding_width(c.model))
   (table,) = tables.parts
   start = jax.shard_map(
     lambda: exchange.init_tables(KEY, tables, c.optim.table_init_std)[0],
@@ -229,7 +234,7 @@ def test_the_first_logit_is_near_the_prior(backbone, more):
 def test_only_models_with_a_linear_part_have_a_column_of_zeros(backbone):
   c, linear = resolve(backbone), backbone in LINEAR
   columns = c.model.embed_dim + linear
-  assert models.row_width(c) == (columns, linear)
+  assert models.embedding_width(c.model) == (columns, linear)
   rows = np.asarray(first_rows(c)).reshape(-1, columns)
   vectors = rows[:, : columns - linear]
   assert np.all(vectors != 0) and np.all(rows[:, columns - linear :] == 0)

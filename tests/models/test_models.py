@@ -85,7 +85,7 @@ def test_parameters_of_onetrans(connector, tokenizer_, norm):
 def test_maps_into_the_stream_start_smaller_with_depth():
   """By sqrt(2 L) in deviation, the output map and the second feed-forward matrix only."""
   depth, width = 8, 32
-  subs = onetrans.sublayers(depth, T, T, [0] * depth, 2, 4, causal=False, dtype=F32)
+  subs = onetrans.onetrans(resolve(depth=depth, dim=width, ffn_ratio=4), T, 0, F32)
   x_BTD = jnp.zeros((1, T, width))
   std = {}
   for sub in subs[:2]:

@@ -1,132 +1,106 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Token backbones by name: each is a list of sub-layers made from a config.
+"""Token backbones: lists of sub-layers that return their branch only.
 
-The token contract: a backbone names its sub-layers, how many make a layer and whether it reads
-event tokens; tokenizer, connector and head are the config's.
+A backbone names its sub-layers, how many make a layer and whether it reads event tokens. It may
+import config and the layers of models, and never knows tokenizer, connector or head.
 """
 
 import dataclasses
+from collections.abc import Callable
 
-from deres_jax.config import fields as fields_lib
-from deres_jax.core.errors import UserError
+import jax.numpy as jnp
+
+from deres_jax.config.fields import Config
 from deres_jax.models.backbones import autoint, hstu, onetrans, rankmixer, unimixer, wukong
+from deres_jax.models.facts import Facts
 from deres_jax.models.stack import SubLayer
 
 
 @dataclasses.dataclass(frozen=True)
-class Backbone:
-  """Sub-layers, how many of them make a layer, and where the backbone needs certain sizes."""
+class Backbone(Facts):
+  """A row of TOKEN_BACKBONES.
 
-  sublayers: tuple[SubLayer, ...]
+  Attributes:
+    per_layer: sub-layers a layer.
+    theirs: the paper's own connector, norm, tokenizer and head, where they are not the defaults.
+    sublayers: maps (config, field tokens, event tokens, dtype to compute in) to the sub-layers;
+      raises UserError for sizes that the backbone cannot have.
+    reads_events: whether its attention reads event tokens. Others read the mean of a history.
+    adds_mlp: whether the logit of hidden layers over all embeddings is added.
+  """
+
   per_layer: int
+  theirs: str
+  sublayers: Callable[[Config, int, int, jnp.dtype], tuple[SubLayer, ...]]
+  reads_events: bool = False
+  adds_mlp: bool = False
 
 
-def _onetrans(c: fields_lib.Config, fields: int, events: int, dtype) -> Backbone:
-  m = c.model
-  stay = onetrans.pyramid(m.depth, events, m.pyramid_events)
-  return Backbone(
-    onetrans.sublayers(m.depth, fields, fields, stay, m.heads, m.ffn_ratio, m.causal, dtype), 2
-  )
-
-
-def _transformer(c: fields_lib.Config, fields: int, events: int, dtype) -> Backbone:
-  m = c.model
-  stay = onetrans.pyramid(m.depth, events, m.pyramid_events)
-  return Backbone(
-    onetrans.sublayers(m.depth, 0, fields, stay, m.heads, m.ffn_ratio, m.causal, dtype), 2
-  )
-
-
-def _hstu(c: fields_lib.Config, fields: int, events: int, dtype) -> Backbone:
-  del fields, events
-  return Backbone(hstu.sublayers(c.model.depth, c.model.heads, c.model.causal, dtype), 1)
-
-
-def _autoint(c: fields_lib.Config, fields: int, events: int, dtype) -> Backbone:
-  del fields, events
-  return Backbone(autoint.autoint(c.model.depth, c.model.heads, dtype), 1)
-
-
-def _hiformer(c: fields_lib.Config, fields: int, events: int, dtype) -> Backbone:
-  del events
-  m, rank = c.model, c.mixer.hiformer_rank
-  return Backbone(autoint.hiformer(m.depth, fields, m.heads, m.ffn_ratio, rank, dtype), 2)
-
-
-def _heads_are_tokens(c: fields_lib.Config, tokens: int):
-  if c.model.dim % tokens:
-    raise UserError(
-      f'backbone {c.model.backbone} mixes with as many heads as tokens: model.dim={c.model.dim} is '
-      f'not divisible by {tokens} tokens; change model.dim, or model.tokenizer and model.tokens'
-    )
-
-
-def _rankmixer(c: fields_lib.Config, fields: int, events: int, dtype) -> Backbone:
-  del events
-  _heads_are_tokens(c, fields)
-  return Backbone(rankmixer.rankmixer(c.model.depth, fields, c.model.ffn_ratio, dtype), 2)
-
-
-def _tokenmixer(c: fields_lib.Config, fields: int, events: int, dtype) -> Backbone:
-  del events
-  _heads_are_tokens(c, fields)
-  m = c.model
-  return Backbone(rankmixer.tokenmixer(m.depth, fields, m.dim, m.ffn_ratio, dtype), 1)
-
-
-def _unimixer(lite: bool):
-  def make(c: fields_lib.Config, fields: int, events: int, dtype) -> Backbone:
-    del events
-    m, x = c.model, c.mixer
-    if fields * m.dim % x.unimixer_block:
-      raise UserError(
-        f'config mixer.unimixer_block={x.unimixer_block} does not divide the '
-        f'{fields} x {m.dim} = {fields * m.dim} numbers of all tokens'
-      )
-    mixing = dict(
-      block=x.unimixer_block,
-      bases=x.unimixer_bases if lite else 0,
-      rank=x.unimixer_rank,
-      iterations=x.unimixer_iterations,
-      tau_start=x.unimixer_tau_start,
-      tau_end=x.unimixer_tau_end,
-    )
-    return Backbone(unimixer.sublayers(m.depth, fields, m.ffn_ratio, mixing, dtype), 1)
-
-  return make
-
-
-def _wukong(c: fields_lib.Config, fields: int, events: int, dtype) -> Backbone:
-  del events
-  interactions = c.mixer.wukong_interactions or fields // 2
-  if not 0 < interactions < fields:
-    raise UserError(
-      f'config mixer.wukong_interactions={interactions}: expected 1 to {fields - 1}, so that the '
-      f'{fields} tokens hold some of both kinds'
-    )
-  x = c.mixer
-  return Backbone(
-    wukong.sublayers(
-      c.model.depth, interactions, x.wukong_rank, x.wukong_units, x.wukong_layers, dtype
-    ),
-    1,
-  )
-
-
-# Makers of (config, field tokens, event tokens, compute dtype).
+# fmt: off
 TOKEN_BACKBONES = {
-  'transformer': _transformer,
-  'onetrans': _onetrans,
-  'hstu': _hstu,
-  'autoint': _autoint,
-  'autoint_plus': _autoint,
-  'hiformer': _hiformer,
-  'wukong': _wukong,
-  'rankmixer': _rankmixer,
-  'tokenmixer_large': _tokenmixer,
-  'unimixer': _unimixer(lite=False),
-  'unimixing_lite': _unimixer(lite=True),
+  'transformer': Backbone(
+    'Vaswani et al. 2017', 'softmax attention; GELU feed-forward; shared weights',
+    'pre-norm, no biases',
+    '(4 + 2 * r) * D**2', '(8 + 4 * r) * T * D**2 + 4 * T**2 * D',
+    2, 'prenorm', onetrans.transformer, reads_events=True),
+  'onetrans': Backbone(
+    '2510.26104',
+    'attention with own q, k, v of field tokens, shared ones of events; feed-forward likewise; '
+    'pyramid over events',
+    'shared output map, GELU, ratio 4, no biases; full attention where there are no events; field '
+    'tokens are pooled',
+    '(T * (3 + 2 * r) + 1) * D**2', '(8 + 4 * r) * T * D**2 + 4 * T**2 * D',
+    2, 'prenorm, autosplit', onetrans.onetrans, reads_events=True),
+  'hstu': Backbone(
+    '2402.17152', '[u, v, q, k] = SiLU(x W); y = (LN(SiLU(q kᵀ + b) v / T) · u) W_o',
+    'by the authors’ code; a free T × T bias; on field tokens an adaptation',
+    '5 * D**2 + D + T**2', '10 * T * D**2 + 4 * T**2 * D',
+    1, 'prenorm, layer', hstu.hstu, reads_events=True),
+  'autoint': Backbone(
+    '1810.11921', 'softmax(q kᵀ) v, shared weights, no output map', 'one width for all layers',
+    '3 * D**2', '6 * T * D**2 + 4 * T**2 * D',
+    1, 'projected, field', autoint.autoint),
+  'autoint_plus': Backbone(
+    '1810.11921', 'AutoInt, plus the logit of hidden layers over all embeddings',
+    'without the optional linear part',
+    '3 * D**2', '6 * T * D**2 + 4 * T**2 * D',
+    1, 'projected, field', autoint.autoint, adds_mlp=True),
+  'hiformer': Backbone(
+    '2311.05884',
+    '[q₁..q_T] = vec(x) U V and so k, v; softmax; own output matrix; own feed-forward',
+    'pre-norm, scaled scores, no pruning of the last layer, rank 64',
+    '(6 * hiformer_rank + (1 + 2 * r) * D) * T * D',
+    '12 * T * D * hiformer_rank + (2 + 4 * r) * T * D**2 + 4 * T**2 * D',
+    2, 'prenorm', autoint.hiformer),
+  'wukong': Backbone(
+    '2403.02545', 'concat(MLP(LN(X Xᵀ Y)), W_L X)',
+    'T stays over depth, so the skip is the identity from the first layer on; ReLU after the MLP',
+    '3 * T * wukong_rank + mlp(T * wukong_rank) + (wukong_units + 1) * I * D + (T - I) * T',
+    '4 * T * wukong_rank * D + 2 * mlp(T * wukong_rank) + 2 * wukong_units * I * D'
+    ' + 2 * (T - I) * T * D',
+    1, 'postnorm, layer, head mlp', wukong.wukong),
+  'rankmixer': Backbone(
+    '2507.15551', 'head mixing without parameters; own feed-forward, GELU, biases',
+    'sizes; even slices in the order of fields',
+    'T * (2 * r * D**2 + (r + 1) * D)', '4 * r * T * D**2',
+    2, 'postnorm, layer, slice', rankmixer.rankmixer),
+  'tokenmixer_large': Backbone(
+    '2602.06563', 'H = Mix(X); H += SwiGLU(RMS(H)); y = SwiGLU(RMS(Revert(H)))',
+    'pre-norm inside; H = T; loss weight 0.1 of the mean auxiliary loss, read after each layer but '
+    'the last; linear group maps',
+    '2 * D + 2 * T * (3 * r * D**2 + (2 * r + 1) * D)', '12 * r * T * D**2',
+    1, 'interval, none, global, head global', rankmixer.tokenmixer),
+  'unimixer': Backbone(
+    '2604.00590', 'o = RMS(u + W_G [x_i W_i]); y = own SwiGLU(o); all W doubly stochastic',
+    'logits start at deviation 1; 5 iterations; τ linear from 1 to 0.05, no restart',
+    'N * K**2 + N**2 + D + T * (3 * r * D**2 + (2 * r + 1) * D)',
+    '2 * T * D * K + 2 * N**2 * K + 6 * r * T * D**2',
+    1, 'siamese, slice', unimixer.unimixer),
+  'unimixing_lite': Backbone(
+    '2604.00590', 'UniMixer with W_i of 4 shared bases and W_G of rank 16', 'as UniMixer',
+    'N * unimixer_bases + unimixer_bases * K**2 + 2 * N * unimixer_rank + D'
+    ' + T * (3 * r * D**2 + (2 * r + 1) * D)',
+    '2 * T * D * K + 2 * N**2 * K + 6 * r * T * D**2',
+    1, 'siamese, slice', unimixer.unimixing_lite),
 }
-
-# Those whose attention reads event tokens; to the others a history is the mean of its events.
-READS_EVENTS = ('transformer', 'onetrans', 'hstu')
+# fmt: on

@@ -1,17 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """AutoInt (arXiv 1810.11921) and HiFormer (2311.05884): attention over features.
 
-Shapes: B rows, T tokens, D width, R rank.
+Shapes: B examples, T tokens, D width, R rank.
 """
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jax import Array
 
+from deres_jax.config.fields import Config
 from deres_jax.models import inputs, layers
 from deres_jax.models.stack import SubLayer
-
-Array = jax.Array
 
 
 class InteractingLayer(nn.Module):
@@ -31,14 +30,14 @@ class InteractingLayer(nn.Module):
     return layers.join_heads(layers.attend(q, k, v, None, 1.0))
 
 
-def autoint(depth: int, heads: int, dtype: jnp.dtype) -> tuple[SubLayer, ...]:
-  """One sub-layer a layer; no feed-forward."""
-  sizes = dict(heads=heads, dtype=dtype)
-  return tuple(SubLayer(f'attention_{l}', InteractingLayer, sizes) for l in range(depth))
+def autoint(c: Config, fields: int, events: int, dtype: jnp.dtype) -> tuple[SubLayer, ...]:
+  """Returns one sub-layer a layer; there is no feed-forward."""
+  sizes = dict(heads=c.model.heads, dtype=dtype)
+  return tuple(SubLayer(f'attention_{l}', InteractingLayer, sizes) for l in range(c.model.depth))
 
 
 class CompositeAttention(nn.Module):
-  """HiFormer's: q, k, v of every token see the whole row, by a map of low rank. [B, T, D].
+  """HiFormer's attention: q, k, v of each token are low-rank maps of all tokens. [B, T, D].
 
   [q_1 .. q_T] = vec(X) U V, U in R^{TD x R}, V in R^{R x TD}, and so k and v;
   softmax(q k^T / sqrt(K)) v, then an output matrix a token
@@ -64,18 +63,17 @@ class CompositeAttention(nn.Module):
     return layers.TokenDense(D, self.tokens, self.dtype, scale=self.out_scale, name='out')(y)
 
 
-def hiformer(
-  depth: int, tokens: int, heads: int, ratio: int, rank: int, dtype: jnp.dtype
-) -> tuple[SubLayer, ...]:
-  """Composite attention, then a feed-forward a token; 2 * depth sub-layers.
+def hiformer(c: Config, fields: int, events: int, dtype: jnp.dtype) -> tuple[SubLayer, ...]:
+  """Returns composite attention and a feed-forward with own weights for each layer.
 
-  Without the paper's pruning of the last layer to task tokens.
+  The last layer is not pruned to task tokens, as it is in the paper.
   """
-  scale = 1 / (2 * depth)
-  attention = dict(tokens=tokens, heads=heads, rank=rank, dtype=dtype, out_scale=scale)
-  ffn = dict(own=tokens, ratio=ratio, dtype=dtype, out_scale=scale)
+  m, scale = c.model, 1 / (2 * c.model.depth)
+  attention = dict(tokens=fields, heads=m.heads, rank=c.mixer.hiformer_rank)
+  attention |= dict(dtype=dtype, out_scale=scale)
+  ffn = dict(own=fields, ratio=m.ffn_ratio, dtype=dtype, out_scale=scale)
   out = []
-  for layer in range(depth):
+  for layer in range(m.depth):
     out.append(SubLayer(f'attention_{layer}', CompositeAttention, attention))
     out.append(SubLayer(f'ffn_{layer}', layers.FeedForward, ffn))
   return tuple(out)

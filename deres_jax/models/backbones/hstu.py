@@ -1,26 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """HSTU (arXiv 2402.17152): pointwise SiLU attention with a gate, and no feed-forward.
 
-Written for behaviour sequences; on field tokens it is an adaptation of ours.
+Published for behaviour sequences; on field tokens it is our adaptation.
 """
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import Array
 
+from deres_jax.config.fields import Config
 from deres_jax.models import inputs, layers
 from deres_jax.models.stack import SubLayer
 
-Array = jax.Array
-
 
 class HstuLayer(nn.Module):
-  """Returns the branch only. [B, T, D] -> [B, T, D].
+  """HSTU's layer without its skip. [B, T, D] -> [B, T, D].
 
     [u, v, q, k] = SiLU(x W);  A = SiLU(q k^T + bias) / T;  y = (LN(A v) * u) W_o + b_o
 
-  No 1 / sqrt(K) and no softmax, as in the authors' code; what must not be seen has weight 0. The
-  bias is a learned T x T table (there: of relative positions and times). LN has no gain. The
+  No 1 / sqrt(K) and no softmax, as in the authors' code; a masked key has weight 0. The bias is a
+  learned T x T table (theirs depends on relative positions and times). LN has no gain. The
   authors' norm before W has no gain either; here it is the connector's.
   """
 
@@ -54,7 +54,7 @@ class HstuLayer(nn.Module):
     )
 
 
-def sublayers(depth: int, heads: int, causal: bool, dtype: jnp.dtype) -> tuple[SubLayer, ...]:
-  """One sub-layer a layer. The authors' norm is LayerNorm before it: prenorm, norm layer."""
-  sizes = dict(heads=heads, causal=causal, dtype=dtype)
-  return tuple(SubLayer(f'hstu_{l}', HstuLayer, sizes) for l in range(depth))
+def hstu(c: Config, fields: int, events: int, dtype: jnp.dtype) -> tuple[SubLayer, ...]:
+  """Returns one sub-layer a layer. The authors' norm is LayerNorm before it."""
+  sizes = dict(heads=c.model.heads, causal=c.model.causal, dtype=dtype)
+  return tuple(SubLayer(f'hstu_{l}', HstuLayer, sizes) for l in range(c.model.depth))

@@ -1,30 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
 """RankMixer (arXiv 2507.15551) and TokenMixer-Large (2602.06563): mixing without parameters.
 
-Shapes: B rows, T tokens, D width, H heads of width K = D / H.
+Shapes: B examples, T tokens, D width, H heads of width K = D / H.
 """
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jax import Array
 
+from deres_jax.config.fields import Config
+from deres_jax.core.errors import UserError
 from deres_jax.models import inputs, layers
 from deres_jax.models.stack import SubLayer
 
-Array = jax.Array
-
 
 def mix(x_BTD: Array, heads: int) -> Array:
-  """New token h is the h-th head of all tokens, side by side. [B, T, D] -> [B, H, T * K].
+  """Concatenates head h of all tokens into new token h. [B, T, D] -> [B, H, T * K].
 
-  With H = T it is its own inverse. RankMixer eq. of multi-head token mixing.
+  RankMixer's multi-head token mixing; with H = T it is its own inverse.
   """
   B, T, D = x_BTD.shape
   return x_BTD.reshape(B, T, heads, D // heads).swapaxes(1, 2).reshape(B, heads, -1)
 
 
 def revert(x_BHM: Array, tokens: int) -> Array:
-  """The inverse of `mix`. [B, H, T * K] -> [B, T, H * K]."""
+  """Inverts `mix`. [B, H, T * K] -> [B, T, H * K]."""
   return mix(x_BHM, tokens)
 
 
@@ -37,14 +37,23 @@ class HeadMix(nn.Module):
     return mix(x_BTD, x_BTD.shape[1])
 
 
-def rankmixer(depth: int, tokens: int, ratio: int, dtype: jnp.dtype) -> tuple[SubLayer, ...]:
-  """Head mixing, then a feed-forward a token with biases, GELU; 2 * depth sub-layers.
+def _check_heads(c: Config, tokens: int):
+  if c.model.dim % tokens:
+    raise UserError(
+      f'backbone {c.model.backbone} mixes with as many heads as tokens: model.dim={c.model.dim} is '
+      f'not divisible by {tokens} tokens; change model.dim, or model.tokenizer and model.tokens'
+    )
 
-  The paper's norms are post-norm LayerNorm: connector postnorm, norm layer.
+
+def rankmixer(c: Config, fields: int, events: int, dtype: jnp.dtype) -> tuple[SubLayer, ...]:
+  """Returns head mixing and a feed-forward with own weights and biases for each layer.
+
+  The paper's norms are LayerNorms after the skip: connector postnorm, norm layer.
   """
-  ffn = dict(own=tokens, ratio=ratio, dtype=dtype, out_scale=1.0, use_bias=True)
+  _check_heads(c, fields)
+  ffn = dict(own=fields, ratio=c.model.ffn_ratio, dtype=dtype, out_scale=1.0, use_bias=True)
   out = []
-  for layer in range(depth):
+  for layer in range(c.model.depth):
     out.append(SubLayer(f'mix_{layer}', HeadMix, {}))
     out.append(SubLayer(f'ffn_{layer}', layers.FeedForward, ffn))
   return tuple(out)
@@ -74,9 +83,11 @@ class MixAndRevert(nn.Module):
     return layers.SwiGLU(name='reverted', **swiglu)(norms(revert(h, self.tokens), 1))
 
 
-def tokenmixer(depth: int, tokens: int, dim: int, ratio: int, dtype) -> tuple[SubLayer, ...]:
-  """One composite sub-layer a layer. W_down starts with deviation 0.01, as in the paper."""
+def tokenmixer(c: Config, fields: int, events: int, dtype: jnp.dtype) -> tuple[SubLayer, ...]:
+  """Returns one composite sub-layer a layer. W_down starts with deviation 0.01, as in the paper."""
+  _check_heads(c, fields)
+  ratio, dim = c.model.ffn_ratio, c.model.dim
   # Xavier's variance is 2 / (fan_in + fan_out).
   down_scale = 0.01**2 * (ratio * dim + dim) / 2
-  sizes = dict(tokens=tokens, ratio=ratio, dtype=dtype, down_scale=down_scale)
-  return tuple(SubLayer(f'block_{l}', MixAndRevert, sizes) for l in range(depth))
+  sizes = dict(tokens=fields, ratio=ratio, dtype=dtype, down_scale=down_scale)
+  return tuple(SubLayer(f'block_{l}', MixAndRevert, sizes) for l in range(c.model.depth))

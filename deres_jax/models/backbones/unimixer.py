@@ -5,22 +5,22 @@ The tokens side by side are cut into N blocks of size K. A local K x K matrix a 
 blocks, one global N x N matrix mixes blocks; RankMixer's head mixing is the case of K = D / T,
 local matrices I and a permutation as global one.
 
-Shapes: B rows, T tokens, D width, N = T D / K blocks, K block size, L bases, R rank.
+Shapes: B examples, T tokens, D width, N = T D / K blocks, K block size, L bases, R rank.
 """
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jax import Array
 
+from deres_jax.config.fields import Config
+from deres_jax.core.errors import UserError
 from deres_jax.models import inputs, layers
 from deres_jax.models.connectors.multi_stream import sinkhorn
 from deres_jax.models.stack import SubLayer
 
-Array = jax.Array
-
 
 def unimix(x_BTD: Array, local_NKK: Array, global_NN: Array) -> Array:
-  """h_i = x_i W_i in every block, then o_n = sum_i W_ni h_i over blocks. [B, T, D]."""
+  """Mixes inside blocks, h_i = x_i W_i, then across them, o_n = sum_i W_ni h_i. [B, T, D]."""
   N, K = local_NKK.shape[:2]
   x_NBK = x_BTD.reshape(-1, N, K).swapaxes(0, 1)
   h_NBK = jnp.einsum('nbk,nkj->nbj', x_NBK, local_NKK)
@@ -29,12 +29,12 @@ def unimix(x_BTD: Array, local_NKK: Array, global_NN: Array) -> Array:
 
 
 def temperature(start: float, end: float, progress: Array | float) -> Array | float:
-  """tau: linear from `start` at the first step to `end` at the last."""
+  """Returns tau, linear from `start` at the first step to `end` at the last."""
   return start + (end - start) * progress
 
 
 class UniMixing(nn.Module):
-  """The mixer with its weights. [B, T, D] -> [B, T, D].
+  """UniMixer's token mixing. [B, T, D] -> [B, T, D].
 
     W = Sinkhorn((V + V^T) / (2 tau)): doubly stochastic, sharper as tau falls
     full: V free;  lite: V_i = sum_l w_il Z_l over L shared bases, V_global = A B of rank R
@@ -60,16 +60,16 @@ class UniMixing(nn.Module):
       z_LKK = self.param('local_bases', normal(1.0), (self.bases, K, K))
       a_NR = self.param('global_left', normal(self.rank**-0.25), (N, self.rank))
       b_RN = self.param('global_right', normal(self.rank**-0.25), (self.rank, N))
-      local, whole = jnp.einsum('nl,lkj->nkj', w_NL, z_LKK), a_NR @ b_RN
+      local, across = jnp.einsum('nl,lkj->nkj', w_NL, z_LKK), a_NR @ b_RN
     else:
       local = self.param('local_logits', normal(1.0), (N, K, K))
-      whole = self.param('global_logits', normal(1.0), (N, N))
+      across = self.param('global_logits', normal(1.0), (N, N))
     tau = temperature(self.tau_start, self.tau_end, ctx.progress)
 
     def stochastic(v: Array) -> Array:
       return sinkhorn((v + v.swapaxes(-1, -2)) / (2 * tau), self.iterations).astype(self.dtype)
 
-    return unimix(x_BTD.astype(self.dtype), stochastic(local), stochastic(whole))
+    return unimix(x_BTD.astype(self.dtype), stochastic(local), stochastic(across))
 
 
 class UniMixerBlock(nn.Module):
@@ -93,9 +93,30 @@ class UniMixerBlock(nn.Module):
     return swiglu(o)
 
 
-def sublayers(
-  depth: int, tokens: int, ratio: int, mixing: dict, dtype: jnp.dtype
-) -> tuple[SubLayer, ...]:
-  """One composite sub-layer a layer; `mixing` holds UniMixing's sizes."""
-  sizes = dict(tokens=tokens, ratio=ratio, mixing=mixing, dtype=dtype, out_scale=1 / depth)
-  return tuple(SubLayer(f'block_{l}', UniMixerBlock, sizes) for l in range(depth))
+def unimixer(c: Config, fields: int, events: int, dtype: jnp.dtype) -> tuple[SubLayer, ...]:
+  """Returns UniMixer's sub-layers, one a layer."""
+  return _sublayers(c, fields, 0, dtype)
+
+
+def unimixing_lite(c: Config, fields: int, events: int, dtype: jnp.dtype) -> tuple[SubLayer, ...]:
+  """Returns UniMixing-Lite's sub-layers, one a layer."""
+  return _sublayers(c, fields, c.mixer.unimixer_bases, dtype)
+
+
+def _sublayers(c: Config, fields: int, bases: int, dtype: jnp.dtype) -> tuple[SubLayer, ...]:
+  m, x = c.model, c.mixer
+  if fields * m.dim % x.unimixer_block:
+    raise UserError(
+      f'config mixer.unimixer_block={x.unimixer_block} does not divide the '
+      f'{fields} x {m.dim} = {fields * m.dim} numbers of all tokens'
+    )
+  mixing = dict(
+    block=x.unimixer_block,
+    bases=bases,
+    rank=x.unimixer_rank,
+    iterations=x.unimixer_iterations,
+    tau_start=x.unimixer_tau_start,
+    tau_end=x.unimixer_tau_end,
+  )
+  sizes = dict(tokens=fields, ratio=m.ffn_ratio, mixing=mixing, dtype=dtype, out_scale=1 / m.depth)
+  return tuple(SubLayer(f'block_{l}', UniMixerBlock, sizes) for l in range(m.depth))

@@ -1,26 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """Wukong (arXiv 2403.02545): stacked factorization machines.
 
-Shapes: B rows, T tokens, D width, R rank of the projection of the interactions.
+Shapes: B examples, T tokens, D width, R rank of the projection of the interactions.
 """
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import Array
 
+from deres_jax.config.fields import Config
+from deres_jax.core.errors import UserError
 from deres_jax.models import inputs, layers
 from deres_jax.models.stack import SubLayer
 
-Array = jax.Array
-
 
 class WukongLayer(nn.Module):
-  """concat(FMB(x), LCB(x)): interactions and a linear map over tokens. [B, T, D] -> [B, T, D].
+  """Interactions and a linear map over tokens, concat(FMB(x), LCB(x)). [B, T, D] -> [B, T, D].
 
     FM = X X^T Y, Y in R^{T x R};  FMB = reshape(MLP(LN(flatten(FM))));  LCB = W_L X
 
   FMB makes `interactions` tokens and LCB the others, so that T stays and the paper's skip needs no
-  linear map. The MLP has a ReLU at its end too, as in FuxiCTR's.
+  linear map. The MLP ends in a ReLU, as in FuxiCTR.
   """
 
   interactions: int
@@ -47,9 +48,15 @@ class WukongLayer(nn.Module):
     return jnp.concatenate([fmb_BTD, jnp.einsum('st,btd->bsd', w_ST, x)], axis=1)
 
 
-def sublayers(
-  depth: int, interactions: int, rank: int, units: int, hidden: int, dtype: jnp.dtype
-) -> tuple[SubLayer, ...]:
-  """One sub-layer a layer. The paper's norm is LayerNorm after the skip: postnorm, norm layer."""
-  sizes = dict(interactions=interactions, rank=rank, units=units, hidden=hidden, dtype=dtype)
-  return tuple(SubLayer(f'wukong_{l}', WukongLayer, sizes) for l in range(depth))
+def wukong(c: Config, fields: int, events: int, dtype: jnp.dtype) -> tuple[SubLayer, ...]:
+  """Returns one sub-layer a layer. The paper's norm is a LayerNorm after the skip."""
+  x = c.mixer
+  interactions = x.wukong_interactions or fields // 2
+  if not 0 < interactions < fields:
+    raise UserError(
+      f'config mixer.wukong_interactions={interactions}: expected 1 to {fields - 1}, so that the '
+      f'{fields} tokens hold some of both kinds'
+    )
+  sizes = dict(interactions=interactions, rank=x.wukong_rank, units=x.wukong_units)
+  sizes |= dict(hidden=x.wukong_layers, dtype=dtype)
+  return tuple(SubLayer(f'wukong_{l}', WukongLayer, sizes) for l in range(c.model.depth))

@@ -1,19 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""HAARES (arXiv 2606.06564, first called WAV): block attention residuals in several resolutions.
-
-For the contract (start, read, write, finish) see `deres_jax.models.connectors.deres`.
-"""
+"""HAARES (arXiv 2606.06564, first called WAV): block attention residuals in several resolutions."""
 
 from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import Array
 
-from deres_jax.models import layers, probe
-from deres_jax.models.stack import Shape
-
-Array = jax.Array
+from deres_jax.models import probe
+from deres_jax.models.connectors.prenorm import PreNorm
 
 
 class Source(NamedTuple):
@@ -24,12 +20,12 @@ class Source(NamedTuple):
 
 
 class Sources(NamedTuple):
-  """State: what can be read, and the open block.
+  """State of `Haares`.
 
   Attributes:
     sums: b_0 (the tokens) and the sum of each completed block.
-    details: of all completed blocks.
-    branches: outputs of the open block's sub-layers so far, each [B, T, D].
+    details: details of all completed blocks.
+    branches: branches of the open block so far, each [B, T, D].
   """
 
   sums: tuple[Source, ...]
@@ -37,29 +33,32 @@ class Sources(NamedTuple):
   branches: tuple[Array, ...]
 
 
-class Haares(nn.Module):
-  """Softmax over block sums and, of each completed block, its zero-sum details.
+class Haares(PreNorm):
+  """Softmax attention over the sums of blocks and zero-sum details of completed blocks.
 
-    phase = sum of the branches at the first site of a layer - sum of all others (attention - FFN)
+    phase = sum of a block's branches at first sites of layers - sum of all others (attention - FFN)
     split = sum of the first half of a block's branches - sum of the second
-    d     = detail * sg(RMS(sum) / RMS(detail))       of the block's sum: comparable in size
-    u     = sum_i softmax_i(<w_s, v_i / RMS(v_i)> + c_s [v_i is a detail]) v_i
+    d     = detail * sg(RMS(sum) / RMS(detail))                                     [B, T, D]
+    u_s   = sum_i softmax_i(<w_s, v_i / RMS(v_i)> + c_s [v_i is a detail]) v_i      [B, T, D]
 
   c starts at `detail_init` below 0 and w at 0, so a read starts close to Block AttnRes's mean. The
-  open block is a source through its sum, as in AttnRes. Backbones of one sub-layer a layer have no
-  phase; a block whose halves are its phases (one layer of two) has no split. Learned c, one a
+  open block is a source through its sum, as in AttnRes. Backbones with one sub-layer a layer have
+  no phase; a block whose halves are its phases (one layer of two) has no split. Learned c, one a
   site for both kinds, and -2 are our reading.
+
+  >>> from deres_jax.models.stack import Shape
+  >>> two = lambda m, x: m.finish(m.write(m.write(m.start(x), 3 * x, site=0), -x, site=1))
+  >>> connector = Haares(Shape(2, 1, 1, dim=2), 'none', jnp.float32, block=2, detail_init=-100.0)
+  >>> connector.init_with_output(jax.random.key(0), jnp.ones((1, 1, 2)), method=two)[0]
+  Array([[[1.5, 1.5]]], dtype=float32)
   """
 
-  shape: Shape
-  norm: str
-  dtype: jnp.dtype
   block: int
   detail_init: float
 
   def setup(self):
+    super().setup()
     S, D = self.shape.sites, self.shape.dim
-    self.norms = layers.SiteNorms(S + 1, D, self.norm, self.dtype)
     self.queries = self.param('query', nn.initializers.zeros, (S + 1, D))
     # Reads before the first block is complete see no detail.
     if self.block <= S:
@@ -70,7 +69,7 @@ class Haares(nn.Module):
     return Sources((self._source(x_BTD.astype(jnp.float32), 0),), (), ())
 
   def read(self, h: Sources, site: int) -> tuple[Array, Sources]:
-    return self.norms(probe.now().read(self._mix(h, site), site), site), h
+    return super().read(self._mix(h, site), site)[0], h
 
   def write(self, h: Sources, y_BTD: Array, site: int) -> Sources:
     h = h._replace(branches=(*h.branches, y_BTD.astype(jnp.float32)))
@@ -80,11 +79,8 @@ class Haares(nn.Module):
     total = self._source(sum(h.branches), site + 1)
     return Sources((*h.sums, total), (*h.details, *details), ())
 
-  def finish(self, h: Sources) -> Array:
-    return self.read(h, self.shape.sites)[0]
-
   def _scores(self, v: Array, first: int, last: int) -> Array:
-    """<w_s, v / RMS(v)> for reads first .. last - 1, in one product. [B, T, last - first]."""
+    """Returns <w_s, v / RMS(v)> for reads first .. last - 1, [B, T, last - first]."""
     inverse = jax.lax.rsqrt(jnp.mean(v * v, axis=-1, keepdims=True) + 1e-6)
     return v @ self.queries[first:last].T * inverse
 
@@ -92,7 +88,7 @@ class Haares(nn.Module):
     return Source(v, self._scores(v, first, self.shape.sites + 1))
 
   def _details(self, branches: tuple[Array, ...]) -> list[Array]:
-    """Phase and split of a completed block."""
+    """Returns phase and split of a completed block."""
     per_layer = self.shape.per_layer
     # Blocks are whole layers, so the first sub-layer of a block is the first of a layer.
     phase = [i % per_layer == 0 for i in range(self.block)]
@@ -106,7 +102,7 @@ class Haares(nn.Module):
     return out
 
   def _names(self, h: Sources) -> tuple[str, ...]:
-    """Of the sources, in order, for a probe."""
+    """Names the sources for a probe."""
     kinds = ('phase', 'split') if self.shape.per_layer > 1 else ('split',)
     kinds = kinds[: len(h.details) // max(1, len(h.sums) - 1)]
     details = (f'{kinds[i % len(kinds)]} {i // len(kinds) + 1}' for i in range(len(h.details)))

@@ -10,8 +10,8 @@ import scale_made
 from scale_made import Trained
 
 from deres_jax.kernels import library
-from deres_jax.models import layers
-from deres_jax.models.connectors import deres
+from deres_jax.models import connectors, layers
+from deres_jax.models.connectors.deres import DeRes
 
 BATCH, ROWS = 512, 100_000
 MODELS = {
@@ -29,19 +29,16 @@ def trained(model: str, connector: str, depth: int = 8, more: str = KERNELS) -> 
   return Trained(spec, {'zipf': batches['zipf']})
 
 
-class Scored(deres.DeRes):
+class Scored(DeRes):
   """DeRes as it is written down: every read scores all sources and stacks them."""
-
-  def _read(self, h, site):
-    return self.norms(self._mix(h, site), site)
 
   def _recall(self, h, site, reader):
     sources = jnp.stack(h.sources)
     keys = layers.rms(sources)
-    scores = self.score_scale * jnp.einsum('nbtd,d->btn', keys, self.queries[reader])
+    scores = self.switches.score_scale * jnp.einsum('nbtd,d->btn', keys, self.queries[reader])
     return jnp.einsum('btn,nbtd->btd', self._weigh(scores), sources)
 
-  def _append(self, h, b, reader):
+  def _add_source(self, h, b, reader):
     del reader
     return h._replace(sources=(*h.sources, b))
 
@@ -55,7 +52,7 @@ def without_reads() -> Iterator[None]:
 
 def _levers(model: str) -> dict[str, Trained]:
   out = {'plain prenorm': trained(model, 'prenorm', more=PLAIN)}
-  with mock.patch.object(deres, 'DeRes', Scored):
+  with mock.patch.object(connectors, 'FusedDeRes', Scored):
     out['written down'] = trained(model, 'deres', more=PLAIN)
   out['scored once'] = trained(model, 'deres', more=PLAIN)
   with without_reads():

@@ -136,7 +136,8 @@ def deviation(leaf):
 def test_starts():
   """Deviations that papers give; and maps that share a kernel start as if each had its own."""
   wide_BTD = jnp.zeros((1, 2, 64))
-  (block,) = rankmixer.tokenmixer(1, 2, 64, 3, F32)
+  c = config.resolve(config.base('model.depth=1,model.dim=64,model.ffn_ratio=3'))
+  (block,) = rankmixer.tokenmixer(c, 2, 0, F32)
   params = initial(block.module(**block.sizes), wide_BTD, PLAIN)
   for part in ('mixed', 'reverted'):
     assert deviation(params[part]['down']['kernel']) == pytest.approx(0.01, rel=0.03)

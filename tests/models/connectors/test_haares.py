@@ -194,7 +194,7 @@ def test_bfloat16_is_what_sublayers_see_and_float32_what_is_kept():
 
 
 def projected(sites=3, dtype=jnp.float32):
-  return single_stream.Projected(Shape(sites, 1, T, D), dtype)
+  return single_stream.Projected(Shape(sites, 1, T, D), 'rms', dtype)
 
 
 def test_projected_against_the_loop():
@@ -205,7 +205,7 @@ def test_projected_against_the_loop():
 
 
 def test_projected_starts_with_xavier_s_variance_at_every_site():
-  module = single_stream.Projected(Shape(4, 1, T, 64), jnp.float32)
+  module = single_stream.Projected(Shape(4, 1, T, 64), 'rms', jnp.float32)
   kernel_SDD = module.init(jax.random.key(0), jnp.zeros((1, T, 64)), method='start')['params']
   kernel_SDD = np.asarray(kernel_SDD['kernel'])
   assert kernel_SDD.shape == (4, 64, 64)

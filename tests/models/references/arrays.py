@@ -23,7 +23,7 @@ def normal(*shape, seed=0):
 def randomised(module, *args, seed=1):
   """Parameters of the right shapes, none at its start."""
   rng = np.random.default_rng(seed)
-  params = jax.eval_shape(lambda: module.init(KEY, *args))['params']
+  params = jax.eval_shape(lambda: module.init(KEY, *args)).get('params', {})
   return jax.tree.map(lambda p: np.float32(0.4 * rng.normal(size=p.shape)), params)
 
 

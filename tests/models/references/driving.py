@@ -51,7 +51,7 @@ def resolve(switches=(), **model):
 
 def connector(c, name='deres', depth=DEPTH, per_layer=PER_LAYER, dtype=jnp.float32):
   shape = Shape(sites=depth * per_layer, per_layer=per_layer, tokens=T, dim=D)
-  return models.CONNECTORS[name](c, shape, dtype)
+  return models.CONNECTORS[name].make(c, shape, dtype)
 
 
 def embedding(seed=0):

@@ -225,63 +225,6 @@ def logits(backbone, p, rows_BSE, there_BL, layout, c):
     x_FE = rows_SE
     if layout.events:
       x_FE = pooled(rows_SE, there_BL[b], layout.fields, layout.event_fields)
+    assert backbone in MODELS, f'classic model {backbone} has no loop: add one to MODELS here'
     out.append(MODELS[backbone](p, x_FE, c))
   return np.array(out)
-
-
-# Numbers of parameters, of (config.classic, config.mlp, fields with histories, model.embed_dim).
-
-
-def hidden(inputs, m, depth=0):
-  n = depth or m.layers
-  return inputs * m.units + m.units + (n - 1) * (m.units**2 + m.units)
-
-
-def _dcnv2(k, m, F, E):
-  X = F * E
-  matrix = 2 * X * k.cross_rank if k.cross_rank else X**2
-  return k.cross_layers * (matrix + X) + hidden(X, m) + X + m.units + 1
-
-
-def _xdeepfm(k, m, F, E):
-  H, n = k.cin_maps, k.cin_layers
-  return H * F**2 + (n - 1) * H**2 * F + hidden(F * E, m) + n * H + m.units + 1
-
-
-def _masknet(k, m, F, E):
-  X, U = F * E, k.mask_units
-  wide = round(k.mask_ratio * X)
-  block = X * wide + wide + wide * X + X + X * U + U + 2 * U
-  return 2 * X + k.mask_blocks * block + hidden(k.mask_blocks * U, m) + m.units + 1
-
-
-def _finalmlp(k, m, F, E):
-  X, G = F * E, k.fusion_gate_units
-  gate = G + G**2 + G + G * X + X if G else 0
-  streams = hidden(X, m) + hidden(X, m, k.fusion_second_layers)
-  return 2 * gate + streams + m.units**2 // k.fusion_heads + 2 * m.units + 1
-
-
-def _din(k, m, F, E):
-  """Both layouts have two targets; the histories are F's last fields."""
-  A = k.din_units
-  return 4 * 2 * E * A + A + A + 1 + hidden(F * E, m) + m.units + 1
-
-
-def _dnn(k, m, F, E):
-  return hidden(F * E, m) + m.units + 1
-
-
-COUNTS = {
-  'lr': lambda k, m, F, E: 1,
-  'fm': lambda k, m, F, E: 1,
-  'dnn': _dnn,
-  'deepfm': _dnn,
-  'dcnv2': _dcnv2,
-  'xdeepfm': _xdeepfm,
-  'dlrm': lambda k, m, F, E: hidden(F * (F - 1) // 2, m) + m.units + 1,
-  'masknet': _masknet,
-  'finalmlp': _finalmlp,
-  'din': _din,
-  'autoint_plus': _dnn,  # the deep part
-}
