@@ -6,8 +6,8 @@ or the training loop: noise and masks come in a `Context`.
 """
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jax import Array
 
 from deres_jax.config import fields
 from deres_jax.core.errors import UserError, choose
@@ -35,7 +35,7 @@ class TokenModel(nn.Module):
   deep: nn.Module | None
   embed_dropout: float
 
-  def __call__(self, e_BSE: jax.Array, ctx: inputs.Context) -> jax.Array:
+  def __call__(self, e_BSE: Array, ctx: inputs.Context) -> Array:
     e_BSE = layers.dropout(e_BSE, self.embed_dropout, ctx, layers.EMBED_SALT)
     if self.events is None:
       e_BFE = tokenizer.pooled(e_BSE, self.layout, ctx)
@@ -43,8 +43,8 @@ class TokenModel(nn.Module):
     else:
       e_BFE = tokenizer.fields_of(e_BSE, self.layout)
       x_BTD = self.tokens(e_BFE)
-      there_BL = tokenizer.there(e_BSE, self.layout, ctx)
-      ctx = ctx.with_mask(jnp.pad(there_BL, ((0, 0), (0, x_BTD.shape[1])), constant_values=True))
+      mask_BL = tokenizer.event_mask(e_BSE, self.layout, ctx)
+      ctx = ctx.with_mask(jnp.pad(mask_BL, ((0, 0), (0, x_BTD.shape[1])), constant_values=True))
       history_BLD = self.events(tokenizer.events_of(e_BSE, self.layout))
       x_BTD = jnp.concatenate([history_BLD, x_BTD], axis=1)
     x_BTD, between = self.stack(x_BTD, ctx)
@@ -61,7 +61,7 @@ class DeepPart(nn.Module):
   mlp: layers.Mlp
 
   @nn.compact
-  def __call__(self, e_BFE: jax.Array, ctx: inputs.Context) -> jax.Array:
+  def __call__(self, e_BFE: Array, ctx: inputs.Context) -> Array:
     return heads.logit(self, self.mlp(e_BFE.reshape(e_BFE.shape[0], -1), ctx), 0.0)
 
 
@@ -118,7 +118,7 @@ class OneWidth(nn.Module):
   linear: int
 
   @nn.compact
-  def __call__(self, embeddings: tuple[jax.Array, ...], ctx: inputs.Context) -> jax.Array:
+  def __call__(self, embeddings: tuple[Array, ...], ctx: inputs.Context) -> Array:
     wide = []
     for t, x_BSE in enumerate(embeddings):
       if x_BSE.shape[-1] != self.width:

@@ -2,17 +2,17 @@
 """Final tokens [B, T, D] to a logit [B], float32."""
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jax import Array
 
 from deres_jax.models import inputs, layers
 
 
-def logit(module: nn.Module, x_BI: jax.Array, prior_logit: float) -> jax.Array:
-  """A vector a row to a logit, with `module`'s parameters kernel and bias. [B], float32.
+def logit(module: nn.Module, x_BI: Array, prior_logit: float) -> Array:
+  """Maps x [B, I] to logits [B], float32, with parameters kernel and bias of `module`.
 
   The kernel starts small and the bias at the training split's log odds, so the first loss is near
-  the entropy of the click rate whatever the backbone.
+  the entropy of the click rate for any backbone.
   """
   x = x_BI.astype(jnp.float32)
   kernel = module.param('kernel', nn.initializers.normal(0.02), (x.shape[-1],))
@@ -20,10 +20,10 @@ def logit(module: nn.Module, x_BI: jax.Array, prior_logit: float) -> jax.Array:
 
 
 class LogitHead(nn.Module):
-  """Pools the field tokens and maps them to one logit; event tokens were read on the way.
+  """Pools the field tokens and maps them to a logit; event tokens are dropped.
 
-  pool: mean; concat: all of them side by side; global: the first one alone; mlp: side by side
-  through hidden layers.
+  pool mean: their mean; concat: concatenated; global: the first one; mlp: hidden layers over the
+  concatenated tokens.
   """
 
   pool: str
@@ -32,7 +32,7 @@ class LogitHead(nn.Module):
   mlp: layers.Mlp | None = None
 
   @nn.compact
-  def __call__(self, x_BTD: jax.Array, ctx: inputs.Context) -> jax.Array:
+  def __call__(self, x_BTD: Array, ctx: inputs.Context) -> Array:
     x = x_BTD[:, x_BTD.shape[1] - self.tokens :].astype(jnp.float32)
     if self.pool == 'mean':
       x = jnp.mean(x, axis=1)

@@ -1,21 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Inputs of a model: how the embeddings of a row are laid out, and the context of a sub-layer."""
+"""Inputs of a model: the layout of an example's embeddings, and the context of a sub-layer."""
 
 import dataclasses
 
 import jax
+from jax import Array
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """What the table rows [B, S, E] of a model are, S = fields + events * event_fields.
+  """Layout of the embeddings [B, S, E] of a model, S = fields + events * event_fields.
 
   Attributes:
-    fields: single-valued fields, which stand first.
-    events: length of the behaviour sequence, oldest event first; 0: the data has none.
-    event_fields: attributes of an event, which stand side by side.
-    targets: for the first len(targets) attributes of an event, the field of the row that says the
-      same of the candidate (its item, its category ...).
+    fields: number of single-valued fields, which come first.
+    events: length of the behaviour sequence, oldest event first; 0 if the data has none.
+    event_fields: attributes of an event, which are adjacent.
+    targets: for the first len(targets) attributes of an event, the field that holds the same
+      attribute of the candidate (its item, its category ...).
   """
 
   fields: int
@@ -36,24 +37,24 @@ class Layout:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Context:
-  """What a model may know besides its table rows.
+  """Inputs of a model besides its embeddings.
 
   Attributes:
-    keys_B: a PRNG key a row, or None outside training. Noise is a function of a row's key and of
-      the place that draws it, so it does not depend on micro-batches or on the mesh.
-    progress: share of the training steps that are done, 0 to 1: annealed temperatures follow it.
-    mask_BT: True where a token is there and False where a short history is padded, or None where
-      all are. A model is given that of the events, [B, events], and hands on that of its tokens.
+    keys_B: a PRNG key for each example, or None outside training. Noise depends on an example's key
+      and on the place that draws it, not on micro-batches or the mesh.
+    progress: completed share of the training steps, 0 to 1: annealed temperatures follow it.
+    mask_BT: False where a short history is padded, True elsewhere; None if nothing is padded. A
+      model gets the mask of the events, [B, events], and passes on that of its tokens.
   """
 
-  keys_B: jax.Array | None = None
-  progress: jax.Array | float = 1.0
-  mask_BT: jax.Array | None = None
+  keys_B: Array | None = None
+  progress: Array | float = 1.0
+  mask_BT: Array | None = None
 
   @property
   def train(self) -> bool:
     return self.keys_B is not None
 
-  def with_mask(self, mask_BT: jax.Array | None) -> 'Context':
-    """The same with another mask of what is there."""
+  def with_mask(self, mask_BT: Array | None) -> 'Context':
+    """Returns a copy with another mask."""
     return dataclasses.replace(self, mask_BT=mask_BT)

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Building blocks of every backbone: norm, dense maps, attention, feed-forward, dropout.
 
-Shapes: B rows, T tokens, D width, H heads, K head width, O outputs, F fields, E table-row width.
+Shapes: B examples, T tokens, D width, H heads, K head width, O outputs.
 
-A row's tokens are its events, oldest first (sequence data only), then its field tokens: OneTrans'
-[S; NS]. `own` is the number of trailing tokens that have weights of their own: T gives every token
-its own, 0 lets all share, and the number of field tokens is OneTrans' mixed case.
+Tokens are events, oldest first (sequence data only), then fields: OneTrans's [S; NS]. The last
+`per_token` tokens each have weights of their own: T gives every token its own, 0 lets all share,
+and the number of field tokens is OneTrans's mixed case.
 """
 
 from collections.abc import Callable
@@ -13,19 +13,17 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from deres_jax.kernels import library, ops
 from deres_jax.models import inputs
 
-Array = jax.Array
-
-
-# Places that draw noise are told apart by a salt: sub-layers take their site, counted from 0.
+# Each place that draws noise has its own salt; the salt of a sub-layer is its site, from 0.
 EMBED_SALT = 2**16
 
 
 def dropout(x: Array, rate: float, ctx: inputs.Context, salt: int) -> Array:
-  """Inverted dropout on x [B, ...]; `salt` tells one place in the network from another."""
+  """Applies inverted dropout to x [B, ...] with the noise of `salt`, a place in the network."""
   if rate == 0 or not ctx.train:
     return x
 
@@ -36,15 +34,15 @@ def dropout(x: Array, rate: float, ctx: inputs.Context, salt: int) -> Array:
 
 
 def rms(x: Array, eps: float = 1e-6) -> Array:
-  """x over its root mean square along the last axis, in float32, without a gain."""
+  """Returns x / RMS(x) along the last axis, float32, without a gain."""
   x = x.astype(jnp.float32)
   return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + eps)
 
 
 class SiteNorms(nn.Module):
-  """One norm a site of a connector, in one module. [B, T, D] float32 -> [B, T, D] dtype.
+  """The norms of all sites of a connector. [B, T, D] float32 -> [B, T, D] dtype.
 
-  kind rms: RMSNorm (Zhang & Sennrich 2019); layer: LayerNorm with gain and bias; none: as it is.
+  kind rms: RMSNorm (Zhang & Sennrich 2019); layer: LayerNorm with gain and bias; none: a cast.
   """
 
   sites: int
@@ -60,7 +58,7 @@ class SiteNorms(nn.Module):
       self.bias = self.param('bias', nn.initializers.zeros, (self.sites, self.dim))
 
   def __call__(self, x: Array, site: int | slice) -> Array:
-    """A slice of sites norms [..., those sites, D], each with its own gain."""
+    """Norms x with the gain of a site, or [..., sites, D] with those of a slice of sites."""
     if isinstance(site, int) and self.fuses(x):
       return ops.norm(x, self.scale[site])
     if self.kind == 'layer':
@@ -71,11 +69,11 @@ class SiteNorms(nn.Module):
     return x.astype(self.dtype)
 
   def fuses(self, *arrays: Array) -> bool:
-    """Whether `of_mix` takes such arrays, here and now."""
+    """Returns whether `of_mix` takes these arrays and kernels are on."""
     return library.on() and self.kind == 'rms' and self.dtype == jnp.float32 and ops.fits(*arrays)
 
   def of_mix(self, site: int, x: Array, *mixed) -> Array:
-    """The norm of gx x + gr sum_i a_i b_i, in one walk over memory. Arguments are `ops.read`'s."""
+    """Norms gx x + gr sum_i a_i b_i in one pass over memory; arguments as `ops.read`."""
     return ops.read(x, *mixed, self.scale[site])
 
 
@@ -92,14 +90,14 @@ def _xavier(scale: float, batch_axis: tuple[int, ...]) -> Callable:
 class TokenDense(nn.Module):
   """Linear map of every token. [B, T, D] -> [B, T, features].
 
-  The last `own` tokens have a matrix each, kernel [own, D, O], as OneTrans' non-sequence tokens do
-  (arXiv 2510.26104); the tokens before them share one, kernel_shared [D, O]. With own=0 the kernel
-  that all share is `kernel` [D, O]. The token axis is a batch axis for the initialiser: a plain
-  Xavier on [T, D, O] would take T for a fan.
+  The last `per_token` tokens have a matrix each, kernel [per_token, D, O], like OneTrans's
+  non-sequence tokens (arXiv 2510.26104); the tokens before them share kernel_shared [D, O]. With
+  per_token=0 all share `kernel` [D, O]. The token axis is a batch axis for the initialiser: a plain
+  Xavier on [T, D, O] would count T as a fan.
   """
 
   features: int
-  own: int
+  per_token: int
   dtype: jnp.dtype
   use_bias: bool = False
   scale: float = 1.0
@@ -109,13 +107,13 @@ class TokenDense(nn.Module):
   def __call__(self, x: Array) -> Array:
     T = x.shape[1]
     x = x.astype(self.dtype)
-    if self.own == 0:
+    if self.per_token == 0:
       return self._shared(x, 'kernel', 'bias')
-    if self.own == T:
+    if self.per_token == T:
       return self._own(x)
-    # Apart even where a pyramid has left no event: parameters do not depend on the data's shape.
-    shared = self._shared(x[:, : T - self.own], 'kernel_shared', 'bias_shared')
-    return jnp.concatenate([shared, self._own(x[:, T - self.own :])], axis=1)
+    # Also if a pyramid has left no event: parameters do not depend on the data's shape.
+    shared = self._shared(x[:, : T - self.per_token], 'kernel_shared', 'bias_shared')
+    return jnp.concatenate([shared, self._own(x[:, T - self.per_token :])], axis=1)
 
   def _init(self, batch_axis: tuple[int, ...]) -> Callable:
     return _xavier(self.scale, batch_axis)
@@ -131,63 +129,63 @@ class TokenDense(nn.Module):
     return y
 
   def _own(self, x: Array) -> Array:
-    w = self.param('kernel', self._init((0,)), (self.own, x.shape[-1], self.features))
+    w = self.param('kernel', self._init((0,)), (self.per_token, x.shape[-1], self.features))
     if library.on() and ops.maps(x, w):
       y = ops.dense(x, w)
     else:
       # Tokens first: a batched product whose batch axis leads is 2-3 times faster on XLA's CPU.
       y = jnp.einsum('tbd,tdo->tbo', x.swapaxes(0, 1), w.astype(self.dtype)).swapaxes(0, 1)
     if self.use_bias:
-      y = y + self.param('bias', self.bias_init, (self.own, self.features)).astype(self.dtype)
+      y = y + self.param('bias', self.bias_init, (self.per_token, self.features)).astype(self.dtype)
     return y
 
 
 class TokenKernel(nn.Module):
-  """The parameter of a `TokenDense` of the same name. D -> [T or 1, D, features], own=T or 0."""
+  """The kernel of a `TokenDense` of this name, per_token 0 or T. D -> [1 or T, D, features]."""
 
   features: int
-  own: int
+  per_token: int
   scale: float = 1.0
 
   @nn.compact
   def __call__(self, dim: int) -> Array:
-    if self.own:
-      return self.param('kernel', _xavier(self.scale, (0,)), (self.own, dim, self.features))
+    if self.per_token:
+      return self.param('kernel', _xavier(self.scale, (0,)), (self.per_token, dim, self.features))
     return self.param('kernel', _xavier(self.scale, ()), (dim, self.features))[None]
 
 
 def split_heads(x_BTM: Array, parts: int, heads: int) -> Array:
-  """[B, T, parts * heads * K] -> [parts, B, heads, T, K], XLA's fastest layout for products."""
+  """Reshapes [B, T, parts * heads * K] to [parts, B, heads, T, K], XLA's fastest for products."""
   B, T, M = x_BTM.shape
   return x_BTM.reshape(B, T, parts, heads, M // (parts * heads)).transpose(2, 0, 3, 1, 4)
 
 
 def join_heads(x_BHTK: Array) -> Array:
-  """[B, H, T, K] -> [B, T, H * K]."""
+  """Reshapes [B, H, T, K] to [B, T, H * K]."""
   B, H, T, K = x_BHTK.shape
   return x_BHTK.transpose(0, 2, 1, 3).reshape(B, T, H * K)
 
 
 def visible(queries: int, keys: int, causal: bool, ctx: inputs.Context) -> Array | None:
-  """Which keys a query may see, [B or 1, 1, queries, keys], or None for all.
+  """Returns which keys a query may see, [B or 1, 1, queries, keys], or None for all.
 
-  The queries are the last ones of the keys' list.
+  Queries are the last `queries` of the keys' tokens.
   """
   see = None
   if causal:
     see = jnp.tril(jnp.ones((keys, keys), bool))[None, None, keys - queries :]
   if ctx.mask_BT is not None:
-    there = ctx.mask_BT[:, None, None, :]
-    see = there if see is None else see & there
+    present = ctx.mask_BT[:, None, None, :]
+    see = present if see is None else see & present
   return see
 
 
-# Scores of what must not be seen: finite, so that a padded query that sees nothing has no NaN.
+# Score of a masked key: finite, so that a padded query that sees no key gives no NaN.
 UNSEEN = -1e30
 
 
 def attend(q_BHQK: Array, k_BHTK: Array, v_BHTK: Array, see: Array | None, scale: float) -> Array:
-  """softmax(scale q k^T) v, softmax in float32. [B, H, Q, K]."""
+  """Returns softmax(scale q k^T) v, [B, H, Q, K], softmax in float32."""
   z = jnp.einsum('bhqk,bhtk->bhqt', q_BHQK, k_BHTK, preferred_element_type=jnp.float32) * scale
   if see is not None:
     z = jnp.where(see, z, UNSEEN)
@@ -196,13 +194,13 @@ def attend(q_BHQK: Array, k_BHTK: Array, v_BHTK: Array, see: Array | None, scale
 
 
 class Attention(nn.Module):
-  """Multi-head softmax attention over tokens; returns the branch only. [B, T, D] -> [B, Q, D].
+  """Multi-head softmax attention over tokens, without the skip. [B, T, D] -> [B, Q, D].
 
-  q, k, v maps are mixed (see TokenDense), the output map is shared. With `queries` below T only
-  the last tokens ask and stay: OneTrans' pyramid.
+  q, k, v maps are mixed (see TokenDense), the output map is shared. With `queries` below T only the
+  last tokens are queries and stay: OneTrans's pyramid.
   """
 
-  own: int
+  per_token: int
   heads: int
   causal: bool
   queries: int
@@ -215,14 +213,14 @@ class Attention(nn.Module):
     scale = (D // self.heads) ** -0.5
     # The scales let maps that share a kernel start with the variance of one of [D, D].
     if self.queries == T:
-      qkv = TokenDense(3 * D, self.own, self.dtype, scale=2.0, name='qkv')(x_BTD)
+      qkv = TokenDense(3 * D, self.per_token, self.dtype, scale=2.0, name='qkv')(x_BTD)
       if library.on() and self.dtype == jnp.float32 and T <= ops.MOST_TOKENS:
         return self._out(ops.attend(qkv, ctx.mask_BT, self.heads, scale, self.causal))
       q, k, v = split_heads(qkv, 3, self.heads)
     else:
       last = x_BTD[:, T - self.queries :]
-      q = TokenDense(D, self.own, self.dtype, name='q')(last)
-      kv = TokenDense(2 * D, self.own, self.dtype, scale=1.5, name='kv')(x_BTD)
+      q = TokenDense(D, self.per_token, self.dtype, name='q')(last)
+      kv = TokenDense(2 * D, self.per_token, self.dtype, scale=1.5, name='kv')(x_BTD)
       (q,), (k, v) = split_heads(q, 1, self.heads), split_heads(kv, 2, self.heads)
     see = visible(self.queries, T, self.causal, ctx)
     return self._out(join_heads(attend(q, k, v, see, scale)))
@@ -232,9 +230,9 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-  """W2 gelu(W1 x); returns the branch only. [B, T, D] -> [B, T, D]."""
+  """W2 gelu(W1 x), without the skip. [B, T, D] -> [B, T, D]."""
 
-  own: int
+  per_token: int
   ratio: int
   dtype: jnp.dtype
   out_scale: float
@@ -244,13 +242,13 @@ class FeedForward(nn.Module):
   def __call__(self, x_BTD: Array, ctx: inputs.Context) -> Array:
     del ctx
     T, D = x_BTD.shape[1:]
-    if not self.use_bias and self.own in (0, T) and library.on() and ops.fits(x_BTD):
-      w1 = TokenKernel(self.ratio * D, self.own, name='up')(D)
-      w2 = TokenKernel(D, self.own, scale=self.out_scale, name='down')(self.ratio * D)
+    if not self.use_bias and self.per_token in (0, T) and library.on() and ops.fits(x_BTD):
+      w1 = TokenKernel(self.ratio * D, self.per_token, name='up')(D)
+      w2 = TokenKernel(D, self.per_token, scale=self.out_scale, name='down')(self.ratio * D)
       return ops.feed(x_BTD, w1, w2)
-    up = TokenDense(self.ratio * D, self.own, self.dtype, use_bias=self.use_bias, name='up')
+    up = TokenDense(self.ratio * D, self.per_token, self.dtype, use_bias=self.use_bias, name='up')
     down = TokenDense(
-      D, self.own, self.dtype, use_bias=self.use_bias, scale=self.out_scale, name='down'
+      D, self.per_token, self.dtype, use_bias=self.use_bias, scale=self.out_scale, name='down'
     )
     return down(jax.nn.gelu(up(x_BTD)))
 
@@ -261,7 +259,7 @@ class SwiGLU(nn.Module):
   The gate and the up map share a kernel, the gate's outputs first.
   """
 
-  own: int
+  per_token: int
   ratio: int
   dtype: jnp.dtype
   out_scale: float
@@ -272,16 +270,18 @@ class SwiGLU(nn.Module):
     M = self.ratio * D
     # Scale: Xavier's variance for two maps [D, M] that share a kernel [D, 2 M].
     both = TokenDense(
-      2 * M, self.own, self.dtype, use_bias=True, scale=(D + 2 * M) / (D + M), name='up'
+      2 * M, self.per_token, self.dtype, use_bias=True, scale=(D + 2 * M) / (D + M), name='up'
     )(x_BTD)
-    down = TokenDense(D, self.own, self.dtype, use_bias=True, scale=self.out_scale, name='down')
+    down = TokenDense(
+      D, self.per_token, self.dtype, use_bias=True, scale=self.out_scale, name='down'
+    )
     return down(jax.nn.silu(both[..., :M]) * both[..., M:])
 
 
 class Mlp(nn.Module):
-  """ReLU layers of equal width, with dropout; ends in a ReLU. [B, I] -> [B, units].
+  """ReLU layers of equal width with dropout, the last one too. [B, I] -> [B, units].
 
-  The `salt` tells its noise from that of other places; layer i draws at salt + i.
+  Layer i draws its noise with salt + i.
   """
 
   units: int

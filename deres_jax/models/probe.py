@@ -1,46 +1,40 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a model may be looked into, and changed, while it is traced: `deres_jax.inspect`.
+"""Hooks that let `deres_jax.inspect` read and change a model's values while it is traced.
 
-The stack and the connectors hand what they are about to use to the probe of the moment and go on
-with what it returns. `Probe` itself, which is there in training, returns what it is given, so that
-the program is the same as without it; others are set by `using`, as `kernels.library.using` says
-what a program is made of.
+The stack and the connectors pass values to the current probe and continue with what it returns.
+The default `Probe` returns its argument, so training compiles the same program as without it;
+`using` sets another one.
 
-Shapes: B rows, T tokens, D width, N sources.
+Shapes: B examples, T tokens, D width, N sources.
 """
 
 import contextlib
 import contextvars
 from collections.abc import Iterator
 
-import jax
-
-Array = jax.Array
+from jax import Array
 
 
 class Probe:
-  """Sees nothing and changes nothing.
-
-  Sites 0 .. S - 1 are the reads of the sub-layers and S is the head's.
-  """
+  """Changes nothing. Sites 0 .. S - 1 are the reads of the sub-layers and S is the head's."""
 
   def start(self, x_BTD: Array, mask_BT: Array | None, names: tuple[str, ...]) -> Array:
-    """The tokens before the first sub-layer, which of them are there, and the sub-layers' names."""
+    """Takes the tokens before the first sub-layer, their mask and the sub-layers' names."""
     del mask_BT, names
     return x_BTD
 
   def read(self, u_BTD: Array, site: int) -> Array:
-    """What the sub-layer (or the head) at `site` reads, before the norm."""
+    """Takes the input of the sub-layer (or the head) at `site`, before the norm."""
     del site
     return u_BTD
 
   def branch(self, y_BTD: Array, site: int) -> Array:
-    """What the sub-layer at `site` gives, before it is written."""
+    """Takes the branch of the sub-layer at `site`, before it is written."""
     del site
     return y_BTD
 
   def paths(self, x_BTD: Array, r_BTD: Array, site: int):
-    """The identity path and the recall path, before a gate mixes them."""
+    """Takes the identity path and the recall path, before a gate mixes them."""
 
   def weights(
     self,
@@ -51,19 +45,19 @@ class Probe:
     axis: int = -1,
     simplex: bool = False,
   ) -> Array:
-    """Weights over named sources along `axis`, static or [B, T, ...].
+    """Takes weights over named sources along `axis`, static or [B, T, ...].
 
     Args:
       kind: recall (of earlier outputs), pre and res (of streams: for the sub-layer, for the next
-        streams), pre_res (both in one: pre is column 0 of the last axis) or post (what a stream
-        takes of the branch; its sources are the streams that it is written to).
-      simplex: whether a softmax made them, so that they sum to 1.
+        streams), pre_res (both in one: pre is column 0 of the last axis) or post (of the branch:
+        the sources are the streams that it is written to).
+      simplex: whether the weights come from a softmax, so that they sum to 1.
     """
     del site, sources, kind, axis, simplex
     return a
 
   def gate(self, g: Array, site: int) -> Array:
-    """A gate, static [D or 1] or [B, T, D]: its share of the first of two paths."""
+    """Takes a gate, static [D or 1] or [B, T, D]: the share of the first of two paths."""
     del site
     return g
 
@@ -72,13 +66,13 @@ _now = contextvars.ContextVar('probe', default=Probe())  # noqa: B039, it has no
 
 
 def now() -> Probe:
-  """The probe of what is traced now."""
+  """Returns the current probe."""
   return _now.get()
 
 
 @contextlib.contextmanager
 def using(probe: Probe) -> Iterator[None]:
-  """What is traced inside is shown to `probe`."""
+  """Sets the probe of what is traced inside."""
   before = _now.set(probe)
   try:
     yield

@@ -2,7 +2,7 @@
 """The depth loop: sub-layers under a connector.
 
 A backbone is a list of named sub-layers that return their branch only; a connector owns the skip
-and the norms. History grows with depth, so this is a Python loop, unrolled when traced.
+and the norms. The connector's state grows with depth, so the loop is unrolled when traced.
 """
 
 import dataclasses
@@ -11,18 +11,19 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from deres_jax.models import inputs, layers, probe
 
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-  """What a connector is told of the stack that it connects.
+  """Shape of the stack that a connector connects.
 
   Attributes:
-    sites: number of sub-layers; site `sites` is the read of the head.
+    sites: number of sub-layers; site `sites` is the head's read.
     per_layer: sub-layers a layer (attention and feed-forward: 2).
-    tokens: T at the start; a backbone may drop tokens with depth, the first ones first.
+    tokens: T at the first site; a backbone may drop leading tokens with depth.
     dim: D.
   """
 
@@ -34,9 +35,9 @@ class Shape:
 
 @dataclasses.dataclass(frozen=True)
 class SubLayer:
-  """A named step of a backbone: `module(**sizes)` maps [B, T, D] to its branch.
+  """A named sub-layer of a backbone: `module(**sizes)` maps [B, T, D] to its branch.
 
-  The branch is [B, T, D], or [B, tokens, D] where `tokens` is set: only the last ones go on.
+  The branch is [B, T, D], or [B, tokens, D] if `tokens` is set: only the last tokens stay.
   """
 
   name: str
@@ -46,24 +47,24 @@ class SubLayer:
 
 
 def keep_last(state: Any, before: int, after: int) -> Any:
-  """A connector's state for the last tokens only: all its arrays are [B, T, ...] (or T = 1)."""
+  """Cuts a connector's state to its last tokens; all arrays are [B, T, ...] or [B, 1, ...]."""
 
-  def cut(x: jax.Array) -> jax.Array:
+  def cut(x: Array) -> Array:
     return x[:, before - after :] if x.shape[1] == before else x
 
   return jax.tree.map(cut, state)
 
 
-def _present(x_BTD: jax.Array, ctx: inputs.Context) -> jax.Array:
+def _masked(x_BTD: Array, ctx: inputs.Context) -> Array:
   return x_BTD if ctx.mask_BT is None else jnp.where(ctx.mask_BT[..., None], x_BTD, 0)
 
 
 class Stack(nn.Module):
-  """Runs [B, T, D] through all sub-layers and the connector's finish.
+  """Runs tokens [B, T, D] through all sub-layers under the connector.
 
-  A token that is not there is zero at the start and in every branch, so that no sum or mean over
-  tokens takes it in. Returns the connector's last read, and what the first sub-layer of each later
-  layer read (for auxiliary losses).
+  A padded token is zero at the start and in every branch, so it does not enter sums or means over
+  tokens. Returns the connector's last read, and what the first sub-layer of each later layer read
+  (for auxiliary losses).
   """
 
   sublayers: tuple[SubLayer, ...]
@@ -73,11 +74,9 @@ class Stack(nn.Module):
   remat: bool
 
   @nn.compact
-  def __call__(
-    self, x_BTD: jax.Array, ctx: inputs.Context
-  ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+  def __call__(self, x_BTD: Array, ctx: inputs.Context) -> tuple[Array, tuple[Array, ...]]:
     names = tuple(sub.name for sub in self.sublayers)
-    x_BTD = probe.now().start(_present(x_BTD, ctx), ctx.mask_BT, names)
+    x_BTD = probe.now().start(_masked(x_BTD, ctx), ctx.mask_BT, names)
     h, between = self.connector.start(x_BTD), []
     for site, sub in enumerate(self.sublayers):
       kind = nn.remat(sub.module) if self.remat else sub.module
@@ -90,6 +89,6 @@ class Stack(nn.Module):
         h = keep_last(h, u_BTD.shape[1], sub.tokens)
         if ctx.mask_BT is not None:
           ctx = ctx.with_mask(ctx.mask_BT[:, -sub.tokens :])
-      y_BTD = probe.now().branch(_present(y_BTD, ctx), site)
+      y_BTD = probe.now().branch(_masked(y_BTD, ctx), site)
       h = self.connector.write(h, y_BTD, site)
     return self.connector.finish(h), tuple(between)

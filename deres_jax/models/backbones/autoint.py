@@ -71,7 +71,7 @@ def hiformer(c: Config, fields: int, events: int, dtype: jnp.dtype) -> tuple[Sub
   m, scale = c.model, 1 / (2 * c.model.depth)
   attention = dict(tokens=fields, heads=m.heads, rank=c.mixer.hiformer_rank)
   attention |= dict(dtype=dtype, out_scale=scale)
-  ffn = dict(own=fields, ratio=m.ffn_ratio, dtype=dtype, out_scale=scale)
+  ffn = dict(per_token=fields, ratio=m.ffn_ratio, dtype=dtype, out_scale=scale)
   out = []
   for layer in range(m.depth):
     out.append(SubLayer(f'attention_{layer}', CompositeAttention, attention))

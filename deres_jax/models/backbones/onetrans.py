@@ -35,12 +35,14 @@ def transformer(c: Config, fields: int, events: int, dtype: jnp.dtype) -> tuple[
 
 
 def _sublayers(
-  c: Config, own: int, fields: int, events: int, dtype: jnp.dtype
+  c: Config, per_token: int, fields: int, events: int, dtype: jnp.dtype
 ) -> tuple[SubLayer, ...]:
-  """`own` last tokens have weights of their own. Output maps start scaled by 1 / sqrt(2 depth)."""
+  """Output maps start scaled by 1 / sqrt(2 depth)."""
   m, scale = c.model, 1 / (2 * c.model.depth)
-  attention = dict(own=own, heads=m.heads, causal=m.causal, dtype=dtype, out_scale=scale)
-  ffn = dict(own=own, ratio=m.ffn_ratio, dtype=dtype, out_scale=scale)
+  attention = dict(
+    per_token=per_token, heads=m.heads, causal=m.causal, dtype=dtype, out_scale=scale
+  )
+  ffn = dict(per_token=per_token, ratio=m.ffn_ratio, dtype=dtype, out_scale=scale)
   out = []
   for layer, stay in enumerate(pyramid(m.depth, events, m.pyramid_events)):
     queries = dict(attention, queries=stay + fields)

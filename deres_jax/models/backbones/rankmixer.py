@@ -51,7 +51,7 @@ def rankmixer(c: Config, fields: int, events: int, dtype: jnp.dtype) -> tuple[Su
   The paper's norms are LayerNorms after the skip: connector postnorm, norm layer.
   """
   _check_heads(c, fields)
-  ffn = dict(own=fields, ratio=c.model.ffn_ratio, dtype=dtype, out_scale=1.0, use_bias=True)
+  ffn = dict(per_token=fields, ratio=c.model.ffn_ratio, dtype=dtype, out_scale=1.0, use_bias=True)
   out = []
   for layer in range(c.model.depth):
     out.append(SubLayer(f'mix_{layer}', HeadMix, {}))
@@ -77,7 +77,9 @@ class MixAndRevert(nn.Module):
   def __call__(self, x_BTD: Array, ctx: inputs.Context) -> Array:
     del ctx
     norms = layers.SiteNorms(2, x_BTD.shape[-1], 'rms', self.dtype, name='norms')
-    swiglu = dict(own=self.tokens, ratio=self.ratio, dtype=self.dtype, out_scale=self.down_scale)
+    swiglu = dict(
+      per_token=self.tokens, ratio=self.ratio, dtype=self.dtype, out_scale=self.down_scale
+    )
     h = mix(x_BTD, self.tokens)
     h = h + layers.SwiGLU(name='mixed', **swiglu)(norms(h, 0))
     return layers.SwiGLU(name='reverted', **swiglu)(norms(revert(h, self.tokens), 1))
