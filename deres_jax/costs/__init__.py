@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""FLOPs, bytes and time of programs and machines.
+"""FLOPs, bytes and step times of programs on machines.
 
-Imports core and pod. Knows no model: it reads jaxprs, compiled programs and data sheets.
+May import core and pod. Never knows a model: it reads jaxprs, compiled programs and data sheets.
 """

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a compiled program sends over the network, read from its text.
+"""Collectives of a compiled program and the bytes that they send, read from its HLO.
 
-The text is XLA's HLO after optimization, `compiled.as_text()`: the collectives that will really
-run, however they came about. It is the program of one device; shapes in it are that device's.
+The text is XLA's HLO after optimization, `compiled.as_text()`: the collectives that will run. It is
+the program of one device, with that device's shapes.
 
-Forms that are understood: synchronous `all-reduce(...)`; asynchronous `all-reduce-start(...)` with
-its `-done`, counted once; `async-start` around a computation that holds the collective; tuples of
-many arrays; groups written as lists `{{0,1},{2,3}}`, as an iota `[2,4]<=[8]`, by the axes of a mesh
-`mesh['a'=8,'b'=2] {'a'}`, or left out (all devices). Bytes are of the logical shapes: padding that
-a device's layout adds is not in them.
+The parser reads synchronous `all-reduce(...)`; asynchronous `all-reduce-start(...)` with its
+`-done`, counted once; `async-start` around a computation that holds the collective; tuples of
+arrays; groups as lists `{{0,1},{2,3}}`, as an iota `[2,4]<=[8]`, by the axes of a mesh
+`mesh['a'=8,'b'=2] {'a'}`, or left out (all devices). Bytes are of logical shapes, without the
+padding of a device's layout.
 """
 
 import dataclasses
@@ -26,18 +26,18 @@ KINDS = (
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-  """One collective of a program, as one device sees it.
+  """A collective of a program, from the view of one device.
 
   Attributes:
     kind: one of KINDS.
-    dtype: of its arrays in XLA's words, `f32`; several are joined by `+`.
-    shapes: of the result's arrays. A tuple is one collective of several arrays.
-    operand_bytes: that the device puts in.
-    result_bytes: that it gets out.
-    group_size: devices that take part together. Of a permute 1 if nobody sends to another device.
-    name: of the instruction.
-    op_name: the JAX operation it came from; empty if XLA made it up.
-    in_loop: it stands in the body of a loop and runs once a turn, yet is listed once.
+    dtype: XLA's name of the arrays' type, `f32`; several are joined by `+`.
+    shapes: shapes of the result's arrays.
+    operand_bytes: bytes of the device's operands.
+    result_bytes: bytes of the device's results.
+    group_size: devices that take part together; 1 for a permute between no two devices.
+    name: name of the instruction.
+    op_name: the JAX operation it came from; empty if XLA inserted it.
+    in_loop: whether it runs in the body of a loop, once an iteration; it is listed once.
   """
 
   kind: str
@@ -52,11 +52,11 @@ class Collective:
 
 
 def wire_bytes(c: Collective) -> float:
-  """Bytes that one device must send to others, by the best algorithm without in-network sums.
+  """Returns the bytes that a device sends by the best algorithm without in-network sums.
 
-  All-reduce is a reduce-scatter and an all-gather (Rabenseifner 2004; Patarasuk & Yuan 2009 prove
-  it optimal); the others send each byte that is needed elsewhere once. Of a ragged all-to-all only
-  the buffer is known: an upper bound.
+  An all-reduce is a reduce-scatter and an all-gather (Rabenseifner 2004; proved optimal by Patarasuk
+  & Yuan 2009); the others send each byte that another device needs once. A ragged all-to-all shows
+  only its buffer, so its figure is an upper bound.
   """
   away = 1 - 1 / c.group_size
   if c.kind in ('collective-permute', 'collective-broadcast'):
@@ -66,10 +66,10 @@ def wire_bytes(c: Collective) -> float:
   return (2 if c.kind == 'all-reduce' else 1) * away * c.operand_bytes
 
 
-def wire_bytes_by_kind(found: Iterable[Collective]) -> dict[str, float]:
-  """Wire bytes summed by kind; kinds that send nothing are left out."""
+def wire_bytes_by_kind(program: Iterable[Collective]) -> dict[str, float]:
+  """Sums wire bytes by kind; kinds that send nothing are left out."""
   out: Counter[str] = Counter()
-  for c in found:
+  for c in program:
     out[c.kind] += wire_bytes(c)
   return {kind: n for kind, n in sorted(out.items()) if n}
 
@@ -77,30 +77,30 @@ def wire_bytes_by_kind(found: Iterable[Collective]) -> dict[str, float]:
 def exchange_bytes(
   devices: int, rows: Sequence[float], widths: Sequence[int], dense: int
 ) -> dict[str, float]:
-  """Bytes that a step has to send by kind, where D devices share tables: docs/scaling_out.md.
+  """Returns the bytes by kind that a step sends if D devices share tables: docs/scaling_out.md.
 
-  The least that there is if `rows` are the different rows that a device needs, in the mean; what an
-  exchange of named rows sends if they are the rows that it has room for.
+  A lower bound if `rows` are the mean numbers of unique rows a device needs; the bytes of our
+  exchange if they are its capacities.
 
   Args:
-    rows, widths: of each table the rows of a device's part of a batch, and their float32 columns.
-    dense: parameters that are on every device, float32.
+    rows, widths: for each table, rows of a device's slice of the batch and their float32 columns.
+    dense: float32 parameters that every device holds.
   """
   away = 1 - 1 / devices
-  # Of each row a row, a gradient and an id.
+  # For each row its values, its gradient and its id.
   tables = sum(n * (8 * width + 4) for n, width in zip(rows, widths, strict=True))
   out = {'all-reduce': away * 8 * dense, 'all-to-all': away * tables}
   return {kind: n for kind, n in out.items() if n}
 
 
 def parse(text: str) -> list[Collective]:
-  """All collectives of a compiled program, in the order of its text.
+  """Returns the collectives of a compiled program, in order.
 
   Args:
     text: `compiled.as_text()`, or a part of it.
 
   Raises:
-    ValueError: groups or types in a form that is not known: better none than a wrong count.
+    ValueError: groups or types in an unknown form, rather than a wrong count.
   """
   everyone = math.prod(int(n) for n in re.findall(r'(?:replica_count|num_partitions)=(\d+)', text))
   looped = _in_loops(text)
@@ -112,7 +112,7 @@ def parse(text: str) -> list[Collective]:
       computation = head['name']
     m = _COLLECTIVE.match(line)
     if m:
-      # What a -start gives is a tuple of buffers; its -done gives the result.
+      # The type of a -start is a tuple of buffers; that of its -done is the result's.
       kind = done[m['name']] if m['start'] else m['type']
       out.append(_collective(m, kind, everyone, computation in looped))
   return out
@@ -196,7 +196,7 @@ def _pairs(rest: str) -> int:
 
 
 def _in_loops(text: str) -> set[str]:
-  """Computations that a loop's body reaches."""
+  """Returns the computations that run in the body of a loop."""
   calls: dict[str, set[str]] = {}
   reached, computation = set(), ''
   for line in text.splitlines():

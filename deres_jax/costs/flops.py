@@ -3,32 +3,31 @@
 
 The rule: **a multiply-add is 2 FLOP**, any other floating-point arithmetic is 1 per element.
 
-Why not XLA's own count: `cost_analysis` counts a scanned body once whatever its length, gives
-the count of one device or of all according to the object it is asked of, and misses library
-matmuls on GPU. The jaxpr has none of these faults, needs no compilation and no memory, and
-gives the same number on every platform.
+XLA's own count will not do: `cost_analysis` counts a scanned body once whatever its length, counts
+one device or all depending on the object, and misses library matmuls on GPU. The jaxpr has none of
+these faults, needs no compilation and no memory, and gives the same number on every platform.
 
-What is counted, for a program traced on global shapes:
+Rules, for a program traced on global shapes:
 
 * matmul: `dot_general` 2 * batch * m * n * k, whatever the dtype; `conv_general_dilated`
   2 * output elements * kernel elements per output (zeros of padding and dilation included).
 * elementwise: `ELEMENTWISE`, 1 per output element, `tanh` and `exp` like `add`. Float outputs
   only: index arithmetic and random bits are not FLOP.
 * reduction: `REDUCTIONS`, 1 per input element; scatter-add and its kin 1 per update element.
-* free: `FREE` (moves, casts, selects, collectives), and whatever gives no float, such as
-  comparisons.
+* free: `FREE` (moves, casts, selects, collectives), and primitives without a float output, such
+  as comparisons.
 * scan: body times length. cond: the branch with the largest total. while: the body once, and
-  `unbounded` is set, as the jaxpr does not hold the trip count. shard_map: the body, which is
+  `unbounded` is set, since the jaxpr does not hold the trip count. shard_map: the body, which is
   the program of one device, times the size of the mesh axes it maps; work that every device
-  repeats is work and counts as often. remat: what is computed twice counts twice.
+  repeats counts for each. remat: recomputed work counts twice.
 
-Matmuls are also counted by the type of their operands, which decides on the peak, and by the bytes
-of operands and results, each moved once a run of the matmul: what a device's memory carries if
-everything elementwise is fused into them.
+Matmuls are also counted by the type of their operands, which decides the peak rate, and by the
+bytes of operands and results, each moved once per run: the memory traffic if all elementwise work
+is fused into them.
 
-The count is of the program as traced. Code whose result nobody uses counts, though XLA will
-drop it. Any other primitive that gives floats counts 0 and is named in `unknown`: a count
-whose `unknown` is not empty is a lower bound (Pallas kernels, linear algebra, FFT, callbacks).
+The count is of the program as traced: dead code counts, though XLA will drop it. Any other
+primitive with float outputs (Pallas kernels, linear algebra, FFT, callbacks) counts 0 and is named
+in `unknown`; the count is then a lower bound.
 """
 
 import dataclasses
@@ -88,11 +87,11 @@ class Flops:
     elementwise: of `ELEMENTWISE`.
     reduction: of `REDUCTIONS` and `SCATTERS`.
     by_primitive: FLOP by JAX primitive name, zeros left out.
-    unknown: names of primitives that give floats and were not counted; non-empty means that
-      the count is a lower bound.
-    unbounded: there is a while loop, counted as one turn; the count is a lower bound.
+    unknown: primitives with float outputs that were not counted; if there are any, the count is a
+      lower bound.
+    unbounded: a while loop is counted as one iteration, so the count is a lower bound.
     matmul_by_dtype: `matmul` by the wider type of the two operands.
-    matmul_bytes: of the operands and results of all matmuls.
+    matmul_bytes: bytes of the operands and results of all matmuls.
   """
 
   total: int
@@ -107,9 +106,7 @@ class Flops:
 
 
 def count(fn: Callable, *abstract_args) -> Flops:
-  """FLOP of one call `fn(*abstract_args)`; nothing is compiled or run.
-
-  For the rules see the head of this file.
+  """Counts the FLOP of one call `fn(*abstract_args)` by the rules above; compiles nothing.
 
   Args:
     fn: any traceable function: a Flax `apply`, a gradient, a whole train step. Bind static
@@ -123,7 +120,7 @@ def count(fn: Callable, *abstract_args) -> Flops:
 
 
 def count_jaxpr(jaxpr: core.ClosedJaxpr) -> Flops:
-  """FLOP of one run of what is traced already."""
+  """Counts the FLOP of one run of a jaxpr."""
   tally = _Tally(Counter(), set(), Counter())
   _walk(jaxpr, 1, tally)
   by_primitive = {name: flop for name, flop in sorted(tally.flop.items()) if flop}
@@ -154,7 +151,6 @@ class _Tally:
 
 
 def _walk(jaxpr, times: int, tally: _Tally) -> None:
-  """Adds `times` runs of the jaxpr to the tally."""
   if isinstance(jaxpr, core.ClosedJaxpr):
     jaxpr = jaxpr.jaxpr
   for eqn in jaxpr.eqns:
@@ -168,7 +164,7 @@ def _walk(jaxpr, times: int, tally: _Tally) -> None:
       _walk(params['cond_jaxpr'], times, tally)
       _walk(params['body_jaxpr'], times, tally)
     elif name == 'cond':
-      _add_dearest(params['branches'], times, tally)
+      _add_costliest(params['branches'], times, tally)
     elif name == 'shard_map':
       sizes = [params['mesh'].shape[axis] for axis in params['newly_manual_axes']]
       _walk(params['jaxpr'], times * math.prod(sizes), tally)
@@ -176,15 +172,15 @@ def _walk(jaxpr, times: int, tally: _Tally) -> None:
       _add_plain(eqn, times, tally)
 
 
-def _add_dearest(branches, times: int, tally: _Tally) -> None:
+def _add_costliest(branches, times: int, tally: _Tally) -> None:
   counts = [count_jaxpr(branch) for branch in branches]
-  dearest = max(counts, key=lambda flops: flops.total)
-  for name, flop in dearest.by_primitive.items():
+  costliest = max(counts, key=lambda flops: flops.total)
+  for name, flop in costliest.by_primitive.items():
     tally.flop[name] += times * flop
-  for dtype, flop in dearest.matmul_by_dtype.items():
+  for dtype, flop in costliest.matmul_by_dtype.items():
     tally.matmul[dtype] += times * flop
-  tally.moved += times * dearest.matmul_bytes
-  # Of all branches: one that looks cheap may only be uncountable.
+  tally.moved += times * costliest.matmul_bytes
+  # Of all branches: one that looks cheap may just be uncountable.
   for flops in counts:
     tally.unknown |= flops.unknown
     tally.unbounded |= flops.unbounded

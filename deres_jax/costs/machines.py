@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Machines by name, and meshes of machines that are not there.
+"""Machines by name, and meshes to compile for without having them.
 
-What a machine is called: TPU slices as Google Cloud calls them (`v5e-8`, `v6e-256` count chips;
-`v5p-128` and `v4-128` count TensorCores, two a chip, of which JAX makes one device); GPU hosts as
-`h200-8` or `8xH200`, several hosts of 8 as `h200-64`; `cpu-8` for simulated devices.
+Names: TPU slices as Google Cloud names them (`v5e-8`, `v6e-256` count chips; `v5p-128` and `v4-128`
+count TensorCores, two a chip, which JAX shows as one device); GPU hosts as `h200-8` or `8xH200`,
+several hosts of 8 as `h200-64`; `cpu-8` for simulated devices.
 
-Units: bytes, bytes a second, FLOP a second, all of one device. Vendors write bandwidth in bits or
-bytes, of one direction or of both; here it is **bytes a second in one direction**, half of what is
-called bidirectional. FLOP are dense (NVIDIA prints twice as much, with sparsity), a multiply-add
-is 2.
+Units: bytes, bytes/s and FLOP/s of one device. Bandwidth is **in one direction**, half of what
+vendors call bidirectional. FLOP are dense (NVIDIA also prints twice as much, with sparsity), a
+multiply-add is 2.
 
 Float32 matmuls run as JAX runs them unless told otherwise: one bfloat16 pass on TPU, TF32 on GPU
 (docs.jax.dev, "Matmul precision").
@@ -34,20 +33,21 @@ GIB = 2**30
 
 
 @dataclasses.dataclass(frozen=True)
-class Topology:
-  """A machine: devices that are all alike, and the network between them.
+class Machine:
+  """Devices of one kind and the network between them.
 
   Attributes:
     platform: tpu, gpu or cpu.
-    devices: JAX devices; hosts: processes that drive them.
-    memory: bytes that a program can have on a device; 0: not known.
-    flops: peak matmul FLOP/s by type of the operands; empty if no roofline is drawn.
+    devices: number of JAX devices.
+    hosts: number of processes that drive them.
+    memory: bytes of a device that a program can use; 0 if unknown.
+    flops: peak matmul FLOP/s by type of the operands; empty if there is no roofline.
     memory_bandwidth: bytes/s.
-    all_to_all: bytes/s that a device gets rid of in an all-to-all between all devices, at most.
-    all_reduce: the same of all-reduce, all-gather and reduce-scatter; bytes as in
+    all_to_all: most bytes/s that a device can send in an all-to-all between all devices.
+    all_reduce: the same for all-reduce, all-gather and reduce-scatter; bytes as in
       `collectives.wire_bytes`.
-    notes: sentences: how the network was modelled, and where each figure is from.
-    aot: name and options of the slice for libtpu; ('', {}) if there is no compiler without it.
+    notes: sentences on the network model and on the sources of the figures.
+    aot: name and options of the slice for libtpu's compiler; ('', {}) if it has none.
   """
 
   name: str
@@ -66,12 +66,12 @@ class Topology:
 @dataclasses.dataclass(frozen=True)
 class _Tpu:
   flops: float  # bfloat16
-  memory: float  # GiB that XLA gives to a program: libtpu 0.0.42's message when it runs out
+  memory: float  # GiB that a program can use: libtpu 0.0.42's message when it runs out
   memory_bandwidth: float
   link: float  # bytes/s of one link in one direction
-  cores: int  # of a chip, counted in the name
+  cores: int  # TensorCores a chip, if the name counts them
   shapes: tuple[str, ...]
-  wraps_at: int  # a torus dimension is closed if it is ...
+  wraps_at: int  # length from which a torus dimension is closed
   source: str
 
 
@@ -134,11 +134,11 @@ _GPUS = {
 _GPU_HOST = 8
 
 
-def find(name: str) -> Topology:
-  """The machine of a name.
+def find(name: str) -> Machine:
+  """Returns the machine of a name.
 
   Raises:
-    UserError: a name that is not known; it lists those that are.
+    UserError: an unknown name.
   """
   text = name.strip().lower()
   swapped = re.fullmatch(r'(\d+)x([a-z]\w*)', text)  # 8xH200
@@ -150,19 +150,19 @@ def find(name: str) -> Topology:
     return _gpu(kind, n)
   if kind == 'cpu' and n > 0:
     note = f'{n} devices simulated on CPU: no speed is predicted'
-    return Topology(f'cpu-{n}', 'cpu', n, 1, 0, {}, 0, 0, 0, (note,))
+    return Machine(f'cpu-{n}', 'cpu', n, 1, 0, {}, 0, 0, 0, (note,))
   raise UserError(f'unknown topology {name!r}: choose one of {known()}')
 
 
 def known() -> str:
-  """What `find` knows, for people."""
+  """Lists the names that `find` takes."""
   tpus = [f'{kind}-{{{",".join(map(str, _tpu_names(kind)))}}}' for kind in _TPUS]
   gpus = [f'{kind}-{{1,2,4,8,16,24,...}}' for kind in _GPUS]
   return '; '.join([*tpus, *gpus, 'cpu-N'])
 
 
 def _tpu_names(kind: str) -> dict[int, str]:
-  """Number in the name -> shape of the slice."""
+  """Maps the number in a name to the shape of the slice."""
   tpu = _TPUS[kind]
   return {tpu.cores * math.prod(_dims(shape)): shape for shape in tpu.shapes}
 
@@ -171,11 +171,11 @@ def _dims(shape: str) -> tuple[int, ...]:
   return tuple(int(n) for n in shape.split('x'))
 
 
-def _tpu(kind: str, n: int) -> Topology:
+def _tpu(kind: str, n: int) -> Machine:
   tpu, shape = _TPUS[kind], _tpu_names(kind)[n]
   dims = _dims(shape)
   chips = math.prod(dims)
-  if tpu.wraps_at == 16:  # v5e, v6e: a slice that spans the pod is closed there
+  if tpu.wraps_at == 16:  # v5e, v6e: a dimension that spans the pod is closed
     closed = tuple(d == 16 for d in dims)
   else:  # v4, v5p: whole cubes are closed by optical switches
     closed = (all(d % 4 == 0 for d in dims),) * len(dims)
@@ -193,7 +193,7 @@ def _tpu(kind: str, n: int) -> Topology:
     f'{tpu.link / 1e9:.0f} GB/s a link and direction; all-to-all is bound by the cut through the '
     'middle and by the links of a corner, all-reduce by all links together'
   )
-  return Topology(
+  return Machine(
     name=f'{kind}-{n}',
     platform='tpu',
     devices=chips,
@@ -212,20 +212,20 @@ def _tpu(kind: str, n: int) -> Topology:
 def torus_bandwidth(
   dims: tuple[int, ...], closed: tuple[bool, ...], link: float
 ) -> tuple[float, float]:
-  """Bytes/s at which a device can get rid of its bytes, at most: (all-to-all, all-reduce).
+  """Returns the most bytes/s that a device can send in (an all-to-all, an all-reduce).
 
-  D devices in a grid, a closed dimension is a ring; `link` bytes/s in each direction of a link.
+  D devices form a grid; closed dimensions are rings; `link` is bytes/s of a link in one direction.
 
-  All-to-all, each device X bytes for D receivers alike, so X (D - 1) / D to send: the cut through
-  the middle of the longest dimension a has D / a lines of links, twice as many if closed, and
-  D / 2 devices want X / 2 each across it; a corner has one link a dimension, two if closed.
-  All-reduce moves at least 2 (D - 1) X bytes over all links together (Patarasuk & Yuan 2009).
-  Twisted tori, which have a wider middle, are not modelled.
+  In an all-to-all a device sends X / D bytes to each device. The cut through the middle of the
+  longest dimension a has D / a links, twice as many if closed, and D / 2 devices send X / 2 each
+  across it; a corner has one link a dimension, two if closed. An all-reduce moves at least
+  2 (D - 1) X bytes over all links together (Patarasuk & Yuan 2009). Twisted tori, whose middle is
+  wider, are not modelled.
   """
   n = math.prod(dims)
   if n == 1:
     return math.inf, math.inf
-  # A ring of two would be one link there and the same one back.
+  # A ring of two has one link, not two.
   ends = [0 if d == 1 else 2 if c and d > 2 else 1 for d, c in zip(dims, closed, strict=True)]
   cuts = [
     4 * e * link / d * (n - 1) / n for d, e in zip(dims, ends, strict=True) if e and d % 2 == 0
@@ -234,15 +234,15 @@ def torus_bandwidth(
   return min([*cuts, sum(ends) * link]), out * link
 
 
-def _gpu(kind: str, n: int) -> Topology:
+def _gpu(kind: str, n: int) -> Machine:
   gpu, hosts = _GPUS[kind], max(1, n // _GPU_HOST)
   all_to_all = all_reduce = gpu.nvlink if n > 1 else math.inf
   note = f'NVLink through switches, {gpu.nvlink / 1e9:.0f} GB/s a GPU and direction'
   if hosts > 1:
-    # Of the n - 1 parts that a GPU sends away, n - 8 leave the host by its own card.
+    # Of the n - 1 parts that a GPU sends, n - 8 leave the host by its own card.
     inside, outside = _GPU_HOST - 1, n - _GPU_HOST
     all_to_all = min(gpu.nvlink * (n - 1) / inside, gpu.nic * (n - 1) / outside)
-    # Summed in the host first, so that each GPU's card carries an eighth.
+    # Summed in the host first, so each GPU's card carries an eighth.
     sent, inside, outside = (n - 1) / n, inside / _GPU_HOST, (hosts - 1) / hosts / _GPU_HOST
     all_reduce = min(gpu.nvlink * sent / inside, gpu.nic * sent / outside)
     note += (
@@ -250,7 +250,7 @@ def _gpu(kind: str, n: int) -> Topology:
       'in each host first'
     )
   note += '; sums inside the switches (NVLink SHARP) are not modelled'
-  return Topology(
+  return Machine(
     name=f'{kind}-{n}',
     platform='gpu',
     devices=n,
@@ -264,30 +264,30 @@ def _gpu(kind: str, n: int) -> Topology:
   )
 
 
-def mesh(machine: Topology) -> tuple[Mesh, str]:
-  """A mesh to compile for, and the sentence that says whose compiler it is.
+def mesh(machine: Machine) -> tuple[Mesh, str]:
+  """Returns a mesh to compile for, and a sentence that names the compiler.
 
-  Programs for a TPU slice are compiled by the TPU's own compiler where libtpu is installed, without
-  a TPU. Otherwise as many CPU devices are simulated: collectives are the same kinds, temporary
-  memory is XLA:CPU's. Only to compile on: such devices run nothing.
+  With libtpu installed, its compiler compiles for a TPU slice without a TPU. Otherwise CPU devices
+  are simulated: collectives are of the same kinds, temporary memory is XLA:CPU's. The mesh is for
+  compiling only.
 
-  This decides on the process's devices, so it comes before anything else asks for one.
+  Call it before anything else touches JAX's devices: it configures them.
 
   Raises:
     UserError: the process has already started with fewer CPU devices.
   """
   if machine.platform == 'tpu' and importlib.util.find_spec('libtpu'):
-    # Else libtpu asks the cloud which slice this host belongs to.
+    # Otherwise libtpu asks the cloud which slice this host belongs to.
     os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
     os.environ.setdefault('TPU_WORKER_HOSTNAMES', 'localhost')
     _on_cpu()
     # Programs without a device cannot be read back from the cache of compiled programs.
     jax.config.update('jax_enable_compilation_cache', False)
     slice_name, options = machine.aot
-    described = topologies.get_topology_desc(slice_name, platform='tpu', **options)
-    return _mesh(described.devices), f'compiled for {slice_name} by libtpu, without a TPU'
+    topology = topologies.get_topology_desc(slice_name, platform='tpu', **options)
+    return _mesh(topology.devices), f'compiled for {slice_name} by libtpu, without a TPU'
   _on_cpu()
-  with contextlib.suppress(RuntimeError):  # devices are there already
+  with contextlib.suppress(RuntimeError):  # devices exist already
     jax.config.update('jax_num_cpu_devices', machine.devices)
   devices = jax.devices('cpu')
   if len(devices) < machine.devices:

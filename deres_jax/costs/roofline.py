@@ -1,29 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How fast a training step can be at most on a machine: a bound, not a forecast.
+"""Lower bound of a training step's time on a machine: a bound, not a forecast.
 
-Roofline model (Williams, Waterman & Patterson 2009) with the network beside it: matmuls run at the
-device's peak, memory moves at its peak, whichever takes longer, and then the network carries the
-step's bytes at its peak. No share of peak is guessed: real steps take longer, and how much longer
-is the kernels' and the compiler's share. Only memory traffic is a model rather than a count: a
-compiler that keeps activations on the chip from one matmul to the next moves less than it says.
-Seconds, bytes and FLOP are of one device.
+Roofline model (Williams, Waterman & Patterson 2009) with a network: matmuls run at the device's
+peak while memory moves at its peak, then the network carries the step's bytes at its peak. No
+utilisation is guessed: real steps take longer. Only memory traffic is modelled, not counted: a
+compiler that keeps activations on the chip between two matmuls moves less. Seconds, bytes and FLOP
+are of one device.
 """
 
 import dataclasses
 from collections.abc import Mapping
 
 from deres_jax.costs import collectives
-from deres_jax.costs.machines import Topology
+from deres_jax.costs.machines import Machine
 
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-  """What one device does in a training step.
+  """Work of one device in a training step.
 
   Attributes:
-    rows: of the global batch, all devices together.
-    flops: of matmuls by type of the operands (`flops.Flops.matmul_by_dtype`).
-    memory: bytes that its memory reads or writes, by what for.
+    rows: examples of the global batch.
+    flops: FLOP of matmuls by type of the operands (`flops.Flops.matmul_by_dtype`).
+    memory: bytes that its memory reads or writes, by purpose.
     wire: bytes that it sends, by kind of collective (`collectives.wire_bytes_by_kind`).
   """
 
@@ -35,7 +34,7 @@ class Work:
 
 @dataclasses.dataclass(frozen=True)
 class Bound:
-  """Seconds that a step takes at least; for which of them see `limit`."""
+  """Least seconds of a step, by resource."""
 
   rows: int
   compute_seconds: float
@@ -44,12 +43,12 @@ class Bound:
 
   @property
   def step_seconds(self) -> float:
-    """The longer of computing and moving memory, then the network: no overlap with it."""
+    """The longer of compute and memory, plus the network, which does not overlap."""
     return max(self.compute_seconds, self.memory_seconds) + self.network_seconds
 
   @property
   def rows_per_second(self) -> float:
-    """Of all devices, at most."""
+    """Examples per second of all devices, at most."""
     return self.rows / self.step_seconds
 
   @property
@@ -64,29 +63,30 @@ class Bound:
 
 
 def memory_bytes(
-  matmul_bytes: float, asked: float, row_bytes: int, slot_bytes: int, dense_bytes: float
+  matmul_bytes: float, requested: float, row_bytes: int, slot_bytes: int, dense_bytes: float
 ) -> dict[str, float]:
-  """Bytes that a device's memory carries in a step, by what for.
+  """Returns the bytes that a device's memory moves in a step, by purpose.
 
   Args:
-    matmul_bytes: of operands and results, forward and backward (`flops.Flops.matmul_bytes`).
-    asked: table rows that are asked of this device, by all devices together.
-    row_bytes: of one row of the table; slot_bytes: of its optimizer state.
-    dense_bytes: of dense parameters and their optimizer state.
+    matmul_bytes: bytes of operands and results, forward and backward (`flops.Flops.matmul_bytes`).
+    requested: table rows that all devices together request of this one.
+    row_bytes: bytes of a table row.
+    slot_bytes: bytes of a row's optimizer state.
+    dense_bytes: bytes of dense parameters and their optimizer state.
   """
   return {
     'matmuls': matmul_bytes,
     # Read for the lookup; read and written for the update.
-    'table': asked * (row_bytes + 2 * (row_bytes + slot_bytes)),
+    'table': requested * (row_bytes + 2 * (row_bytes + slot_bytes)),
     'dense state': 2 * dense_bytes,
   }
 
 
-def bound(work: Work, machine: Topology) -> Bound:
-  """The least time of a step of this work on a machine.
+def bound(work: Work, machine: Machine) -> Bound:
+  """Returns the least time of a step of this work on a machine.
 
   Raises:
-    ValueError: the machine has no figures, or none for a type of operands.
+    ValueError: the machine has no peak rate, or none for a type of operands.
   """
   missing = work.flops.keys() - machine.flops.keys()
   if missing or not machine.memory_bandwidth:
@@ -99,12 +99,12 @@ def bound(work: Work, machine: Topology) -> Bound:
   )
 
 
-def _rate(kind: str, machine: Topology) -> float:
+def _rate(kind: str, machine: Machine) -> float:
   return machine.all_to_all if kind in collectives.ALL_TO_ALL else machine.all_reduce
 
 
-def assumptions(machine: Topology) -> tuple[str, ...]:
-  """Sentences that belong beside every figure of `bound`."""
+def assumptions(machine: Machine) -> tuple[str, ...]:
+  """Returns the assumptions behind `bound`, one sentence each."""
   float32 = 'as one bfloat16 pass' if machine.platform == 'tpu' else 'as TF32'
   return (
     'a bound, no faster than this: every unit runs at its peak all the time',

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""C++ kernels for CPUs, compiled where they run, beside the plain JAX forms that define them.
+"""C++ kernels for CPUs, compiled on the machine that runs them; plain JAX forms define them.
 
-Imports no other room.
+Imports no other room and never knows what calls it.
 """

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// XLA custom calls for CPUs: attention over few tokens, and the read of a connector.
+// XLA custom calls for CPUs: attention over few tokens, maps of tokens, the read of a connector,
+// and the rows of embedding tables.
 //
-// Both walk memory once where XLA's own programs walk it many times. `ops.py` says what they
-// compute and names the plain forms that they are tested against. Work is cut into pieces whose
-// number depends on shapes alone and whose sums are added in order: results do not depend on the
-// number of threads.
+// They pass over memory once where XLA's own programs pass many times. `ops.py` says what they
+// compute and names the plain forms that define them. Work is cut into pieces whose number depends
+// on shapes alone and whose sums are added in order: results do not depend on the number of threads.
 //
-// Letters: B rows, T tokens, H heads, K head width, N tokens of all rows, D width, M sources.
+// Letters: B examples, T tokens, H heads, K head width, N tokens of all examples, D width, M sources.
 
 #include <algorithm>
 #include <atomic>
@@ -71,8 +71,8 @@ inline Vec exp_negative(Vec x) {
   return tiny ? Vec{} : e * scale;
 }
 
-// Runs work(0) .. work(pieces - 1), here and on the pool. A helper that starts when all pieces are
-// taken does nothing, so that this never waits for a thread that waits for us.
+// Runs work(0) .. work(pieces - 1), here and on the pool. A task that starts when no piece is left
+// does nothing, so this thread never waits for one that waits for it.
 template <typename Work>
 void parallel(ffi::ThreadPool& pool, int64_t pieces, const Work& work) {
   struct Shared {
@@ -97,7 +97,7 @@ void parallel(ffi::ThreadPool& pool, int64_t pieces, const Work& work) {
   shared->finished.wait(lock, [&] { return shared->done == pieces; });
 }
 
-// Memory of this thread that outlives a call.
+// Memory of this thread, reused between calls.
 float* scratch(size_t floats) {
   thread_local std::vector<float> memory;
   if (memory.size() < floats) memory.resize(floats);
@@ -146,7 +146,7 @@ void product(int rows, int columns, int I, const float* a, int am, int ai, const
       constexpr int R = decltype(height)::value;
       int m = 0;
       for (; m + R <= rows; m += R) run(height, m, n, wide);
-      // The last rows once more in a whole tile: quicker than one by one.
+      // The last rows overlap in a full tile: faster than one by one.
       if (!Add && m < rows && rows > R) run(height, (m = rows) - R, n, wide);
       for (; m + 4 <= rows; m += 4) run(std::integral_constant<int, 4>(), m, n, wide);
       for (; m < rows; ++m) run(std::integral_constant<int, 1>(), m, n, wide);
@@ -157,16 +157,16 @@ void product(int rows, int columns, int I, const float* a, int am, int ai, const
   }
 }
 
-// to [columns, rows] = from [rows, columns] turned.
-void turn(const float* from, int rows, int columns, float* to) {
+// to [columns, rows] = from [rows, columns] transposed.
+void transpose(const float* from, int rows, int columns, float* to) {
   for (int c = 0; c < columns; ++c)
     for (int r = 0; r < rows; ++r) to[c * rows + r] = from[r * columns + c];
 }
 
 // ---- attention
 
-// One head of a row. Scores and weights are kept turned, a row a key: what softmax takes over keys
-// is then elementwise over rows of `lanes` queries. K takes `width` columns.
+// One head of an example. Scores and weights are stored transposed, a row for each key, so that a
+// softmax over keys is elementwise over rows of `lanes` queries. K is padded to `width` columns.
 struct Head {
   int T, K, H, D, lanes, width;
   float scale;
@@ -176,14 +176,14 @@ struct Head {
         lanes(rounded(T, W)), width(rounded(K, W)), scale(scale), causal(causal) {}
 
   size_t tokens() const { return size_t(T) * width; }
-  size_t turned() const { return size_t(K) * lanes; }
+  size_t transposed() const { return size_t(K) * lanes; }
   size_t square() const { return size_t(T) * lanes; }
 
-  // Scores, then weights, of keys k for queries q, both [T, K] in qkv. `there`: keys, or null.
-  void weigh(const float* q, const float* k, const bool* there, float* q_turned, float* p) const {
-    turned_from(q, 3 * D, q_turned, scale);
-    product(T, lanes, K, k, 3 * D, 1, q_turned, lanes, p, lanes);
-    hide(p, there, -1e30f);
+  // Weights of keys k for queries q, both [T, K] in qkv. `mask`: false at padded keys, or null.
+  void weigh(const float* q, const float* k, const bool* mask, float* q_transposed, float* p) const {
+    transpose_from(q, 3 * D, q_transposed, scale);
+    product(T, lanes, K, k, 3 * D, 1, q_transposed, lanes, p, lanes);
+    hide(p, mask, -1e30f);
     for (int t = 0; t < lanes; t += W) {
       Vec top = load(p + t), total = {};
       for (int u = 1; u < T; ++u) {
@@ -199,22 +199,22 @@ struct Head {
       for (int u = 0; u < T; ++u) store(p + u * lanes + t, load(p + u * lanes + t) * inverse);
     }
   }
-  // Sets p [T keys, lanes] to `value` where a query must not see a key.
-  void hide(float* p, const bool* there, float value) const {
+  // Sets p [T keys, lanes] to `value` where a key is masked.
+  void hide(float* p, const bool* mask, float value) const {
     for (int u = 0; u < T; ++u) {
-      if (there && !there[u]) std::fill(p + u * lanes, p + (u + 1) * lanes, value);
+      if (mask && !mask[u]) std::fill(p + u * lanes, p + (u + 1) * lanes, value);
       if (causal) std::fill(p + u * lanes, p + u * lanes + u, value);
     }
   }
   // [T, K] with `stride` floats from token to token -> [K, lanes], zeros beyond T.
-  void turned_from(const float* from, int stride, float* to, float times) const {
+  void transpose_from(const float* from, int stride, float* to, float times) const {
     for (int k = 0; k < K; ++k) {
       for (int t = 0; t < T; ++t) to[k * lanes + t] = times * from[t * stride + k];
       std::fill(to + k * lanes + T, to + (k + 1) * lanes, 0.0f);
     }
   }
-  // sum over keys of p [T keys, lanes] and rows of b, or over queries: to [T, K], `stride` apart.
-  // b [T, K] with `from` floats from row to row. `room` is for K that is no multiple of W.
+  // Sums p [T keys, lanes] times rows of b over keys, or over queries, to [T, K], `stride` apart.
+  // b is [T, K] with `from` floats between rows. `room` is scratch for K that W does not divide.
   void sums(const float* p, bool over_keys, const float* b, int from, float* to, int stride,
             float* room) const {
     const int am = over_keys ? 1 : lanes, ai = over_keys ? lanes : 1;
@@ -232,47 +232,47 @@ struct Head {
   }
 };
 
-ffi::Error AttendForward(ffi::ThreadPool pool, F32 qkv, ffi::Buffer<ffi::PRED> there, F32Out y,
+ffi::Error AttendForward(ffi::ThreadPool pool, F32 qkv, ffi::Buffer<ffi::PRED> masks, F32Out y,
                          int64_t heads, float scale, bool causal, bool masked) {
   const Head s(qkv, heads, scale, causal);
   parallel(pool, qkv.dimensions()[0], [&](int64_t b) {
-    const bool* seen = masked ? there.typed_data() + b * s.T : nullptr;
-    float* q_turned = scratch(s.turned() + s.square() + 2 * s.tokens());
-    float *p = q_turned + s.turned(), *room = p + s.square();
+    const bool* mask = masked ? masks.typed_data() + b * s.T : nullptr;
+    float* q_transposed = scratch(s.transposed() + s.square() + 2 * s.tokens());
+    float *p = q_transposed + s.transposed(), *room = p + s.square();
     for (int h = 0; h < s.H; ++h) {
       const float* q = qkv.typed_data() + b * s.T * 3 * s.D + h * s.K;
       const float *k = q + s.D, *v = k + s.D;
-      s.weigh(q, k, seen, q_turned, p);
+      s.weigh(q, k, mask, q_transposed, p);
       s.sums(p, true, v, 3 * s.D, y->typed_data() + b * s.T * s.D + h * s.K, s.D, room);
     }
   });
   return ffi::Error::Success();
 }
 
-ffi::Error AttendBackward(ffi::ThreadPool pool, F32 qkv, ffi::Buffer<ffi::PRED> there, F32 dy,
+ffi::Error AttendBackward(ffi::ThreadPool pool, F32 qkv, ffi::Buffer<ffi::PRED> masks, F32 dy,
                           F32Out out, int64_t heads, float scale, bool causal, bool masked) {
   const Head s(qkv, heads, scale, causal);
   parallel(pool, qkv.dimensions()[0], [&](int64_t b) {
-    const bool* seen = masked ? there.typed_data() + b * s.T : nullptr;
-    float* turned = scratch(s.turned() + 2 * s.square() + 2 * s.tokens());
-    float *p = turned + s.turned(), *d = p + s.square(), *room = d + s.square();
+    const bool* mask = masked ? masks.typed_data() + b * s.T : nullptr;
+    float* transposed = scratch(s.transposed() + 2 * s.square() + 2 * s.tokens());
+    float *p = transposed + s.transposed(), *d = p + s.square(), *room = d + s.square();
     for (int h = 0; h < s.H; ++h) {
       const int64_t at = b * s.T * 3 * s.D + h * s.K;
       const float *q = qkv.typed_data() + at, *k = q + s.D, *v = k + s.D;
       const float* g = dy.typed_data() + b * s.T * s.D + h * s.K;
       float *dq = out->typed_data() + at, *dk = dq + s.D, *dv = dk + s.D;
-      s.weigh(q, k, seen, turned, p);
+      s.weigh(q, k, mask, transposed, p);
       s.sums(p, false, g, s.D, dv, 3 * s.D, room);
       // By the weights, then by the scores.
-      s.turned_from(g, s.D, turned, s.scale);
-      product(s.T, s.lanes, s.K, v, 3 * s.D, 1, turned, s.lanes, d, s.lanes);
+      s.transpose_from(g, s.D, transposed, s.scale);
+      product(s.T, s.lanes, s.K, v, 3 * s.D, 1, transposed, s.lanes, d, s.lanes);
       for (int t = 0; t < s.lanes; t += W) {
         Vec mean = {};
         for (int i = t; i < t + s.T * s.lanes; i += s.lanes) mean += load(d + i) * load(p + i);
         for (int i = t; i < t + s.T * s.lanes; i += s.lanes)
           store(d + i, load(p + i) * (load(d + i) - mean));
       }
-      s.hide(d, seen, 0);  // a query that sees nothing weighs all alike
+      s.hide(d, mask, 0);  // a query that sees no key has equal weights
       s.sums(d, true, k, 3 * s.D, dq, 3 * s.D, room);
       s.sums(d, false, q, 3 * s.D, dk, 3 * s.D, room);
     }
@@ -282,11 +282,11 @@ ffi::Error AttendBackward(ffi::ThreadPool pool, F32 qkv, ffi::Buffer<ffi::PRED> 
 
 // ---- maps of tokens
 
-constexpr int BLOCK = 96;       // tokens that are worked on at a time
+constexpr int BLOCK = 96;       // tokens of a block
 constexpr int64_t SHARE = 512;  // tokens of a piece, where all share a matrix
 
-// Tokens [B, T, ...] in pieces: with a matrix a token (G = T) a piece has one token of all rows,
-// with one matrix (G = 1) it has SHARE tokens in the order of memory.
+// Tokens [B, T, ...] in pieces: with a matrix a token (G = T) a piece is one token of all examples,
+// with one matrix (G = 1) it is SHARE tokens in the order of memory.
 struct Pieces {
   int64_t count, tokens, stride;  // stride: from token to token of a piece, in tokens
   int64_t B, T;
@@ -301,7 +301,6 @@ struct Pieces {
   int64_t size(int64_t piece) const {
     return stride == 1 ? std::min(SHARE, B * T - piece * SHARE) : B;
   }
-  // Matrix of a piece.
   int64_t group(int64_t piece) const { return stride == 1 ? 0 : piece; }
   // Calls work(first token, tokens of the block) for all blocks of a piece.
   template <typename Work>
@@ -325,18 +324,18 @@ ffi::Error DenseForward(ffi::ThreadPool pool, F32 x, F32 w, F32Out y) {
   return ffi::Error::Success();
 }
 
-// dx, and dW a piece.
+// dx, and dW of each piece.
 ffi::Error DenseBackward(ffi::ThreadPool pool, F32 x, F32 w, F32 dy, F32Out dx, F32Out dw) {
   const Pieces pieces(x, w.dimensions()[0]);
   const int D = w.dimensions()[1], O = w.dimensions()[2];
   parallel(pool, pieces.count, [&](int64_t piece) {
-    float* turned = scratch(D * O);
-    turn(w.typed_data() + pieces.group(piece) * D * O, D, O, turned);
+    float* transposed = scratch(D * O);
+    transpose(w.typed_data() + pieces.group(piece) * D * O, D, O, transposed);
     float* sum = dw->typed_data() + piece * D * O;
     std::fill(sum, sum + D * O, 0.0f);
     pieces.blocks(piece, [&](int64_t at, int n) {
       const float *in = x.typed_data() + at * D, *g = dy.typed_data() + at * O;
-      product(n, D, O, g, pieces.stride * O, 1, turned, D, dx->typed_data() + at * D,
+      product(n, D, O, g, pieces.stride * O, 1, transposed, D, dx->typed_data() + at * D,
               pieces.stride * D);
       product<true>(D, O, n, in, 1, pieces.stride * D, g, pieces.stride * O, sum, O);
     });
@@ -369,24 +368,24 @@ ffi::Error FeedForward(ffi::ThreadPool pool, F32 x, F32 w1, F32 w2, F32Out y) {
   return ffi::Error::Success();
 }
 
-// dx, and dW1 and dW2 a piece. The hidden layer is computed again, a block at a time.
+// dx, and dW1 and dW2 of each piece. Recomputes the hidden layer, a block at a time.
 ffi::Error FeedBackward(ffi::ThreadPool pool, F32 x, F32 w1, F32 w2, F32 dy, F32Out dx, F32Out dw1,
                         F32Out dw2) {
   const Pieces pieces(x, w1.dimensions()[0]);
   const int D = w1.dimensions()[1], M = w1.dimensions()[2], O = w2.dimensions()[2];
   parallel(pool, pieces.count, [&](int64_t piece) {
     float* h = scratch(2 * BLOCK * M + M * (D + O));
-    float *d = h + BLOCK * M, *turned1 = d + BLOCK * M, *turned2 = turned1 + M * D;
+    float *d = h + BLOCK * M, *transposed1 = d + BLOCK * M, *transposed2 = transposed1 + M * D;
     const float* first = w1.typed_data() + pieces.group(piece) * D * M;
-    turn(first, D, M, turned1);
-    turn(w2.typed_data() + pieces.group(piece) * M * O, M, O, turned2);
+    transpose(first, D, M, transposed1);
+    transpose(w2.typed_data() + pieces.group(piece) * M * O, M, O, transposed2);
     float *sum1 = dw1->typed_data() + piece * D * M, *sum2 = dw2->typed_data() + piece * M * O;
     std::fill(sum1, sum1 + D * M, 0.0f);
     std::fill(sum2, sum2 + M * O, 0.0f);
     pieces.blocks(piece, [&](int64_t at, int n) {
       const float *in = x.typed_data() + at * D, *g = dy.typed_data() + at * O;
       product(n, M, D, in, pieces.stride * D, 1, first, M, h, M);
-      product(n, M, O, g, pieces.stride * O, 1, turned2, M, d, M);
+      product(n, M, O, g, pieces.stride * O, 1, transposed2, M, d, M);
       for (int i = 0; i < n * M; i += W) {
         const Vec x = load(h + i), s = gelu_share(x);
         const Vec slope = s + x * s * (1 - s) * (1.59576912f + 0.214064449f * x * x);
@@ -395,7 +394,7 @@ ffi::Error FeedBackward(ffi::ThreadPool pool, F32 x, F32 w1, F32 w2, F32 dy, F32
       }
       product<true>(M, O, n, h, 1, M, g, pieces.stride * O, sum2, O);
       product<true>(D, M, n, in, 1, pieces.stride * D, d, M, sum1, M);
-      product(n, D, M, d, M, 1, turned1, D, dx->typed_data() + at * D, pieces.stride * D);
+      product(n, D, M, d, M, 1, transposed1, D, dx->typed_data() + at * D, pieces.stride * D);
     });
   });
   return ffi::Error::Success();
@@ -422,15 +421,15 @@ struct Score {
         center(center), silu(silu), b(b.typed_data()), w(w.typed_data()) {}
 
   size_t room() const { return size_t(D + BLOCK) * lanes; }
-  // The queries turned [D, lanes], zeros beyond S.
-  void queries(float* turned) const {
-    std::fill(turned, turned + D * lanes, 0.0f);
+  // The queries transposed [D, lanes], zeros beyond S.
+  void queries(float* transposed) const {
+    std::fill(transposed, transposed + D * lanes, 0.0f);
     for (int s = 0; s < S; ++s)
-      for (int d = 0; d < D; ++d) turned[d * lanes + s] = w[s * D + d];
+      for (int d = 0; d < D; ++d) transposed[d * lanes + s] = w[s * D + d];
   }
   // times <w_s, b_n> / RMS(b_n) of n tokens [n, lanes].
-  void of(int64_t at, int n, const float* turned, float* z) const {
-    product(n, lanes, D, b + at * D, D, 1, turned, lanes, z, lanes);
+  void of(int64_t at, int n, const float* transposed, float* z) const {
+    product(n, lanes, D, b + at * D, D, 1, transposed, lanes, z, lanes);
     for (int t = 0; t < n; ++t) {
       const float inverse = times * inverse_rms(b + (at + t) * D, D);
       for (int s = 0; s < lanes; s += W) store(z + t * lanes + s, inverse * load(z + t * lanes + s));
@@ -450,10 +449,10 @@ ffi::Error ScoreForward(ffi::ThreadPool pool, F32 b, F32 w, ffi::RemainingRets o
   std::vector<F32> to;
   for (size_t i = 0; i < outs.size(); ++i) to.push_back(**outs.get<F32>(i));
   parallel(pool, pieces.count, [&](int64_t piece) {
-    float *turned = scratch(score.room()), *z = turned + score.D * score.lanes;
-    score.queries(turned);
+    float *transposed = scratch(score.room()), *z = transposed + score.D * score.lanes;
+    score.queries(transposed);
     pieces.blocks(piece, [&](int64_t at, int n) {
-      score.of(at, n, turned, z);
+      score.of(at, n, transposed, z);
       for (int i = 0; i < n * score.lanes; i += W) {
         const Vec x = load(z + i) + score.center;
         store(z + i, score.silu ? x * sigmoid(x) : x);
@@ -479,14 +478,14 @@ ffi::Error ScoreBackward(ffi::ThreadPool pool, F32 b, F32 w, ffi::RemainingArgs 
   std::vector<F32> from;
   for (size_t i = 0; i < rest.size(); ++i) from.push_back(*rest.get<F32>(i));
   parallel(pool, pieces.count, [&](int64_t piece) {
-    float *turned = scratch(score.room() + BLOCK * lanes), *z = turned + D * lanes;
+    float *transposed = scratch(score.room() + BLOCK * lanes), *z = transposed + D * lanes;
     float *g = z + BLOCK * lanes, *sum_w = dw->typed_data() + piece * S * D;
-    score.queries(turned);
+    score.queries(transposed);
     std::fill(sum_w, sum_w + S * D, 0.0f);
     pieces.blocks(piece, [&](int64_t at, int n) {
       const float* x = score.b + at * D;
       float* dx = db->typed_data() + at * D;
-      score.of(at, n, turned, z);
+      score.of(at, n, transposed, z);
       std::fill(g, g + n * lanes, 0.0f);
       int first = 0;
       for (const F32& dz : from) {
@@ -630,20 +629,20 @@ ffi::Error ReadBackward(ffi::ThreadPool pool, F32 x, F32 gx, F32 gr, F32 scale, 
 
 // ---- rows of a batch
 
-// As JAX indexes: -1 is the last row. What is no row is written nowhere.
+// Indexes as JAX does: -1 is the last row. Returns -1 for indices out of range.
 inline int64_t row_of(int32_t at, int64_t U) {
   const int64_t row = at < 0 ? at + U : at;
   return row < 0 || row >= U ? -1 : row;
 }
 
-// Rows of a table are wanted in no order: the next ones are fetched while this one is worked on.
+// Rows of a table come in no order: the next ones are prefetched.
 constexpr int AHEAD = 8;
 template <bool Write = false>
 inline void fetch(const float* p, int64_t E) {
   for (int64_t e = 0; e < E; e += 16) __builtin_prefetch(p + e, Write);
 }
 
-// y [n, E] = rows [U, E] at `at` [n]; what is no row reads `fill`.
+// y [n, E] = rows [U, E] at `at` [n]; `fill` where `at` is out of range.
 ffi::Error RowsTake(ffi::ThreadPool pool, F32 rows, ffi::Buffer<ffi::S32> at, F32Out y,
                     float fill) {
   const int64_t U = rows.dimensions()[0], E = rows.dimensions()[1], n = at.element_count();
@@ -671,17 +670,17 @@ ffi::Error RowsSum(ffi::ThreadPool pool, F32 g, ffi::Buffer<ffi::S32> at, F32Out
     const int64_t first = piece * piece_size, rows = std::min(piece_size, U - first);
     float* to = sums->typed_data() + first * E;
     std::fill_n(to, rows * E, 0.0f);
-    thread_local std::vector<int32_t> mine;  // which of g are for these rows
-    mine.resize(n);
-    int64_t found = 0;
+    thread_local std::vector<int32_t> indices;  // of g for these rows
+    indices.resize(n);
+    int64_t count = 0;
     for (int64_t i = 0; i < n; ++i) {
-      mine[found] = i;
-      found += uint64_t(row_of(at.typed_data()[i], U) - first) < uint64_t(rows);
+      indices[count] = i;
+      count += uint64_t(row_of(at.typed_data()[i], U) - first) < uint64_t(rows);
     }
-    for (int64_t k = 0; k < found; ++k) {
-      if (k + AHEAD < found) fetch(g.typed_data() + mine[k + AHEAD] * E, E);
-      float* sum = to + (row_of(at.typed_data()[mine[k]], U) - first) * E;
-      const float* from = g.typed_data() + mine[k] * E;
+    for (int64_t k = 0; k < count; ++k) {
+      if (k + AHEAD < count) fetch(g.typed_data() + indices[k + AHEAD] * E, E);
+      float* sum = to + (row_of(at.typed_data()[indices[k]], U) - first) * E;
+      const float* from = g.typed_data() + indices[k] * E;
       int64_t e = 0;
       for (; e + W <= E; e += W) store(sum + e, load(sum + e) + load(from + e));
       for (; e < E; ++e) sum[e] += from[e];
@@ -690,8 +689,8 @@ ffi::Error RowsSum(ffi::ThreadPool pool, F32 g, ffi::Buffer<ffi::S32> at, F32Out
   return ffi::Error::Success();
 }
 
-// Calls move(u, row) for the rows [N, E] that `at` [U] names, all different, in pieces; what
-// `arrays` hold of a row, each so many numbers, is fetched before.
+// Calls move(u, row) for the unique rows `at` [U] of N, in pieces; prefetches the rows of `arrays`
+// (pointer, width).
 using Array = std::pair<float*, int64_t>;
 template <typename Move>
 void move_rows(ffi::ThreadPool& pool, ffi::Buffer<ffi::S32> at, int64_t N,
@@ -725,8 +724,8 @@ ffi::Error RowsAdagrad(ffi::ThreadPool pool, F32, F32, ffi::Buffer<ffi::S32> at,
       squares += d * d;
     }
     for (int64_t i = e; i < E; ++i) square += (by[i] + l2 * to[i]) * (by[i] + l2 * to[i]);
-    const float seen = s->typed_data()[row] += (sum(squares) + square) / E;
-    const float under = std::sqrt(seen) + eps;
+    const float total = s->typed_data()[row] += (sum(squares) + square) / E;
+    const float under = std::sqrt(total) + eps;
     for (int64_t i = 0; i < E; ++i) to[i] -= rate * (by[i] + l2 * to[i]) / under;
   });
   return ffi::Error::Success();

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kernels for CPUs: compiled once by the machine's own C++ compiler, registered with XLA.
+"""Compiles the CPU kernels with the machine's C++ compiler and registers them with XLA.
 
-Without a compiler, and on other platforms, the plain JAX forms run: same results but for rounding.
-`using` says, while a step is traced, which of them it is made of.
+Without a compiler, and on other platforms, the plain JAX forms run: same results up to rounding.
+`using` chooses between the two while a program is traced.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ import jax
 import jaxlib
 
 _SOURCE = pathlib.Path(__file__).with_name('kernels.cc')
-# Without traps and errno loops become vectors; a multiply-add is one instruction.
+# Without traps and errno the compiler vectorises loops; a multiply-add is one instruction.
 _FLAGS = (
   *('-O3', '-march=native', '-std=c++17', '-ffp-contract=fast'),
   *('-fno-math-errno', '-fno-trapping-math', '-shared', '-fPIC'),
@@ -39,7 +39,7 @@ _on = contextvars.ContextVar('kernels', default=False)
 
 @contextlib.contextmanager
 def using(kernels: bool) -> Iterator[None]:
-  """What is traced inside calls the kernels, or does not."""
+  """Sets whether what is traced inside calls the kernels."""
   before = _on.set(kernels)
   try:
     yield
@@ -48,13 +48,13 @@ def using(kernels: bool) -> Iterator[None]:
 
 
 def on() -> bool:
-  """Whether what is traced now may call the kernels."""
+  """Returns whether what is traced now may call the kernels."""
   return _on.get()
 
 
 @functools.cache
 def missing() -> str | None:
-  """Builds and registers the kernels where they are not yet; says why they cannot be used."""
+  """Builds and registers the kernels; returns why they cannot be used, or None."""
   compiler = shutil.which(os.environ.get('CXX', 'c++'))
   if compiler is None:
     return 'there is no C++ compiler (c++, or what CXX names)'
@@ -72,31 +72,31 @@ def missing() -> str | None:
 
 
 def _built(compiler: str) -> pathlib.Path:
-  """The shared library for this machine, from the cache or from the compiler."""
+  """Returns the path of this machine's shared library; compiles it unless it is cached."""
   home = pathlib.Path(os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache')
   path = home / 'deres_jax' / 'kernels' / f'{_fingerprint(compiler)}.so'
   if not path.exists():
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Processes may build at once: each its own file, moved into place whole.
+    # Several processes may build at once: each moves its complete file into place.
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-      made = pathlib.Path(folder) / 'kernels.so'
-      command = [compiler, *_FLAGS, f'-I{jax.ffi.include_dir()}', str(_SOURCE), '-o', str(made)]
+      built = pathlib.Path(folder) / 'kernels.so'
+      command = [compiler, *_FLAGS, f'-I{jax.ffi.include_dir()}', str(_SOURCE), '-o', str(built)]
       subprocess.run(command, check=True, capture_output=True, text=True)
-      made.replace(path)
+      built.replace(path)
   return path
 
 
 def _fingerprint(compiler: str) -> str:
-  """Changes with all that the library depends on; a home folder may be shared by machines."""
+  """Hashes all that the library depends on: machines may share a home folder."""
   parts = (_SOURCE.read_text(), *_FLAGS, compiler, jaxlib.__version__, sys.platform, _processor())
   return hashlib.sha256('\0'.join(parts).encode()).hexdigest()[:16]
 
 
 def _processor() -> str:
-  """What -march=native depends on."""
+  """Describes the processor, on which -march=native depends."""
   try:
     lines = pathlib.Path('/proc/cpuinfo').read_text().splitlines()
   except OSError:
     return platform.processor() or platform.machine()
-  found = {line.partition(':')[0].strip(): line for line in reversed(lines)}
-  return ''.join(found.get(key, '') for key in ('model name', 'flags', 'Features'))
+  by_key = {line.partition(':')[0].strip(): line for line in reversed(lines)}
+  return ''.join(by_key.get(key, '') for key in ('model name', 'flags', 'Features'))

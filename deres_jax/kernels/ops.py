@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The kernels as JAX functions with gradients. float32, on CPUs only.
 
-Each stands beside a plain form that defines it: `layers.attend` for `attend`, `residual.mixed` and
-`layers.rms` for `read`. Whoever calls has asked `library.on()` and `fits`.
+Plain forms define them: `layers.attend` for `attend`, `layers.TokenDense` for `dense`,
+`layers.FeedForward` for `feed`, and `DeRes` for `score` and `read`. Callers first check
+`library.on()` and `fits` or `maps`.
 
-Shapes: B rows, T tokens, H heads, K head width, D width, M sources.
+Shapes: B examples, T tokens, H heads, K head width, D width, M sources.
 """
 
 import functools
@@ -12,15 +13,14 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
-Array = jax.Array
-
-_LANES = 16  # floats that a kernel takes at a time: D is a multiple
-MOST_TOKENS = 256  # beyond, attention's scores leave the cache
+_LANES = 16  # floats in a kernel's vector: D is a multiple
+MOST_TOKENS = 256  # with more, attention's scores do not fit the cache
 
 
 def fits(*arrays: Array) -> bool:
-  """Whether `read` takes such arrays: all [B, T, D] float32 of one shape, and D suits vectors."""
+  """Returns whether `read` takes these arrays: float32 [B, T, D] of one shape, D % 16 == 0."""
   first = arrays[0].shape
   return (
     len(first) == 3
@@ -30,7 +30,7 @@ def fits(*arrays: Array) -> bool:
 
 
 def maps(x: Array, w: Array) -> bool:
-  """Whether `dense` takes x [B, T, D] with w [..., D, O]."""
+  """Returns whether `dense` takes x [B, T, D] with w [..., D, O]."""
   return fits(x) and w.shape[-1] % _LANES == 0
 
 
@@ -41,37 +41,37 @@ def _like(x: Array) -> jax.ShapeDtypeStruct:
 # Attention.
 
 
-def attend(qkv_BTM: Array, there_BT: Array | None, heads: int, scale: float, causal: bool) -> Array:
-  """softmax(scale q k^T) v of queries, keys and values side by side. [B, T, 3 H K] -> [B, T, H K].
+def attend(qkv_BTM: Array, mask_BT: Array | None, heads: int, scale: float, causal: bool) -> Array:
+  """Returns softmax(scale q k^T) v. [B, T, 3 H K] -> [B, T, H K].
 
-  A head's numbers stand together: q is [H, K], then k, then v.
+  The last axis of `qkv_BTM` is q [H, K], then k, then v. mask_BT is False at padded keys.
   """
-  masked = there_BT is not None
+  masked = mask_BT is not None
   if not masked:
-    there_BT = jnp.ones((1, 1), bool)
-  return _attend(heads, scale, causal, masked, qkv_BTM, there_BT)
+    mask_BT = jnp.ones((1, 1), bool)
+  return _attend(heads, scale, causal, masked, qkv_BTM, mask_BT)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
-def _attend(heads: int, scale: float, causal: bool, masked: bool, qkv: Array, there: Array):
+def _attend(heads: int, scale: float, causal: bool, masked: bool, qkv: Array, mask: Array):
   B, T, M = qkv.shape
   out = jax.ShapeDtypeStruct((B, T, M // 3), qkv.dtype)
   call = jax.ffi.ffi_call('deres_attend_forward', out)
-  return call(qkv, there, **_attributes(heads, scale, causal, masked))
+  return call(qkv, mask, **_attributes(heads, scale, causal, masked))
 
 
 def _attributes(heads: int, scale: float, causal: bool, masked: bool) -> dict:
   return dict(heads=np.int64(heads), scale=np.float32(scale), causal=causal, masked=masked)
 
 
-def _attend_forward(heads, scale, causal, masked, qkv, there):
-  return _attend(heads, scale, causal, masked, qkv, there), (qkv, there)
+def _attend_forward(heads, scale, causal, masked, qkv, mask):
+  return _attend(heads, scale, causal, masked, qkv, mask), (qkv, mask)
 
 
-def _attend_backward(heads, scale, causal, masked, kept, dy):
-  qkv, there = kept
+def _attend_backward(heads, scale, causal, masked, residuals, dy):
+  qkv, mask = residuals
   call = jax.ffi.ffi_call('deres_attend_backward', _like(qkv))
-  return call(qkv, there, dy, **_attributes(heads, scale, causal, masked)), None
+  return call(qkv, mask, dy, **_attributes(heads, scale, causal, masked)), None
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
@@ -83,30 +83,30 @@ _SHARE, _PIECE = 512, 64  # SHARE and PIECE of kernels.cc
 
 
 def _pieces(x: Array, w: Array) -> int:
-  """Into how many pieces the tokens of x [B, T, D] are cut; w [T or 1, D, O]."""
+  """Returns the number of pieces of the tokens of x [B, T, D]; w [T or 1, D, O]."""
   return x.shape[1] if len(w) > 1 else -(-x.shape[0] * x.shape[1] // _SHARE)
 
 
 def _parts(x: Array, w: Array) -> jax.ShapeDtypeStruct:
-  """A gradient of w for each piece."""
+  """The shape of w's gradients, one for each piece."""
   return jax.ShapeDtypeStruct((_pieces(x, w), *w.shape[1:]), w.dtype)
 
 
-def _whole(parts: Array, w: Array) -> Array:
+def _total(parts: Array, w: Array) -> Array:
   return parts if len(w) > 1 else jnp.sum(parts, axis=0, keepdims=True)
 
 
 @jax.custom_vjp
 def dense(x: Array, w: Array) -> Array:
-  """x W. [B, T, D], [G, D, O] -> [B, T, O], G = T for a matrix a token, 1 for one of all."""
+  """Returns x W. [B, T, D], [G, D, O] -> [B, T, O]; G = T: a matrix a token, 1: one for all."""
   out = jax.ShapeDtypeStruct((*x.shape[:2], w.shape[-1]), x.dtype)
   return jax.ffi.ffi_call('deres_dense_forward', out)(x, w)
 
 
-def _dense_backward(kept, dy):
-  x, w = kept
+def _dense_backward(residuals, dy):
+  x, w = residuals
   dx, parts = jax.ffi.ffi_call('deres_dense_backward', (_like(x), _parts(x, w)))(x, w, dy)
-  return dx, _whole(parts, w)
+  return dx, _total(parts, w)
 
 
 dense.defvjp(lambda x, w: (dense(x, w), (x, w)), _dense_backward)
@@ -114,16 +114,16 @@ dense.defvjp(lambda x, w: (dense(x, w), (x, w)), _dense_backward)
 
 @jax.custom_vjp
 def feed(x: Array, w1: Array, w2: Array) -> Array:
-  """GELU(x W1) W2, without a hidden layer in memory. W1 [G, D, M], W2 [G, M, O]: see `dense`."""
+  """Returns GELU(x W1) W2 without storing the hidden layer. W1 [G, D, M], W2 [G, M, O]."""
   out = jax.ShapeDtypeStruct((*x.shape[:2], w2.shape[-1]), x.dtype)
   return jax.ffi.ffi_call('deres_feed_forward', out)(x, w1, w2)
 
 
-def _feed_backward(kept, dy):
-  x, w1, w2 = kept
+def _feed_backward(residuals, dy):
+  x, w1, w2 = residuals
   out = (_like(x), _parts(x, w1), _parts(x, w2))
   dx, parts1, parts2 = jax.ffi.ffi_call('deres_feed_backward', out)(x, w1, w2, dy)
-  return dx, _whole(parts1, w1), _whole(parts2, w2)
+  return dx, _total(parts1, w1), _total(parts2, w2)
 
 
 feed.defvjp(lambda x, w1, w2: (feed(x, w1, w2), (x, w1, w2)), _feed_backward)
@@ -136,20 +136,22 @@ feed.defvjp(lambda x, w1, w2: (feed(x, w1, w2), (x, w1, w2)), _feed_backward)
 def score(
   times: float, center: float, silu: bool, sizes: tuple[int, ...], b: Array, w: Array
 ) -> tuple[Array, ...]:
-  """z = times <w_s, b / RMS(b)> + center of a source for S queries, or SiLU(z).
+  """Returns z = times <w_s, b / RMS(b)> + center for S queries, or SiLU(z).
 
   Args:
-    sizes: S cut into parts. b: [B, T, D]; w: [S, D].
+    sizes: sizes of the parts of S.
+    b: source [B, T, D].
+    w: queries [S, D].
 
   Returns:
     An array [B, T, size] for each part.
   """
   outs = [jax.ShapeDtypeStruct((*b.shape[:2], size), b.dtype) for size in sizes]
   call = jax.ffi.ffi_call('deres_score_forward', outs)
-  return tuple(call(b, w, **_of_score(times, center, silu)))
+  return tuple(call(b, w, **_score_attributes(times, center, silu)))
 
 
-def _of_score(times: float, center: float, silu: bool) -> dict:
+def _score_attributes(times: float, center: float, silu: bool) -> dict:
   return dict(times=np.float32(times), center=np.float32(center), silu=silu)
 
 
@@ -157,11 +159,11 @@ def _score_forward(times, center, silu, sizes, b, w):
   return score(times, center, silu, sizes, b, w), (b, w)
 
 
-def _score_backward(times, center, silu, sizes, kept, dz):
+def _score_backward(times, center, silu, sizes, residuals, dz):
   del sizes
-  b, w = kept
+  b, w = residuals
   call = jax.ffi.ffi_call('deres_score_backward', (_like(b), _parts(b, w[None])))
-  db, parts = call(b, w, *dz, **_of_score(times, center, silu))
+  db, parts = call(b, w, *dz, **_score_attributes(times, center, silu))
   return db, jnp.sum(parts, axis=0)
 
 
@@ -177,18 +179,20 @@ def read(
   gr: Array,
   scale: Array | None,
 ) -> Array:
-  """u = gx x + gr sum_i a_i b_i, and where there is a scale u / RMS(u) * scale. [B, T, D].
+  """Returns u = gx x + gr sum_i a_i b_i or, with a scale, u / RMS(u) * scale. [B, T, D].
 
   Args:
-    x: [B, T, D]; sources: M arrays b_i, as large; gx, gr, scale: [D].
+    x: stream [B, T, D].
+    sources: M arrays b_i [B, T, D].
     weights: M arrays [B, T, any], or one for all sources; a_i is column `columns[i]` of its array.
+    gx, gr, scale: vectors [D].
   """
   norm = scale is not None
   return _read(norm, columns, x, sources, weights, gx, gr, scale if norm else jnp.ones_like(gx))
 
 
 def norm(x: Array, scale: Array) -> Array:
-  """x / RMS(x) * scale. [B, T, D]."""
+  """Returns x / RMS(x) * scale. [B, T, D]."""
   one = jnp.ones(x.shape[-1])
   return read(x, (), (), (), one, 0 * one, scale)
 
@@ -196,10 +200,10 @@ def norm(x: Array, scale: Array) -> Array:
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _read(norm: bool, columns: tuple[int, ...], x, sources, weights, gx, gr, scale):
   call = jax.ffi.ffi_call('deres_read_forward', _like(x))
-  return call(x, gx, gr, scale, *weights, *sources, **_of_read(norm, columns))
+  return call(x, gx, gr, scale, *weights, *sources, **_read_attributes(norm, columns))
 
 
-def _of_read(norm: bool, columns: tuple[int, ...]) -> dict:
+def _read_attributes(norm: bool, columns: tuple[int, ...]) -> dict:
   return dict(norm=norm, columns=np.array(columns, np.int64))
 
 
@@ -216,12 +220,12 @@ def _read_backward(norm, columns, inputs, dy):
     jax.ShapeDtypeStruct((-(-x.size // D // _PIECE), 3, D), x.dtype),
   )
   call = jax.ffi.ffi_call('deres_read_backward', out)
-  du, da, sums = call(x, gx, gr, scale, dy, *weights, *sources, **_of_read(norm, columns))
+  du, da, sums = call(x, gx, gr, scale, dy, *weights, *sources, **_read_attributes(norm, columns))
   dgx, dgr, dscale = jnp.sum(sums, axis=0)
-  # Not in the kernel: XLA adds up what all reads say of the stream or a source in one walk.
+  # Not in the kernel: XLA adds the gradients of all reads of an array in one pass.
   dr = gr * du
-  taken = [weights[i if len(weights) > 1 else 0][..., c : c + 1] for i, c in enumerate(columns)]
-  db = tuple(a * dr for a in taken)
+  used = [weights[i if len(weights) > 1 else 0][..., c : c + 1] for i, c in enumerate(columns)]
+  db = tuple(a * dr for a in used)
   if len(weights) == 1 and columns == tuple(range(weights[0].shape[-1])):
     dweights = (da,)
   else:
@@ -233,7 +237,7 @@ def _read_backward(norm, columns, inputs, dy):
 
 
 def _at_column(da: Array, column: int, w: Array) -> Array:
-  """da [B, T, 1] as a column of zeros like w [B, T, any]."""
+  """Pads da [B, T, 1] with zeros to the shape of w [B, T, any]."""
   return jnp.pad(da, ((0, 0), (0, 0), (column, w.shape[-1] - column - 1)))
 
 
@@ -244,13 +248,13 @@ _read.defvjp(_read_forward, _read_backward)
 
 
 def take(rows_UE: Array, at: Array, fill: float = np.nan) -> Array:
-  """rows[at], and `fill` beyond the rows. [..., E]."""
+  """Returns rows[at], and `fill` for indices out of range. [..., E]."""
   out = jax.ShapeDtypeStruct((*at.shape, rows_UE.shape[1]), rows_UE.dtype)
   return jax.ffi.ffi_call('deres_rows_take', out)(rows_UE, at, fill=np.float32(fill))
 
 
 def sum_by_row(g: Array, at: Array, rows: int) -> Array:
-  """The transpose of `take`: sums of g [..., E] by row, in the order of g. [rows, E]."""
+  """Sums g [..., E] by row in the order of g: the transpose of `take`. [rows, E]."""
   out = jax.ShapeDtypeStruct((rows, g.shape[-1]), g.dtype)
   return jax.ffi.ffi_call('deres_rows_sum', out)(g, at)
 
@@ -285,5 +289,5 @@ def lazy_adam(
 
 
 def _same(n: int) -> dict[int, int]:
-  """The first n results are in the memory of the first n arguments."""
+  """Aliases the first n results to the first n arguments."""
   return {i: i for i in range(n)}

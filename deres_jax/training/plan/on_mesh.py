@@ -19,7 +19,7 @@ import numpy as np
 
 from deres_jax.config import fields
 from deres_jax.costs import collectives, flops, roofline
-from deres_jax.costs.machines import Topology
+from deres_jax.costs.machines import Machine
 from deres_jax.data.batches import Batch
 from deres_jax.training import step
 from deres_jax.training.plan import counts
@@ -50,7 +50,7 @@ class MeshPlan:
   """
 
   base: counts.Plan
-  machine: Topology
+  machine: Machine
   compiler: str
   rows: int
   real: int
@@ -73,7 +73,7 @@ class MeshPlan:
     return self.machine.memory - self.bytes_total if self.machine.memory else None
 
 
-def for_machine(c: fields.Config, machine: Topology) -> fields.Config:
+def for_machine(c: fields.Config, machine: Machine) -> fields.Config:
   """Returns the config with the micro-batch that is fast on the machine, not on this one."""
   if c.train.micro_batch != -1 or machine.platform == 'cpu':
     return c
@@ -81,7 +81,7 @@ def for_machine(c: fields.Config, machine: Topology) -> fields.Config:
 
 
 def make(
-  c: fields.Config, spec: StepSpec, batch: Batch, machine: Topology, compiler: str
+  c: fields.Config, spec: StepSpec, batch: Batch, machine: Machine, compiler: str
 ) -> MeshPlan:
   """Plans a step on the mesh of a machine.
 
