@@ -54,8 +54,8 @@ class Collective:
 def wire_bytes(c: Collective) -> float:
   """Returns the bytes that a device sends by the best algorithm without in-network sums.
 
-  An all-reduce is a reduce-scatter and an all-gather (Rabenseifner 2004; proved optimal by Patarasuk
-  & Yuan 2009); the others send each byte that another device needs once. A ragged all-to-all shows
+  An all-reduce is a reduce-scatter and an all-gather (Rabenseifner 2004; proved optimal by
+  Patarasuk & Yuan 2009); the others send each byte that another device needs once. A ragged all-to-all shows
   only its buffer, so its figure is an upper bound.
   """
   away = 1 - 1 / c.group_size

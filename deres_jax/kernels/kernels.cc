@@ -4,9 +4,10 @@
 //
 // They pass over memory once where XLA's own programs pass many times. `ops.py` says what they
 // compute and names the plain forms that define them. Work is cut into pieces whose number depends
-// on shapes alone and whose sums are added in order: results do not depend on the number of threads.
+// on shapes alone and whose sums are added in order: results do not depend on how many threads run.
 //
-// Letters: B examples, T tokens, H heads, K head width, N tokens of all examples, D width, M sources.
+// Letters: B examples, T tokens, H heads, K head width, N tokens of all examples, D width,
+// M sources.
 
 #include <algorithm>
 #include <atomic>
@@ -180,9 +181,9 @@ struct Head {
   size_t square() const { return size_t(T) * lanes; }
 
   // Weights of keys k for queries q, both [T, K] in qkv. `mask`: false at padded keys, or null.
-  void weigh(const float* q, const float* k, const bool* mask, float* q_transposed, float* p) const {
-    transpose_from(q, 3 * D, q_transposed, scale);
-    product(T, lanes, K, k, 3 * D, 1, q_transposed, lanes, p, lanes);
+  void weigh(const float* q, const float* k, const bool* mask, float* qt, float* p) const {
+    transpose_from(q, 3 * D, qt, scale);
+    product(T, lanes, K, k, 3 * D, 1, qt, lanes, p, lanes);
     hide(p, mask, -1e30f);
     for (int t = 0; t < lanes; t += W) {
       Vec top = load(p + t), total = {};
@@ -237,12 +238,12 @@ ffi::Error AttendForward(ffi::ThreadPool pool, F32 qkv, ffi::Buffer<ffi::PRED> m
   const Head s(qkv, heads, scale, causal);
   parallel(pool, qkv.dimensions()[0], [&](int64_t b) {
     const bool* mask = masked ? masks.typed_data() + b * s.T : nullptr;
-    float* q_transposed = scratch(s.transposed() + s.square() + 2 * s.tokens());
-    float *p = q_transposed + s.transposed(), *room = p + s.square();
+    float* qt = scratch(s.transposed() + s.square() + 2 * s.tokens());
+    float *p = qt + s.transposed(), *room = p + s.square();
     for (int h = 0; h < s.H; ++h) {
       const float* q = qkv.typed_data() + b * s.T * 3 * s.D + h * s.K;
       const float *k = q + s.D, *v = k + s.D;
-      s.weigh(q, k, mask, q_transposed, p);
+      s.weigh(q, k, mask, qt, p);
       s.sums(p, true, v, 3 * s.D, y->typed_data() + b * s.T * s.D + h * s.K, s.D, room);
     }
   });
