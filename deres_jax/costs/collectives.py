@@ -55,8 +55,8 @@ def wire_bytes(c: Collective) -> float:
   """Returns the bytes that a device sends by the best algorithm without in-network sums.
 
   An all-reduce is a reduce-scatter and an all-gather (Rabenseifner 2004; proved optimal by
-  Patarasuk & Yuan 2009); the others send each byte that another device needs once. A ragged all-to-all shows
-  only its buffer, so its figure is an upper bound.
+  Patarasuk & Yuan 2009); the others send each byte that another device needs once. The HLO of a
+  ragged all-to-all shows only its buffer, so its figure is an upper bound.
   """
   away = 1 - 1 / c.group_size
   if c.kind in ('collective-permute', 'collective-broadcast'):

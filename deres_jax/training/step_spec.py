@@ -67,7 +67,8 @@ def make_step_spec(c: fields.Config, schema: Schema, mesh: Mesh, steps: int) -> 
   """
   mesh_lib.check_batch(c.data.batch_size, mesh, 'data.batch_size')
   mesh_lib.check_batch(c.data.eval_batch_size, mesh, 'data.eval_batch_size')
-  tables = layout_lib.Tables(schema.vocab_sizes, *models.embedding_width(c.model), checks.narrow(c.model))
+  width, linear = models.embedding_width(c.model)
+  tables = layout_lib.Tables(schema.vocab_sizes, width, linear, checks.narrow(c.model))
   tables.check(mesh.size)
   layout = layout_of(schema)
   column_tables = tuple(tables.table_of[column] for column in schema.columns)
