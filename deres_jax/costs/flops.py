@@ -82,27 +82,25 @@ class Flops:
   """The count of one call of a function, over all devices.
 
   Attributes:
-    total: matmul + elementwise + reduction.
-    matmul: of dot_general and conv_general_dilated.
-    elementwise: of `ELEMENTWISE`.
-    reduction: of `REDUCTIONS` and `SCATTERS`.
+    total: sum of `by_primitive`.
     by_primitive: FLOP by JAX primitive name, zeros left out.
     unknown: primitives with float outputs that were not counted; if there are any, the count is a
       lower bound.
     unbounded: a while loop is counted as one iteration, so the count is a lower bound.
-    matmul_by_dtype: `matmul` by the wider type of the two operands.
+    matmul_by_dtype: FLOP of matmuls by the wider type of the two operands.
     matmul_bytes: bytes of the operands and results of all matmuls.
   """
 
   total: int
-  matmul: int
-  elementwise: int
-  reduction: int
   by_primitive: Mapping[str, int]
   unknown: frozenset[str]
   unbounded: bool
   matmul_by_dtype: Mapping[str, int]
   matmul_bytes: int
+
+  @property
+  def matmul(self) -> int:
+    return sum(self.matmul_by_dtype.values())
 
 
 def count(fn: Callable, *abstract_args) -> Flops:
@@ -124,15 +122,8 @@ def count_jaxpr(jaxpr: core.ClosedJaxpr) -> Flops:
   tally = _Tally(Counter(), set(), Counter())
   _walk(jaxpr, 1, tally)
   by_primitive = {name: flop for name, flop in sorted(tally.flop.items()) if flop}
-
-  def share(names) -> int:
-    return sum(flop for name, flop in by_primitive.items() if name in names)
-
   return Flops(
     total=sum(by_primitive.values()),
-    matmul=share(_MATMULS),
-    elementwise=share(ELEMENTWISE),
-    reduction=share(REDUCTIONS | SCATTERS),
     by_primitive=by_primitive,
     unknown=frozenset(tally.unknown),
     unbounded=tally.unbounded,

@@ -19,21 +19,6 @@ MODULES = {
 
 # Public functions and classes still without an example.
 WITHOUT_EXAMPLE = {
-  'models/connectors/deres.DeRes',
-  'models/connectors/haares.Haares',
-  'models/connectors/multi_stream.DenseFormer',
-  'models/connectors/multi_stream.HyperConnections',
-  'models/connectors/multi_stream.ManifoldHyper',
-  'models/connectors/multi_stream.Streams',
-  'models/connectors/multi_stream.sinkhorn',
-  'models/connectors/prenorm.PreNorm',
-  'models/connectors/single_stream.Highway',
-  'models/connectors/single_stream.Interval',
-  'models/connectors/single_stream.Learnable',
-  'models/connectors/single_stream.PostNorm',
-  'models/connectors/single_stream.Projected',
-  'models/connectors/single_stream.Scaled',
-  'models/connectors/single_stream.Siamese',
 }
 
 

@@ -160,23 +160,24 @@ class Scaled(PreNorm):
   """x <- x + a y with a learned factor a that starts small.
 
   kind rezero: a number that starts at 0; sub-layers read x without a norm (Bachlechner et al. 2020,
-    arXiv 2003.04887). layerscale: a vector [D] that starts at `init`, pre-norm (Touvron et
+    arXiv 2003.04887). layerscale: a vector [D] that starts at `initial`,
+    pre-norm (Touvron et
     al. 2021, arXiv 2103.17239: 0.1 up to 18 layers).
 
   >>> from deres_jax.models.stack import Shape
   >>> layer = lambda m, x: m.finish(m.write(m.start(x), x, site=0))
-  >>> connector = Scaled(Shape(1, 1, 1, dim=2), 'none', jnp.float32, kind='layerscale', init=0.5)
+  >>> connector = Scaled(Shape(1, 1, 1, dim=2), 'none', jnp.float32, kind='layerscale', initial=0.5)
   >>> connector.init_with_output(jax.random.key(0), jnp.ones((1, 1, 2)), method=layer)[0]
   Array([[[1.5, 1.5]]], dtype=float32)
   """
 
   kind: str
-  init: float
+  initial: float
 
   def setup(self):
     S, D, rezero = self.shape.sites, self.shape.dim, self.kind == 'rezero'
     self.norms = layers.SiteNorms(1 if rezero else S + 1, D, self.norm, self.dtype)
-    start = nn.initializers.constant(0.0 if rezero else self.init)
+    start = nn.initializers.constant(0.0 if rezero else self.initial)
     self.scale = self.param('scale', start, (S, 1 if rezero else D))
 
   def read(self, h: Array, site: int) -> tuple[Array, Array]:

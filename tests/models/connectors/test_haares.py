@@ -197,13 +197,6 @@ def projected(sites=3, dtype=jnp.float32):
   return single_stream.Projected(Shape(sites, 1, T, D), 'rms', dtype)
 
 
-def test_projected_against_the_loop():
-  module = projected()
-  params, branches = randomised(module), make_branches(3)
-  want = mixers.projected(double(params), embedding(), branches)
-  assert_same_run(run(module, params, branches), want)
-
-
 def test_projected_starts_with_xavier_s_variance_at_every_site():
   module = single_stream.Projected(Shape(4, 1, T, 64), 'rms', jnp.float32)
   kernel_SDD = module.init(jax.random.key(0), jnp.zeros((1, T, 64)), method='start')['params']

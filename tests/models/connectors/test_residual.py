@@ -114,15 +114,6 @@ def test_layers_of_another_number_of_sublayers(per_layer, sites):
   check_deres({'sites': sites}, norm='layer', per_layer=per_layer)
 
 
-@pytest.mark.parametrize('norm', ['rms', 'layer'])
-def test_prenorm(norm):
-  branches = make_branches(DEPTH * PER_LAYER)
-  module = connector(resolve(norm=norm), 'prenorm')
-  params = randomised(module)
-  want = reference.prenorm(double(params), norm, embedding(), branches)
-  assert_same_run(run(module, params, branches), want)
-
-
 def attnres(block_layers, per_layer):
   c = config.base('model.dim=8,model.heads=2').unlock()
   c.attnres.block_layers = block_layers
