@@ -758,55 +758,32 @@ ffi::Error RowsAdam(ffi::ThreadPool pool, F32, F32, F32, ffi::Buffer<ffi::S32> a
 
 }  // namespace
 
-static auto Bind() { return ffi::Ffi::Bind().Ctx<ffi::ThreadPool>(); }
+// Signatures, in the order of the functions' parameters.
+#define BIND(name, function, signature)       \
+  XLA_FFI_DEFINE_HANDLER_SYMBOL(name, function, \
+                                ffi::Ffi::Bind().Ctx<ffi::ThreadPool>() signature)
+#define IN .Arg<F32>()
+#define OUT .Ret<F32>()
+#define MASK .Arg<ffi::Buffer<ffi::PRED>>()
+#define AT .Arg<ffi::Buffer<ffi::S32>>()
+#define ATTR(type, name) .Attr<type>(name)
+#define ATTEND \
+  ATTR(int64_t, "heads") ATTR(float, "scale") ATTR(bool, "causal") ATTR(bool, "masked")
+#define SCORE ATTR(float, "times") ATTR(float, "center") ATTR(bool, "silu")
+#define READ ATTR(bool, "norm") ATTR(ffi::Span<const int64_t>, "columns")
+#define ADAM ATTR(double, "b1") ATTR(double, "b2") ATTR(float, "eps") ATTR(float, "l2")
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(attend_forward, AttendForward,
-                              Bind().Arg<F32>().Arg<ffi::Buffer<ffi::PRED>>().Ret<F32>()
-                                  .Attr<int64_t>("heads").Attr<float>("scale")
-                                  .Attr<bool>("causal").Attr<bool>("masked"));
-XLA_FFI_DEFINE_HANDLER_SYMBOL(attend_backward, AttendBackward,
-                              Bind().Arg<F32>().Arg<ffi::Buffer<ffi::PRED>>().Arg<F32>()
-                                  .Ret<F32>()
-                                  .Attr<int64_t>("heads").Attr<float>("scale")
-                                  .Attr<bool>("causal").Attr<bool>("masked"));
-XLA_FFI_DEFINE_HANDLER_SYMBOL(dense_forward, DenseForward,
-                              Bind().Arg<F32>().Arg<F32>().Ret<F32>());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(dense_backward, DenseBackward,
-                              Bind().Arg<F32>().Arg<F32>().Arg<F32>().Ret<F32>().Ret<F32>());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(feed_forward, FeedForward,
-                              Bind().Arg<F32>().Arg<F32>().Arg<F32>().Ret<F32>());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(feed_backward, FeedBackward,
-                              Bind().Arg<F32>().Arg<F32>().Arg<F32>().Arg<F32>()
-                                  .Ret<F32>().Ret<F32>().Ret<F32>());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(score_forward, ScoreForward,
-                              Bind().Arg<F32>().Arg<F32>().RemainingRets()
-                                  .Attr<float>("times").Attr<float>("center")
-                                  .Attr<bool>("silu"));
-XLA_FFI_DEFINE_HANDLER_SYMBOL(score_backward, ScoreBackward,
-                              Bind().Arg<F32>().Arg<F32>().RemainingArgs().Ret<F32>().Ret<F32>()
-                                  .Attr<float>("times").Attr<float>("center")
-                                  .Attr<bool>("silu"));
-XLA_FFI_DEFINE_HANDLER_SYMBOL(read_forward, ReadForward,
-                              Bind().Arg<F32>().Arg<F32>().Arg<F32>().Arg<F32>()
-                                  .RemainingArgs().Ret<F32>().Attr<bool>("norm")
-                                  .Attr<ffi::Span<const int64_t>>("columns"));
-XLA_FFI_DEFINE_HANDLER_SYMBOL(read_backward, ReadBackward,
-                              Bind().Arg<F32>().Arg<F32>().Arg<F32>().Arg<F32>().Arg<F32>()
-                                  .RemainingArgs().Ret<F32>().Ret<F32>().Ret<F32>()
-                                  .Attr<bool>("norm")
-                                  .Attr<ffi::Span<const int64_t>>("columns"));
-XLA_FFI_DEFINE_HANDLER_SYMBOL(rows_take, RowsTake,
-                              Bind().Arg<F32>().Arg<ffi::Buffer<ffi::S32>>().Ret<F32>()
-                                  .Attr<float>("fill"));
-XLA_FFI_DEFINE_HANDLER_SYMBOL(rows_sum, RowsSum,
-                              Bind().Arg<F32>().Arg<ffi::Buffer<ffi::S32>>().Ret<F32>());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(rows_adagrad, RowsAdagrad,
-                              Bind().Arg<F32>().Arg<F32>().Arg<ffi::Buffer<ffi::S32>>()
-                                  .Arg<F32>().Arg<F32>().Ret<F32>().Ret<F32>()
-                                  .Attr<float>("eps").Attr<float>("l2"));
-XLA_FFI_DEFINE_HANDLER_SYMBOL(rows_adam, RowsAdam,
-                              Bind().Arg<F32>().Arg<F32>().Arg<F32>()
-                                  .Arg<ffi::Buffer<ffi::S32>>().Arg<F32>().Arg<F32>()
-                                  .Ret<F32>().Ret<F32>().Ret<F32>()
-                                  .Attr<double>("b1").Attr<double>("b2")
-                                  .Attr<float>("eps").Attr<float>("l2"));
+BIND(attend_forward, AttendForward, IN MASK OUT ATTEND);
+BIND(attend_backward, AttendBackward, IN MASK IN OUT ATTEND);
+BIND(dense_forward, DenseForward, IN IN OUT);
+BIND(dense_backward, DenseBackward, IN IN IN OUT OUT);
+BIND(feed_forward, FeedForward, IN IN IN OUT);
+BIND(feed_backward, FeedBackward, IN IN IN IN OUT OUT OUT);
+BIND(score_forward, ScoreForward, IN IN.RemainingRets() SCORE);
+BIND(score_backward, ScoreBackward, IN IN.RemainingArgs() OUT OUT SCORE);
+BIND(read_forward, ReadForward, IN IN IN IN.RemainingArgs() OUT READ);
+BIND(read_backward, ReadBackward, IN IN IN IN IN.RemainingArgs() OUT OUT OUT READ);
+BIND(rows_take, RowsTake, IN AT OUT ATTR(float, "fill"));
+BIND(rows_sum, RowsSum, IN AT OUT);
+BIND(rows_adagrad, RowsAdagrad, IN IN AT IN IN OUT OUT ATTR(float, "eps") ATTR(float, "l2"));
+BIND(rows_adam, RowsAdam, IN IN IN AT IN IN OUT OUT OUT ADAM);

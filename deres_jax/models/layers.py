@@ -79,7 +79,6 @@ class SiteNorms(nn.Module):
 
 def tiled_eye(key: Array, shape: tuple[int, ...]) -> Array:
   """Initialises maps [..., D, D] as identities."""
-  del key
   return jnp.broadcast_to(jnp.eye(shape[-1]), shape)
 
 
@@ -108,35 +107,28 @@ class TokenDense(nn.Module):
     T = x.shape[1]
     x = x.astype(self.dtype)
     if self.per_token == 0:
-      return self._shared(x, 'kernel', 'bias')
+      return self._map(x, '', ())
     if self.per_token == T:
-      return self._own(x)
+      return self._map(x, '', (T,))
     # Also if a pyramid has left no event: parameters do not depend on the data's shape.
-    shared = self._shared(x[:, : T - self.per_token], 'kernel_shared', 'bias_shared')
-    return jnp.concatenate([shared, self._own(x[:, T - self.per_token :])], axis=1)
+    shared = self._map(x[:, : T - self.per_token], '_shared', ())
+    last = self._map(x[:, T - self.per_token :], '', (self.per_token,))
+    return jnp.concatenate([shared, last], axis=1)
 
-  def _init(self, batch_axis: tuple[int, ...]) -> Callable:
-    return _xavier(self.scale, batch_axis)
-
-  def _shared(self, x: Array, kernel: str, bias: str) -> Array:
-    w = self.param(kernel, self._init(()), (x.shape[-1], self.features))
+  def _map(self, x: Array, suffix: str, lead: tuple[int, ...]) -> Array:
+    """Maps x by one kernel, or with lead = (T,) by a kernel for each token."""
+    init = _xavier(self.scale, (0,) if lead else ())
+    w = self.param(f'kernel{suffix}', init, (*lead, x.shape[-1], self.features))
     if library.on() and ops.maps(x, w):
-      y = ops.dense(x, w[None])
+      y = ops.dense(x, w if lead else w[None])
+    elif lead:
+      # Tokens first: a batched product whose batch axis leads is 2-3 times faster on XLA's CPU.
+      y = jnp.einsum('tbd,tdo->tbo', x.swapaxes(0, 1), w.astype(self.dtype)).swapaxes(0, 1)
     else:
       y = jnp.einsum('btd,do->bto', x, w.astype(self.dtype))
     if self.use_bias:
-      y = y + self.param(bias, self.bias_init, (self.features,)).astype(self.dtype)
-    return y
-
-  def _own(self, x: Array) -> Array:
-    w = self.param('kernel', self._init((0,)), (self.per_token, x.shape[-1], self.features))
-    if library.on() and ops.maps(x, w):
-      y = ops.dense(x, w)
-    else:
-      # Tokens first: a batched product whose batch axis leads is 2-3 times faster on XLA's CPU.
-      y = jnp.einsum('tbd,tdo->tbo', x.swapaxes(0, 1), w.astype(self.dtype)).swapaxes(0, 1)
-    if self.use_bias:
-      y = y + self.param('bias', self.bias_init, (self.per_token, self.features)).astype(self.dtype)
+      bias = self.param(f'bias{suffix}', self.bias_init, (*lead, self.features))
+      y = y + bias.astype(self.dtype)
     return y
 
 
@@ -240,7 +232,6 @@ class FeedForward(nn.Module):
 
   @nn.compact
   def __call__(self, x_BTD: Array, ctx: inputs.Context) -> Array:
-    del ctx
     T, D = x_BTD.shape[1:]
     if not self.use_bias and self.per_token in (0, T) and library.on() and ops.fits(x_BTD):
       w1 = TokenKernel(self.ratio * D, self.per_token, name='up')(D)

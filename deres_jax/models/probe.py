@@ -20,17 +20,14 @@ class Probe:
 
   def start(self, x_BTD: Array, mask_BT: Array | None, names: tuple[str, ...]) -> Array:
     """Takes the tokens before the first sub-layer, their mask and the sub-layers' names."""
-    del mask_BT, names
     return x_BTD
 
   def read(self, u_BTD: Array, site: int) -> Array:
     """Takes the input of the sub-layer (or the head) at `site`, before the norm."""
-    del site
     return u_BTD
 
   def branch(self, y_BTD: Array, site: int) -> Array:
     """Takes the branch of the sub-layer at `site`, before it is written."""
-    del site
     return y_BTD
 
   def paths(self, x_BTD: Array, r_BTD: Array, site: int):
@@ -53,12 +50,10 @@ class Probe:
         the sources are the streams that it is written to).
       simplex: whether the weights come from a softmax, so that they sum to 1.
     """
-    del site, sources, kind, axis, simplex
     return a
 
   def gate(self, g: Array, site: int) -> Array:
     """Takes a gate, static [D or 1] or [B, T, D]: the share of the first of two paths."""
-    del site
     return g
 
 

@@ -2,7 +2,8 @@
 """Token backbones: lists of sub-layers that return their branch only.
 
 A backbone names its sub-layers, how many make a layer and whether it reads event tokens. It may
-import config and the layers of models, and never knows tokenizer, connector or head.
+import config and the layers of models (UniMixer also Sinkhorn's iteration, which mHC shares), and
+never knows tokenizer, connector or head.
 """
 
 import dataclasses

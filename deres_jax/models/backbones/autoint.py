@@ -24,7 +24,6 @@ class InteractingLayer(nn.Module):
 
   @nn.compact
   def __call__(self, x_BTD: Array, ctx: inputs.Context) -> Array:
-    del ctx
     qkv = layers.TokenDense(3 * x_BTD.shape[-1], 0, self.dtype, scale=2.0, name='qkv')(x_BTD)
     q, k, v = layers.split_heads(qkv, 3, self.heads)
     return layers.join_heads(layers.attend(q, k, v, None, 1.0))
@@ -51,7 +50,6 @@ class CompositeAttention(nn.Module):
 
   @nn.compact
   def __call__(self, x_BTD: Array, ctx: inputs.Context) -> Array:
-    del ctx
     B, T, D = x_BTD.shape
     init = nn.initializers.variance_scaling(1.0, 'fan_in', 'normal', batch_axis=(0,))
     down = self.param('down', init, (3, T * D, self.rank)).astype(self.dtype)

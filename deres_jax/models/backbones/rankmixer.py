@@ -33,7 +33,6 @@ class HeadMix(nn.Module):
 
   @nn.compact
   def __call__(self, x_BTD: Array, ctx: inputs.Context) -> Array:
-    del ctx
     return mix(x_BTD, x_BTD.shape[1])
 
 
@@ -75,7 +74,6 @@ class MixAndRevert(nn.Module):
 
   @nn.compact
   def __call__(self, x_BTD: Array, ctx: inputs.Context) -> Array:
-    del ctx
     norms = layers.SiteNorms(2, x_BTD.shape[-1], 'rms', self.dtype, name='norms')
     swiglu = dict(
       per_token=self.tokens, ratio=self.ratio, dtype=self.dtype, out_scale=self.down_scale

@@ -98,7 +98,6 @@ class _Streams(PreNorm):
     return jnp.repeat(x[:, :, None], self.streams, axis=2), None
 
   def write(self, h, y_BTD: Array, site: int):
-    del site
     h_BTND, post_BTN = h
     return h_BTND + post_BTN[..., None] * y_BTD.astype(jnp.float32)[:, :, None], None
 

@@ -34,7 +34,6 @@ class PreNorm(nn.Module):
     return self.norms(probe.now().read(h, site), site), h
 
   def write(self, h, y_BTD: Array, site: int):
-    del site
     return h + y_BTD.astype(jnp.float32)
 
   def finish(self, h) -> Array:

@@ -1,16 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """Models that call the CPU's kernels compute what the plain ones compute."""
 
+import dataclasses
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from arrays import normal
+from driving import ALONE
 from marks import slow
 
 from deres_jax import config, models
+from deres_jax.config import fields
 from deres_jax.kernels import library
+from deres_jax.models.connectors.deres import DeRes
+from deres_jax.models.connectors.fused_deres import FusedDeRes
 from deres_jax.models.inputs import Context
+from deres_jax.models.stack import Shape
 
 # A library that cannot be built fails the tests; only a machine without a compiler skips them.
 pytestmark = pytest.mark.skipif(
@@ -81,28 +89,41 @@ def test_backbones(backbone, targets):
   assert_fused(build(backbone, more=more), *targets)
 
 
-@pytest.mark.parametrize(
-  'switches',
-  [
-    'gate_form=additive',
-    slow('gate_form=additive_gated'),
-    slow('gate=scalar'),
-    'gate=lowrank_dynamic',
-    'query=static_per_token',
-    slow('query=lowrank_dynamic'),
-    slow('compress=token_mean'),
-    slow('compress=lowrank_key'),
-    'include_partial=True',
-    'sites=layer',
-    slow('readout_mix=False'),
-    slow('mix_site=stream'),
-    slow('path=attn,deres.silu_center=1.2784645'),
-    slow('path=identity'),
-    slow('silu_norm=rms,deres.silu_center=1.2784645'),
-  ],
-)
-def test_switches_of_deres(switches):
-  assert_fused(build(more=f'deres.{switches}'), 'attend', 'dense', 'feed')
+# Values that another switch has to allow.
+NEEDS = {'rms': ',deres.silu_center=1.2784645', 'attn': ',deres.silu_center=1.2784645'}
+# One for each way of the code; the others run among the slow tests.
+QUICK = (
+  'gate_form=additive', 'gate=lowrank_dynamic', 'query=static_per_token', 'include_partial=True',
+  'sites=layer',
+)  # fmt: skip
+
+
+def switches():
+  """Every value of every switch but the default, alone."""
+  default = dataclasses.asdict(fields.DeRes(score_scale=1.0))
+  for name, values in ALONE.items():
+    for value in values:
+      if value != default[name] and name != 'block_layers':
+        case = f'{name}={value}'
+        yield case if case in QUICK else slow(case)
+
+
+@pytest.mark.parametrize('case', switches())
+def test_switches_of_deres(case):
+  more = f'deres.{case}{NEEDS.get(case.partition("=")[2], "")},deres.query_init=0.1'
+  assert_fused(build(more=more), 'attend', 'dense', 'feed')
+
+
+def test_without_kernels_the_program_is_that_of_deres():
+  x = jnp.ones((B, F, D))
+  shape = Shape(sites=4, per_layer=2, tokens=F, dim=D)
+
+  def program(kind):
+    module = kind(shape, 'rms', jnp.float32, block=2)
+    run = lambda m, x: m.finish(m.write(m.start(x), m.read(m.start(x), 0)[0], 0))
+    return str(jax.make_jaxpr(lambda: nn.init_with_output(run, module)(jax.random.key(0), x))())
+
+  assert program(FusedDeRes) == program(DeRes)
 
 
 def test_bfloat16_and_odd_widths_take_the_plain_form():
