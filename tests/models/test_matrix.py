@@ -92,7 +92,7 @@ def pairs():
         yield case if known or (i + j + 2 * k) % 10 == 0 else slow(*case)
 
 
-@pytest.mark.parametrize(('backbone', 'connector', 'dtype'), pairs())
+@pytest.mark.parametrize(('backbone', 'connector', 'dtype'), list(pairs()))
 def test_a_pair_runs_and_every_parameter_learns(backbone, connector, dtype):
   """At random parameters, since some starts are zero on purpose and hide what is behind them."""
   module = build(backbone, connector, dtype)

@@ -100,7 +100,7 @@ QUICK = (
 
 def switches():
   """Every value of every switch but the default, alone."""
-  default = dataclasses.asdict(fields.DeRes(score_scale=1.0))
+  default = dataclasses.asdict(fields.DeRes())
   for name, values in ALONE.items():
     for value in values:
       if value != default[name] and name != 'block_layers':
@@ -108,7 +108,7 @@ def switches():
         yield case if case in QUICK else slow(case)
 
 
-@pytest.mark.parametrize('case', switches())
+@pytest.mark.parametrize('case', list(switches()))
 def test_switches_of_deres(case):
   more = f'deres.{case}{NEEDS.get(case.partition("=")[2], "")},deres.query_init=0.1'
   assert_fused(build(more=more), 'attend', 'dense', 'feed')
@@ -120,7 +120,10 @@ def test_without_kernels_the_program_is_that_of_deres():
 
   def program(kind):
     module = kind(shape, 'rms', jnp.float32, block=2)
-    run = lambda m, x: m.finish(m.write(m.start(x), m.read(m.start(x), 0)[0], 0))
+
+    def run(m, x):
+      return m.finish(m.write(m.start(x), m.read(m.start(x), 0)[0], 0))
+
     return str(jax.make_jaxpr(lambda: nn.init_with_output(run, module)(jax.random.key(0), x))())
 
   assert program(FusedDeRes) == program(DeRes)
