@@ -262,7 +262,7 @@ def sum_by_row(g: Array, at: Array, rows: int) -> Array:
 def rowwise_adagrad(
   w: Array, s: Array, at: Array, g: Array, lr: Array, *, eps: float, l2: float
 ) -> tuple[Array, Array]:
-  """`SparseOptimizer` of that kind on the rows `at` [U], all different, of w [N, E] and s [N].
+  """Updates the unique rows `at` [U] of w [N, E] and s [N] like `SparseOptimizer`.
 
   In place where XLA finds that nothing else reads the old ones. g: [U, E].
   """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every registered model states about itself; docs/models.md is written from it."""
+"""Facts that every registered model states; `make docs` writes docs/models.md from them."""
 
 import dataclasses
 

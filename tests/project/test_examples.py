@@ -18,8 +18,7 @@ MODULES = {
 }
 
 # Public functions and classes still without an example.
-WITHOUT_EXAMPLE = {
-}
+WITHOUT_EXAMPLE = {}
 
 
 def _module(name: str):

@@ -57,7 +57,7 @@ class DeRes(BlockConnector):
       self.keep = self.param('keep', nn.initializers.ones, (S, width))
 
   def _setup_queries(self, D: int, n: int):
-    """w of (2), one for each of n reads."""
+    """Makes w of (2), one for each of n reads."""
     c = self.switches
     width = c.key_rank if c.compress == 'lowrank_key' else D
     lead = {'static_per_token': (n, self.shape.tokens), 'shared': (1,)}.get(c.query, (n,))
@@ -66,7 +66,7 @@ class DeRes(BlockConnector):
       self.query_down, self.query_up = self._low_rank('query', n, D, width)
 
   def _setup_gates(self, D: int, n: int):
-    """beta of (5), one for each of n reads."""
+    """Makes beta of (5), one for each of n reads."""
     c = self.switches
     width = 1 if c.gate == 'scalar' else D
     self.beta = self.param('gate', nn.initializers.constant(c.beta_init), (n, width))
@@ -96,14 +96,14 @@ class DeRes(BlockConnector):
     return super().read(self._mix(h, site), site)[0]
 
   def _skip(self, x: Array, site: int) -> Array:
-    """x in (6); an ablation multiplies it by learned factors."""
+    """Returns x of (6); an ablation multiplies it by learned factors."""
     if self.switches.identity_kind == 'identity':
       return x
     keep = self.keep[site]
     return x @ keep if self.switches.identity_kind == 'matrix' else x * keep
 
   def _mix(self, h: Recall, site: int) -> Array:
-    """u_s of (5). [B, T, D]."""
+    """Returns u_s of (5), [B, T, D]."""
     c = self.switches
     if c.path == 'identity' or site not in self.reads:
       return h.x
@@ -123,7 +123,7 @@ class DeRes(BlockConnector):
     return h.x + 2 * g * r if c.gate_form == 'additive_gated' else r + g * (h.x - r)
 
   def _recall(self, h: Recall, site: int, reader: int) -> Array:
-    """r of (4). [B, T, D]."""
+    """Returns r of (4), [B, T, D]."""
     sources, a_BTN = self._weights(h, site, reader)
     # A sum of fused terms: stacking the sources would copy all of them at every read.
     r = sum(a_BTN[..., i : i + 1] * b for i, b in enumerate(sources))
@@ -156,7 +156,7 @@ class DeRes(BlockConnector):
     return c.score_fn in _POINTWISE and c.silu_norm != 'n_src' and c.query != 'lowrank_dynamic'
 
   def _weigh(self, z_BTN: Array) -> Array:
-    """a of (3)."""
+    """Returns a of (3)."""
     c = self.switches
     if c.score_fn == 'softmax':
       return jax.nn.softmax(z_BTN, axis=-1)
@@ -168,7 +168,7 @@ class DeRes(BlockConnector):
     return a_BTN / z_BTN.shape[-1] if c.silu_norm == 'n_src' else a_BTN
 
   def _score(self, b: Array, tokens: int, first: int, last: int) -> Array:
-    """z of (2), or a of (3), for source b and reads first .. last-1. [B, T, last - first].
+    """Returns z of (2), or a of (3), of source b for reads first .. last-1, [B, T, last - first].
 
     The inverse RMS multiplies the product instead of the source, so no key is stored.
     """

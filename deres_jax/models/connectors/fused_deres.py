@@ -11,7 +11,7 @@ from deres_jax.models.connectors.deres import DeRes
 
 
 class FusedDeRes(DeRes):
-  """`DeRes` with (2) and (3) in one kernel, and (4), (5) and the norm in another.
+  """DeRes with (2) and (3) in one kernel, and (4), (5) and the norm in another.
 
   Calls the kernels where they are on (`library.using`) and take the arrays and switches. Elsewhere
   it is `DeRes`.

@@ -150,7 +150,7 @@ class HyperConnections(_Streams):
 
 
 class ManifoldHyper(_Streams):
-  """mHC: N streams mixed by doubly stochastic maps (arXiv 2512.24880).
+  """N streams mixed by doubly stochastic maps: mHC (arXiv 2512.24880).
 
     x'   = RMSNorm(vec(H))                           [M], H [N, D]
     pre  = sigmoid(a_pre x' P_pre + b_pre)           [N]

@@ -15,7 +15,7 @@ from deres_jax.models.connectors.prenorm import PreNorm
 
 
 class PostNorm(PreNorm):
-  """x <- Norm(x + y); a sub-layer reads x itself (Vaswani et al. 2017, arXiv 1706.03762).
+  """Post-norm: x <- Norm(x + y); sub-layers read x itself (Vaswani et al. 2017, arXiv 1706.03762).
 
   >>> from deres_jax.models.stack import Shape
   >>> layer = lambda m, x: m.finish(m.write(m.start(x), x, site=0))
@@ -35,7 +35,7 @@ class PostNorm(PreNorm):
 
 
 class Projected(PostNorm):
-  """x <- ReLU(x W + y), W [D, D] a site, no norm: AutoInt's skip (arXiv 1810.11921).
+  """AutoInt's skip, without a norm: x <- ReLU(x W + y), W [D, D] a site (arXiv 1810.11921).
 
   W starts with Xavier's variance, as the paper's residual map does.
 
@@ -123,7 +123,7 @@ class Interval(PreNorm):
 
 
 class Learnable(PreNorm):
-  """x <- lambda x + mu y under pre-norm, with learned factors that start at 1.
+  """Learnable residual: x <- lambda x + mu y under pre-norm, with learned factors that start at 1.
 
   kind scalar: numbers; vector: vectors [D]; matrix: x <- x W + y, W [D, D] starts at I. The matrix
   is the learnable residual of DeRes's ablation (arXiv 2606.07980): products of matrices of norm
@@ -157,7 +157,7 @@ class Learnable(PreNorm):
 
 
 class Scaled(PreNorm):
-  """x <- x + a y with a learned factor a that starts small.
+  """Scaled branch: x <- x + a y with a learned factor a that starts small.
 
   kind rezero: a number that starts at 0; sub-layers read x without a norm (Bachlechner et al. 2020,
     arXiv 2003.04887). layerscale: a vector [D] that starts at `initial`,
@@ -193,9 +193,10 @@ class Scaled(PreNorm):
 
 
 class Highway(PreNorm):
-  """x <- (1 - g) x + g y under pre-norm, g = sigmoid(x / RMS(x) W + b) (arXiv 1505.00387, eq. 3).
+  """Gated skip under pre-norm: x <- (1 - g) x + g y (arXiv 1505.00387, eq. 3).
 
-  W [D, D] starts at 0 and b [D] at `bias` below 0, so at first the skip carries most.
+  g = sigmoid(x / RMS(x) W + b). W [D, D] starts at 0 and b [D] at `bias` below 0, so at first the
+  skip carries most.
 
   >>> from deres_jax.models.stack import Shape
   >>> layer = lambda m, x: m.finish(m.write(m.start(x), 5 * x, site=0))
