@@ -172,7 +172,7 @@ bench-scale: $(INSTALLED)
 
 # make docs   write the tables of docs/models.md from the registered models
 docs: $(INSTALLED)
-	PYTHONPATH=tests/helpers:tests/models/references $(BIN)/python tests/helpers/models_page.py
+	$(BIN)/python tests/models/references/models_page.py
 
 # make lint   ruff; make format rewrites
 lint: $(INSTALLED)

@@ -17,7 +17,7 @@ from deres_jax.costs import flops
 from deres_jax.models.classic import CLASSICS
 from deres_jax.models.inputs import Context
 
-PAGE = pathlib.Path(__file__).resolve().parents[2] / 'docs' / 'models.md'
+PAGE = pathlib.Path(__file__).resolve().parents[3] / 'docs' / 'models.md'
 EXAMPLES = 128
 
 
