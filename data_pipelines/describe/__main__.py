@@ -3,8 +3,8 @@
 
   python -m data_pipelines.describe DIR [--out=FOLDER]
 
-Writes describe.html (one file, nothing is fetched, no script) and describe.json into FOLDER, by
-default DIR/describe, which doctor and training leave alone.
+Writes describe.html (one file, nothing is fetched, no script), its charts as describe.pdf and .png,
+and describe.json into FOLDER, by default DIR/describe, which doctor and training leave alone.
 """
 
 import json
@@ -14,14 +14,15 @@ from pathlib import Path
 from data_pipelines.core import cli
 from data_pipelines.core.cli import say
 from data_pipelines.core.workers import Workers
+from data_pipelines.describe import page
 from data_pipelines.describe.counts import count_folder
 from data_pipelines.describe.figures import figures
-from data_pipelines.describe.page import page
 from data_pipelines.describe.text import text
 from data_pipelines.prepared.schema import SPLITS, check_inside, read_schema
 from data_pipelines.prepared.tfds import split_files
 from deres_jax.core import files
 from deres_jax.core.errors import UserError
+from deres_jax.report import charts
 
 DEFAULT_OUT = 'describe'
 
@@ -48,7 +49,9 @@ def describe(folder: Path, out: Path, workers: int) -> int:
   described = figures(folder, schema, counts)
   out.mkdir(parents=True, exist_ok=True)
   files.write(out / 'describe.json', json.dumps(described, indent=1, allow_nan=False) + '\n')
-  files.write(out / 'describe.html', page(described))
+  drawn = page.figures(described)
+  charts.save(out / 'describe', drawn)
+  files.write(out / 'describe.html', page.page(described, drawn))
   say(text(described))
   say(f'\n{out / "describe.html"}')
   return 0

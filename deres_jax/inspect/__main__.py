@@ -3,8 +3,8 @@
 
   python -m deres_jax.inspect --workdir=RUN --out=DIR
 
-Writes inspect.json and inspect.html (docs/inspect.md). Takes the best checkpoint so far of a run
-that is still going, and writes nothing to its folder.
+Writes inspect.json, inspect.html and its charts as inspect.pdf and .png (docs/inspect.md). Takes
+the best checkpoint so far of a run that is still going, and writes nothing to its folder.
 """
 
 import pathlib
@@ -18,6 +18,7 @@ from deres_jax import models
 from deres_jax.core import cli, files
 from deres_jax.core.errors import UserError
 from deres_jax.inspect import claims, findings, page
+from deres_jax.report import charts
 from deres_jax.training.checkpoints import restore
 from deres_jax.training.checkpoints.restore import Trained
 from deres_jax.training.logs import progress
@@ -91,7 +92,7 @@ def _define_flags():
 
 
 def main(argv: list[str]):
-  """Writes inspect.json and inspect.html."""
+  """Writes inspect.json, inspect.html and its charts."""
   cli.no_arguments(argv)
   f = flags.FLAGS
   if not f.workdir or not f.out:
@@ -100,6 +101,7 @@ def main(argv: list[str]):
   c = inspect(load(pathlib.Path(f.workdir)), f.workdir, f.split, f.rows)
   out.mkdir(parents=True, exist_ok=True)
   files.write_json(out / 'inspect.json', c)
+  charts.save(out / 'inspect', page.figures(c))
   files.write(out / 'inspect.html', page.page(c))
   print(f'{page.summary(c)}\n{out / "inspect.html"}')
 

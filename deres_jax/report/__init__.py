@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pages: the HTML, charts and Markdown of every command, and the page of one run.
+"""Pages: the templates, charts and Markdown of every command, and the page of one run.
 
-Imports core. Draws numbers that it is given and computes none.
+Imports core. Draws numbers that it is given and computes none. `charts` alone imports matplotlib.
 """

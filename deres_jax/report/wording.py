@@ -1,11 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Figures of fit.json as text: what is printed and what stands on the page are the same."""
+"""Numbers of fit.json and inspect.json as text, the same on a terminal and on a page."""
 
 from typing import Any
 
 
+def number(value: float | None, form: str) -> str:
+  """Returns a number with a true minus sign, or nothing for None; zero has no sign.
+
+  >>> number(-0.25, '.1f'), number(-0.001, '.1f'), number(0.5, '+.1f'), number(None, '.1f')
+  ('−0.2', '0.0', '+0.5', '')
+  """
+  if value is None:
+    return ''
+  text = f'{value:{form}}'
+  zero = float(text.rstrip('%')) == 0
+  return ('' if zero else '−') + text[1:] if text.startswith('-') else text
+
+
 def interval(x: dict[str, Any], form: str = '.4g') -> str:
-  """'0.071 [0.066, 0.077]'; an open end is in round brackets."""
+  """Returns '0.071 [0.066, 0.077]'; an open end is in round brackets."""
 
   def end(value, infinite):
     return infinite if value is None else f'{value:{form}}'
@@ -16,7 +29,7 @@ def interval(x: dict[str, Any], form: str = '.4g') -> str:
 
 
 def against(x: dict[str, Any], value: float) -> str:
-  """Where an interval lies: 'larger' or 'smaller' than `value`, 'open' if it holds the value."""
+  """Returns where an interval lies: 'larger' or 'smaller' than `value`, 'open' if it holds it."""
   if x['low'] is not None and x['low'] > value:
     return 'larger'
   if x['high'] is not None and x['high'] < value:
@@ -24,11 +37,6 @@ def against(x: dict[str, Any], value: float) -> str:
   return 'open'
 
 
-def names(some: list[str]) -> str:
-  """'A', 'A and B', 'A, B and C'."""
-  return ' and '.join([', '.join(some[:-1]), some[-1]] if len(some) > 1 else some)
-
-
-def optional(value: float | None, form: str) -> str:
-  """A figure, or nothing where there is none."""
-  return '' if value is None else f'{value:{form}}'
+def names(items: list[str]) -> str:
+  """Returns 'A', 'A and B' or 'A, B and C'."""
+  return ' and '.join([', '.join(items[:-1]), items[-1]] if len(items) > 1 else items)

@@ -5,9 +5,9 @@
   python -m deres_jax.scaling --power [--sweep=DIR] --out=DIR
 
 The first writes DIR/fit.json (laws, intervals, compute to match, warnings: docs/scaling_laws.md),
-DIR/runs.csv and DIR/report.html, a page of both, and prints the exponents. The second simulates
-how many seeds, budgets and decades of compute tell two exponents apart, at the noise of the sweep
-or at --noise_sd, and writes DIR/power.json.
+DIR/runs.csv and DIR/report.html, a page of both, with its charts in DIR/scaling.pdf and .png, and
+prints the exponents. The second simulates how many seeds, budgets and decades of compute tell two
+exponents apart, at the noise of the sweep or at --noise_sd, and writes DIR/power.json.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from absl import app, flags
 from deres_jax.compare import logits
 from deres_jax.core import cli, files
 from deres_jax.core.errors import UserError
-from deres_jax.report import wording
+from deres_jax.report import charts, wording
 from deres_jax.scaling import analysis
 from deres_jax.scaling import curves as curves_lib
 from deres_jax.scaling import page as page_lib
@@ -266,6 +266,7 @@ def main(argv: list[str]):
   out.mkdir(parents=True, exist_ok=True)
   files.write_json(out / 'fit.json', content)
   curves_lib.write_csv(out / 'runs.csv', curves, finished)
+  charts.save(out / 'scaling', page_lib.figures(content, finished))
   files.write(out / 'report.html', page)
   print(f'{text(content)}\n{out / "report.html"}')
 

@@ -1,43 +1,57 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scaling laws as one HTML page: inline SVG, no script, nothing fetched, all text escaped.
+"""Scaling laws as a page: the numbers of fit.json, in words, charts and tables.
 
-It says what fit.json says, in the same figures; equal content gives an equal page.
+Equal content gives an equal page.
 """
 
-import html
+import os
 import pathlib
+import urllib.parse
 from typing import Any
 
-from deres_jax.compare import runs as runs_lib
-from deres_jax.report import svg, wording
-from deres_jax.report.style import STYLE
-from deres_jax.report.svg import Look
-from deres_jax.scaling import charts, tables
+from markupsafe import Markup
+from matplotlib.figure import Figure
 
-_OWN = 'saturating_free'
+from deres_jax.compare import rerun, runs
+from deres_jax.report import charts as drawing
+from deres_jax.report import html
+from deres_jax.report.charts import Look
+from deres_jax.report.wording import against, interval, names
+from deres_jax.scaling import charts
+from deres_jax.scaling.curves import COMPUTE
+
+LAWS = {
+  'saturating': 'one α',
+  'saturating_free': 'α of its own',
+  'power_gain': 'power of the gain',
+  'log_linear': 'straight line in ln C',
+}
 _MOST_NAMES = 5  # in a sentence
+_VERDICTS = {'larger': 'larger', 'smaller': 'smaller', 'open': 'cannot tell'}
 
 
-def bayes_auc(finished: list[runs_lib.Run]) -> float | None:
-  """AUC of the teacher that drew the labels of the test split, if the data are planted."""
+def bayes_auc(finished: list[runs.Run]) -> float | None:
+  """Returns the test AUC of the teacher that drew the labels, if the data are planted."""
   bayes = finished[0].result.bayes
   return bayes.bayes_auc if bayes else None
 
 
-# The first screen.
+# In words.
 
 
-def _said_of(c: dict[str, Any], law: str) -> str:
-  """Whose exponents are told from the reference's, as a clause."""
+def _comparison(c: dict[str, Any], law: str) -> str:
+  """Returns a clause: whose exponents differ from the reference's."""
   by: dict[str, list[str]] = {}
   others = c['laws'][law]['against_reference']
   for x in others:
-    by.setdefault(wording.against(x['ratio'], 1), []).append(x['curve'])
+    by.setdefault(against(x['ratio'], 1), []).append(x['curve'])
 
-  def who(some: list[str]) -> str:
-    if len(some) <= _MOST_NAMES:
-      return wording.names(some)
-    return 'all others' if len(some) == len(others) else f'{len(some)} of the {len(others)} others'
+  def who(curves: list[str]) -> str:
+    if len(curves) <= _MOST_NAMES:
+      return names(curves)
+    if len(curves) == len(others):
+      return 'all others'
+    return f'{len(curves)} of the {len(others)} others'
 
   out = [
     f'{who(by[k])} {"have" if len(by[k]) > 1 else "has"} a {k} exponent than {c["reference"]}'
@@ -50,231 +64,183 @@ def _said_of(c: dict[str, Any], law: str) -> str:
 
 
 def lead(c: dict[str, Any]) -> str:
-  """What the runs say of the exponents, in words."""
+  """Returns what the runs say about the exponents."""
   law = c['laws']['saturating']
   if len(law['curves']) == 1:
     x = law['curves'][0]
-    gamma = wording.interval(x['gamma'])
+    gamma = interval(x['gamma'])
     return f'γ of {x["curve"]} is {gamma}. There is no other curve to compare it with.'
-  shared, own = _said_of(c, 'saturating'), _said_of(c, _OWN)
-  if shared == own:
+  shared, free = _comparison(c, 'saturating'), _comparison(c, 'saturating_free')
+  if shared == free:
     return f'With one α for all and with an α of its own for each, {shared}.'
-  return f'With one α for all, {shared}. With an α of its own for each, {own}.'
+  return f'With one α for all, {shared}. With an α of its own for each, {free}.'
 
 
-_VERDICTS = {'larger': 'larger', 'smaller': 'smaller', 'open': 'cannot tell'}
-
-
-def _answers(c: dict[str, Any], looks: dict[str, Look]) -> str:
-  """A line for every curve: its exponent, the ratio to the reference, and a picture of it."""
-  law, own = c['laws']['saturating'], c['laws'][_OWN]
+def _answers(c: dict[str, Any], looks: dict[str, Look]) -> dict[str, Any]:
+  """Returns, for the list of curves, exponents, ratios to the reference, and their charts."""
+  law, own = c['laws']['saturating'], c['laws']['saturating_free']
   gammas = {x['curve']: x['gamma'] for x in law['curves']}
   ratios = {x['curve']: x['ratio'] for x in law['against_reference']}
   free = {x['curve']: x['ratio'] for x in own['against_reference']}
-  reference = html.escape(c['reference'])
-  head = f'<b>{reference}</b>: {_whole(gammas[c["reference"]], "γ ")}, the reference'
-  parts = [_answer(looks[c['reference']], head, '')]
+  match = {x['curve']: x for x in law['match']}  # the largest goal comes last
   if not ratios:
-    return f'<div class="answers">{parts[0]}<div></div></div>'
-  x = charts.scale([*ratios.values(), *free.values()])
-  parts.append(f'<p class="note wide-only">times {reference}’s, 95 % intervals</p>')
-  matched = {line['curve']: line for line in law['match']}  # the largest goal comes last
-  for name in [name for name in looks if name in ratios]:
-    one, two = ratios[name], free[name]
-    head = (
-      f'<b>{html.escape(name)}</b>: {_whole(gammas[name], "γ ")}, <b>{_whole(one)}</b> times '
-      f'{reference}’s'
-    )
-    note = (
-      f'One α: {_VERDICTS[wording.against(one, 1)]}. An α of its own: {_free(two)}. '
-      f'{_matched(matched[name], reference)}'
-    )
-    parts.append(_answer(looks[name], head, note))
-    said = f'ratio of {name}: {wording.interval(one)}, with an alpha of its own '
-    said += wording.interval(two)
-    parts.append(charts.strip(x, [(one, 'shared'), (two, 'free')], looks[name], said))
-  said = 'Ratios of γ. Filled: one α for all; hollow: an α of its own; arrow: open or cut off.'
-  parts.append(f'<p class="note">{said}</p>')
-  return f'<div class="answers">{"".join(parts)}{charts.axis(x)}</div>'
+    return {'gammas': gammas, 'others': [], 'axis': ''}
+  ratio_range = charts.ratio_range([*ratios.values(), *free.values()])
+  others = []
+  for i, name in enumerate(name for name in looks if name in ratios):
+    strip = charts.strip(ratio_range, ratios[name], free[name], looks[name])
+    words = f'ratio of {name}: {interval(ratios[name])}, with an alpha of its own '
+    unbounded = all(free[name][k] is None for k in ('estimate', 'low', 'high'))
+    others.append({
+      'name': name,
+      'ratio': ratios[name],
+      'verdict': _VERDICTS[against(ratios[name], 1)],
+      'free_ratio': None if unbounded else free[name],
+      'free_verdict': _VERDICTS[against(free[name], 1)],
+      'match': match[name],
+      'share': {**match[name]['compute'], **match[name]['share']},
+      'strip': drawing.svg(strip, f'strip{i}', words + interval(free[name]), 'strip'),
+    })  # fmt: skip
+  axis = drawing.svg(charts.ratio_axis(ratio_range), 'axis', 'scale of the ratios', 'strip')
+  return {'gammas': gammas, 'others': others, 'axis': axis}
 
 
-def _answer(look: Look, head: str, note: str) -> str:
-  more = f'<p class="note figure">{note}</p>' if note else ''
-  return f'<div><p class="what figure">{svg.mark(look)} {head}</p>{more}</div>'
-
-
-def _whole(x: dict[str, Any], name: str = '') -> str:
-  """An interval that stays on one line."""
-  return f'<span class="whole">{name}{wording.interval(x)}</span>'
-
-
-def _free(ratio: dict[str, Any]) -> str:
-  if ratio['estimate'] is None and ratio['low'] is None and ratio['high'] is None:
-    return 'cannot tell, nothing bounds the ratio'
-  return f'{_VERDICTS[wording.against(ratio, 1)]}, {_whole(ratio)} times'
-
-
-def _matched(x: dict[str, Any], reference: str) -> str:
-  share = _whole({**x['compute'], **x['share']})
-  if x['share']['estimate'] is None:
-    return f'Compute to match {reference} at {html.escape(x["goal"])}: {share} of its own.'
-  outside = '' if x['within_budgets'] else ' (outside the budgets that were run)'
-  return f'Matches {reference} at {html.escape(x["goal"])} with {share} of its compute{outside}.'
-
-
-def _warnings(c: dict[str, Any]) -> str:
-  if not c['warnings']:
-    return ''
-  items = ''.join(f'<li>{html.escape(x)}</li>' for x in c['warnings'])
-  many = ' class="many"' if len(c['warnings']) > 2 else ''
-  return (
-    f'<section class="warnings"><h2>Before you quote a figure</h2><ul{many}>{items}</ul></section>'
-  )  # fmt: skip
-
-
-def _head(c: dict[str, Any]) -> str:
-  runs = sum(len(point['runs']) for point in c['points'])
-  count = len(c['laws']['saturating']['curves'])
-  what = 'curve' if count == 1 else 'curves'
-  over = (
-    f'{count} {what}, {runs} runs, {c["decades"]:.2f} decades of compute; C: {c["compute_unit"]}'
-  )
-  return (
-    f'<p class="over">Scaling laws</p><h1>AUC against compute on {html.escape(c["dataset"])}</h1>'
-    f'<p class="over">{html.escape(over)}</p>'
-  )
-
-
-# Pictures.
-
-
-def _figures(c: dict[str, Any], looks: dict[str, Look], best: float | None) -> str:
-  wide, labelled = charts.compute(c, looks, best, wide=True)
-  narrow, _ = charts.compute(c, looks, best, wide=False)
-  key = svg.key(looks)
-  known = (
-    f' The labels were drawn by a known teacher: the best possible AUC is {best:.5f}.'
-    if best is not None
-    else ''
-  )
-  return (
-    '<h2>AUC against compute</h2>'
-    f'{svg.key(looks, "narrow-only") if labelled else key}'
-    f'<figure>{wide}{narrow}<figcaption>Small marks: runs, one for each seed. Large marks: their '
-    'mean. Lines: AUC = α − β C<sup>−γ</sup> with one α for all; bands: 95 % of the fitted mean, '
-    f'over training seeds.{known}</figcaption></figure>'
-    '<h2>AUC against parameters and depth</h2>'
-    f'<p>No fit here: the law is in C. Means of one width are joined.</p>{key}'
-    f'<div class="pair"><figure>{charts.joined(c, looks, "params")}</figure>'
-    f'<figure>{charts.joined(c, looks, "depth")}</figure></div>'
-    '<p class="note">Parameters are dense ones, without embedding tables. Curves of one depth '
-    'stand side by side.</p>'
-  )
-
-
-# Tables.
-
-
-def _section(title: str, body: str, note: str = '') -> str:
-  """A heading with its table and a note; nothing for an empty table."""
-  return f'<h2>{title}</h2>{f"<p>{note}</p>" if note else ""}{body}' if body else ''
-
-
-def _noise(c: dict[str, Any]) -> str:
-  x = c['noise']
-  said = []
+def _noise(c: dict[str, Any]) -> list[str]:
+  """Returns sentences about the noise of runs and the fit of the laws."""
+  x, out = c['noise'], []
   if x['seed_sd'] is not None:
-    said.append(f'A run varies over seeds by {x["seed_sd"]:.2g} (sd, {x["df_seeds"]} degrees of '
-                'freedom).')  # fmt: skip
+    out.append(
+      f'A run varies over seeds by {x["seed_sd"]:.2g} (sd, {x["df_seeds"]} degrees of freedom).'
+    )
   if x['residual_sd'] is not None:
-    said.append(f'Runs scatter about the curves of one α by {x["residual_sd"]:.2g} '
-                f'({x["df_residual"]} degrees of freedom).')  # fmt: skip
+    out.append(
+      f'Runs scatter about the curves of one α by {x["residual_sd"]:.2g} '
+      f'({x["df_residual"]} degrees of freedom).'
+    )
   if c['shared_alpha_p'] is not None:
-    said.append(f'One α for all: F test, p = {c["shared_alpha_p"]:.2g}.')
-  said += [
-    html.escape(f'At a bound, {tables.LAWS[k]}: {note}.')
-    for k, law in c['laws'].items()
-    for note in law['boundary']
+    out.append(f'One α for all: F test, p = {c["shared_alpha_p"]:.2g}.')
+  out += [
+    f'At a bound, {LAWS[k]}: {note}.' for k, law in c['laws'].items() for note in law['boundary']
   ]
-  return ' '.join(said)
+  return out
 
 
-def _all_tables(c: dict[str, Any], looks: dict[str, Look]) -> str:
-  reference = html.escape(c['reference'])
-  drawn = tables.bootstraps(c, looks)
-  left_out = tables.extrapolation(c, looks)
-  delong = tables.delong(c, looks)
-  return ''.join([
-    _section(
-      'Exponents',
-      tables.exponents(c, looks) + '<h3>Other laws</h3>' + tables.other_laws(c, looks)
-      + (f'<details><summary>Bootstrap intervals</summary>{drawn}</details>' if drawn else ''),
-      f'95 % F-profile intervals; a round bracket is an open side, the runs do not exclude what '
-      f'lies beyond. Ratios are to {reference}. The gain of a doubling of C is in AUC, at '
-      f'C = {svg.compact(c["compute_reference"])}; it differs little between laws.',
-    ),
-    _section(
-      'Compute to match', tables.match(c, looks),
-      f'Where a curve reaches the fitted AUC of {reference} at the goal, over the compute of '
-      f'{reference} there: below 1 it needs less.',
-    ),
-    _section(
-      'Equal size', tables.equal_size(c, looks),
-      f'Mean AUC less that of {reference} at the same size, paired by seed, with 95 % t intervals; '
-      'no law is trusted. Bold: p &lt; 0.05 after Holm’s correction over this table.',
-    ),
-    _section(
-      f'Fewer layers against {reference}', tables.shallower(c, looks),
-      'Cells of the goal’s width and less depth, less the goal: paired by seed, Holm over this '
-      'table.',
-    ),
-    _section(
-      'How well the laws fit',
-      tables.quality(c)
-      + (
-        '<h3>Largest budgets, predicted without them</h3>'
-        '<p class="note">Measured less predicted AUC; in brackets, in standard errors.</p>'
-        + left_out if left_out else ''
-      ),
-      f'{_noise(c)} A lower AICc is better; 2 is little.',
-    ),
-    _section('DeLong’s test', delong, 'Each run less the reference’s of its size and seed, over '
-             'the rows of the test split.'),
-  ])  # fmt: skip
-
-
-def _made(c: dict[str, Any]) -> str:
-  options = ', '.join(f'{k} {v}' for k, v in c['options'].items() if v is not None)
-  items = [
+def _facts(c: dict[str, Any]) -> list[tuple[str, str]]:
+  return [
     ('sweeps', ', '.join(c['sweeps'])),
-    ('options', options),
+    ('options', ', '.join(f'{k} {v}' for k, v in c['options'].items() if v is not None)),
     *c['method'].items(),
     ('versions', ', '.join(f'{k} {v}' for k, v in c['versions'].items())),
-    ('files read', f'{len(c["inputs"])}; their SHA-256 stand in fit.json'),
+    ('files read', f'{len(c["inputs"])}; their SHA-256 are in fit.json'),
   ]
-  return (
-    '<h2>How it was made</h2><dl>'
-    + ''.join(f'<dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd>' for k, v in items)
-    + '</dl><p class="note">The same figures: <a href="fit.json">fit.json</a>; the runs: '
-    '<a href="runs.csv">runs.csv</a>.</p>'
-  )
 
 
-def page(c: dict[str, Any], finished: list[runs_lib.Run], out: pathlib.Path) -> str:
-  """The whole page.
+def _config_link(run: runs.Run, out: pathlib.Path) -> str | None:
+  """Returns the address of a run's config.json, seen from the page's folder, if it is there."""
+  file = run.config_file
+  if not file.is_file():
+    return None
+  return urllib.parse.quote(pathlib.Path(os.path.relpath(file.resolve(), out.resolve())).as_posix())
+
+
+def _runs(c: dict[str, Any], finished: list[runs.Run], out: pathlib.Path) -> list[dict[str, Any]]:
+  """Returns all finished runs, those on no curve last: numbers, config and command."""
+  place = {
+    (run['sweep'], run['id']): (i, point)
+    for i, point in enumerate(c['points'])
+    for run in point['runs']
+  }
+  last = len(c['points']), None
+  rows = []
+  for run in sorted(finished, key=lambda r: (place.get((r.folder, r.id), last)[0], r.seed)):
+    r, (_, point) = run.result, place.get((run.folder, run.id), last)
+    rows.append({
+      'curve': point and point['curve'],
+      'name': run.name,
+      'size': point['size'] if point else f'depth {r.depth}, dim {r.dim}',
+      'seed': run.seed,
+      'flops': getattr(r, COMPUTE[c['compute']]),
+      'params': r.params_dense,
+      'auc': r.auc,
+      'config': _config_link(run, out),
+      'id': run.id,
+      'command': rerun.command(run),
+    })  # fmt: skip
+  return rows
+
+
+# The page.
+
+
+def figures(c: dict[str, Any], finished: list[runs.Run]) -> dict[str, Figure]:
+  """Returns the charts to be saved beside the page, by their titles."""
+  looks = charts.looks(c)
+  compute, named = charts.compute(c, looks, bayes_auc(finished), wide=True)
+  if not named:
+    drawing.legend(compute, looks)
+  by_size = {
+    f'AUC against {axis}': drawing.legend(charts.joined(c, looks, figure), looks)
+    for figure, axis in charts.SIZES.items()
+  }
+  return {'AUC against compute': compute, **by_size}
+
+
+def _compute_charts(
+  c: dict[str, Any], looks: dict[str, Look], best: float | None
+) -> tuple[Markup, bool]:
+  """Returns AUC against compute for laptops and phones, and whether the wide one bears names."""
+  words = charts.compute_description(c)
+  wide, named = charts.compute(c, looks, best, wide=True)
+  narrow, _ = charts.compute(c, looks, best, wide=False)
+  both = [
+    drawing.svg(figure, kind, words, f'{kind} by-compute')
+    for figure, kind in ((wide, 'wide'), (narrow, 'narrow'))
+  ]
+  return Markup('').join(both), named
+
+
+def page(c: dict[str, Any], finished: list[runs.Run], out: pathlib.Path) -> str:
+  """Returns the page as HTML.
 
   Args:
     c: the content of fit.json (`deres_jax.scaling.fit`).
     finished: all finished runs.
     out: the folder that the page will stand in.
   """
-  looks = charts.looks(c)
-  return (
-    '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-    '<meta name="viewport" content="width=device-width,initial-scale=1">'
-    f'<title>Scaling laws, {html.escape(c["dataset"])}</title><style>{STYLE}</style></head><body>'
-    f'<header>{_head(c)}</header><main>'
-    f'<p class="lead">{html.escape(lead(c))}</p>{_answers(c, looks)}{_warnings(c)}'
-    f'{_figures(c, looks, bayes_auc(finished))}{_all_tables(c, looks)}'
-    f'{tables.table(c, looks, finished, out)}{_made(c)}</main></body></html>\n'
+  looks, best = charts.looks(c), bayes_auc(finished)
+  compute, named = _compute_charts(c, looks, best)
+  by_size = [
+    drawing.svg(
+      charts.joined(c, looks, figure), figure,
+      f'AUC against {axis}: a mark for every run, means of one width joined', f'by-{figure}',
+    )
+    for figure, axis in charts.SIZES.items()
+  ]  # fmt: skip
+  run_rows = _runs(c, finished, out)
+  have_config = {bool(row['config']) for row in run_rows}
+  return html.render(
+    'scaling.html',
+    {
+      'c': c,
+      'curves': len(c['laws']['saturating']['curves']),
+      'run_count': sum(len(point['runs']) for point in c['points']),
+      'lead': lead(c),
+      'looks': looks,
+      **_answers(c, looks),
+      'best': best,
+      'compute': compute,
+      'named': named,
+      'by_size': by_size,
+      'laws': LAWS,
+      'bootstrapped': any(
+        'bootstrap_residual' in (x['gamma'] or {})
+        for law in c['laws'].values()
+        for x in law['curves']
+      ),
+      'noise': ' '.join(_noise(c)),
+      'run_rows': run_rows,
+      'make_file': rerun.MAKE_FILE if True in have_config else None,
+      'unknown_file': rerun.UNKNOWN if False in have_config else None,
+      'facts': _facts(c),
+    },
   )

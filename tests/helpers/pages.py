@@ -2,6 +2,9 @@
 """Parses pages: every tag must be closed in order."""
 
 import html.parser
+import re
+
+import numpy as np
 
 VOID = {'meta', 'br'}
 
@@ -37,6 +40,11 @@ class Node(html.parser.HTMLParser):
     for node in self._open:
       node.text += data
 
+  @property
+  def words(self):
+    """The text with single spaces, as a browser shows it."""
+    return ' '.join(self.text.split())
+
   def all(self, tag, kind=''):
     """Elements below with this tag and these classes, in order."""
     out = []
@@ -46,3 +54,49 @@ class Node(html.parser.HTMLParser):
         out.append(node)
       out += node.all(tag, kind)
     return out
+
+
+def points(picture, kind):
+  """Corners of the paths of a kind of artist, in pixels of the picture."""
+  out = []
+  for group in picture.all('g', kind):
+    for path in group.all('path'):
+      if 'd' in path.attrs and 'id' not in path.attrs:
+        numbers = [float(x) for x in re.findall(r'-?[\d.]+', path.attrs['d'])]
+        out.append(np.array(numbers).reshape(-1, 2))
+  return out
+
+
+def marks(picture, kind):
+  """Where the markers of a kind stand, by their tool tips."""
+  return {
+    group.all('title')[0].text: tuple(float(group.all('use')[0].attrs[k]) for k in 'xy')
+    for group in picture.all('g', kind)
+  }
+
+
+def looks(picture, kind):
+  """Colour and path of each marker of a kind, by their tool tips."""
+  paths = {x.attrs['id']: x.attrs['d'] for x in picture.all('path') if 'id' in x.attrs}
+  return {
+    group.all('title')[0].text: (use.attrs['style'], paths[use.attrs['href'][1:]])
+    for group in picture.all('g', kind)
+    for use in group.all('use')
+  }
+
+
+UNITS = {'k': 1e3, 'M': 1e6, 'G': 1e9, 'T': 1e12}
+
+
+def scales(picture, log=True):
+  """Functions from pixels to values of both axes, from the labels of their ticks alone."""
+  labels = [text for group in picture.all('g', 'x') for text in group.all('text')]
+  values = [float(x.text.rstrip('kMGT')) * UNITS.get(x.text[-1], 1) for x in labels]
+  values = np.log(values) if log else values
+  across = np.polyfit([float(x.attrs['x']) for x in labels], values, 1)
+  heights = [line[0, 1] for line in points(picture, 'grid')]
+  levels = [float(group.text) for group in picture.all('g', 'y')]
+  up = np.polyfit(heights, levels, 1)
+  assert len(labels) > 2 and len(heights) > 2
+  back = np.exp if log else np.asarray
+  return lambda x: back(np.polyval(across, x)), lambda y: np.polyval(up, y)

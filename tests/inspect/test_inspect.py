@@ -4,6 +4,7 @@
 import dataclasses
 import json
 import pathlib
+import re
 import subprocess
 import sys
 import types
@@ -11,13 +12,14 @@ import types
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from pages import Node
+from pages import Node, marks, points, scales
 from tiny import EXPERIMENT
 
 from deres_jax import config, models
 from deres_jax.core.errors import UserError
 from deres_jax.inspect import __main__ as inspect
 from deres_jax.inspect import claims, findings, page, stats
+from deres_jax.report import charts
 from deres_jax.training import loop
 from deres_jax.training.checkpoints import restore
 from deres_jax.training.checkpoints.restore import Trained
@@ -90,15 +92,40 @@ def test_page_is_one_file_without_script(made):
   c = made[2]
   text = page.page(c)
   assert '<script' not in text and '&lt;script&gt;' in text and 'a &amp; b' in text
-  assert 'https:' not in text and '@import' not in text and 'src=' not in text
+  assert '://' not in text and '@import' not in text and 'src=' not in text
   tree = Node(text)
+  ids = re.findall(r' id="([^"]*)"', text)
+  assert len(ids) == len(set(ids))
   assert len(tree.all('svg')) >= 8 and all(
     x.attrs.get('aria-label') for x in tree.all('svg', 'heat')
   )
-  marks = tree.all('svg', 'heat')[0].all('path', 'neg')
-  recall = [w for w in c['weights'] if w['kind'] == 'recall']
-  assert len(marks) == sum(m < 0 for w in recall for m in w['mean'])
   assert all(x['verdict'] in text for x in c['claims'])
+  assert text == page.page(c)
+
+
+def test_marks_of_a_map_stand_where_weights_are_negative(made):
+  recall = [w for w in made[2]['weights'] if w['kind'] == 'recall']
+  picture = Node(page.page(made[2])).all('svg', 'heat')[0]
+  cells = [group.all('title')[0].text for group in picture.all('g', 'cell')]
+  assert len(cells) == sum(len(w['mean']) for w in recall)
+  negative = [tip for tip in cells if 'mean −' in tip]
+  assert len(picture.all('g', 'neg')) == sum(m < 0 for w in recall for m in w['mean'])
+  assert len(negative) <= len(picture.all('g', 'neg'))
+  boxes = dict(zip(cells, points(picture, 'cell'), strict=True))
+  columns = {tip.split(': ')[0].split(', ')[1] for tip in cells}
+  for name in columns:
+    assert len({box[0, 0] for tip, box in boxes.items() if f', {name}:' in tip}) == 1
+
+
+def test_values_by_depth_stand_where_their_axes_say(made):
+  c = made[2]
+  figure = page._depth(c)['gradient']
+  across, up = scales(Node(charts.svg(figure, 'x', 'gradient')), log=False)
+  found = marks(Node(charts.svg(figure, 'x', 'gradient')), 'value')
+  values = [(d['site'], d['gradient']) for d in c['depth'] if d['gradient'] is not None]
+  assert len(found) == len(values)
+  for (x, y), (site, value) in zip(found.values(), values, strict=True):
+    assert (across(x), up(y)) == pytest.approx((site, value), abs=1e-2 * max(1, value))
 
 
 def test_command_writes_both_files(workdir, tmp_path):
@@ -113,6 +140,8 @@ def test_command_writes_both_files(workdir, tmp_path):
   c = json.loads((tmp_path / 'o' / 'inspect.json').read_text())
   assert (c['rows'], c['split'], len(c['claims'])) == (300, 'validation', 2)
   Node((tmp_path / 'o' / 'inspect.html').read_text())
+  assert (tmp_path / 'o' / 'inspect.pdf').read_bytes().startswith(b'%PDF')
+  assert (tmp_path / 'o' / 'inspect.png').read_bytes().startswith(b'\x89PNG')
   after = sorted((p.relative_to(workdir), p.stat().st_mtime_ns) for p in workdir.rglob('*'))
   assert before == after  # the run stays untouched
 

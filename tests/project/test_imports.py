@@ -138,15 +138,37 @@ def test_no_import_hides_in_a_function(path):
       assert id(node) in top, f'{path}:{node.lineno}'
 
 
-def test_the_two_packages_share_the_core_alone_and_meet_on_disk():
+# What data_pipelines may import of deres_jax.
+SHARED = 'deres_jax.core', 'deres_jax.report'
+
+
+def test_the_two_packages_share_pages_and_meet_on_disk():
   for path in _files('data_pipelines'):
+    ours = {i for i in _imports(path) if i.startswith('deres_jax.')}
+    assert all(_room(i) in SHARED for i in ours), path
     assert not any(i.split('.')[0] == 'jax' for i in _imports(path)), path
-    shared = {_room(i) for i in _imports(path) if i.split('.')[0] == 'deres_jax'}
-    assert shared <= {'deres_jax', 'deres_jax.core'}, path
   for path in _files('deres_jax'):
     assert not any(i.split('.')[0] == 'data_pipelines' for i in _imports(path)), path
-  for path in _files('deres_jax/core'):
-    assert not any(i.split('.')[0] in ('jax', 'flax') for i in _imports(path)), path
+
+
+def _reachable(room: str) -> set[str]:
+  """All modules that importing the files of a room imports."""
+  todo = {m for m in MODULES if m == room or m.startswith(f'{room}.')}
+  out: set[str] = set()
+  while todo:
+    module = todo.pop()
+    out.add(module)
+    todo |= (_imports(MODULES[module]) if module in MODULES else set()) - out
+  return {module.split('.')[0] for module in out}
+
+
+def test_heavy_libraries_are_imported_only_where_they_are_needed():
+  for room in SHARED:
+    assert not _reachable(room) & {'jax', 'jaxlib', 'flax'}, room
+  for room in ('deres_jax.training', 'deres_jax.serving', 'deres_jax.sweep', 'deres_jax.main'):
+    assert 'matplotlib' not in _reachable(room), room
+  drawing = {m for m, path in MODULES.items() if any('pyplot' in i for i in _imports(path))}
+  assert not drawing
 
 
 @pytest.mark.parametrize('path', _files('experiments'), ids=_module)

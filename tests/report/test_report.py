@@ -7,9 +7,11 @@ import re
 
 import pytest
 import swept
+from pages import Node, marks, scales
 
 from deres_jax.core.errors import UserError
 from deres_jax.report import __main__ as report
+from deres_jax.report import charts
 
 
 def write(folder: pathlib.Path, backbone, auc, planted, dataset='toy'):
@@ -48,8 +50,20 @@ def test_the_page_is_one_file_and_escapes_what_it_shows(tmp_path):
   run = write(tmp_path / 'run', 'onetrans', 0.85, PLANTED, dataset='<script>alert(1)</script>')
   page = report.page(run, write(tmp_path / 'lr', 'lr', 0.7, PLANTED))
   assert '<script' not in page and '&lt;script&gt;' in page
-  assert not re.search(r'(src|href)=|https?://', page)
-  assert '<svg' in page and page.count('class="dot"') == 2 and '75%' in page
+  assert not re.search(r'src=|href="[^#]|https?://', page)
+  assert len(Node(page).all('g', 'dot')) == 2 * 2 and '75%' in page  # for laptops and for phones
+
+
+def test_validation_stands_where_its_figures_are(tmp_path):
+  run = write(tmp_path / 'run', 'onetrans', 0.85, PLANTED)
+  figure = report.chart(run, write(tmp_path / 'lr', 'lr', 0.7, PLANTED), wide=True)
+  picture = Node(charts.svg(figure, 'x', 'AUC by step'))
+  across, up = scales(picture, log=False)
+  places = sorted(marks(picture, 'dot').values())
+  assert [(across(x), up(y)) for x, y in places] == [
+    pytest.approx((step, 0.85 - 1 / (step + 10)), abs=1e-3 * scale)
+    for step, scale in ((10, 10), (20, 10))
+  ]
 
 
 def test_an_unfinished_run_is_named(tmp_path):

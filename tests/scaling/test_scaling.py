@@ -128,7 +128,8 @@ def test_what_is_printed_holds_the_figures_and_the_warnings(done):
 def test_the_page_stands_beside_the_figures(done):
   out, fit, rows, _ = done
   file = pathlib.Path(out.splitlines()[-1])
-  assert sorted(x.name for x in file.parent.iterdir()) == ['fit.json', 'report.html', 'runs.csv']
+  names = ['fit.json', 'report.html', 'runs.csv', 'scaling.pdf', 'scaling.png']
+  assert sorted(x.name for x in file.parent.iterdir()) == names
   page = file.read_text()
   [line] = fit['laws']['saturating']['against_reference']
   assert wording.interval(line['ratio']) in page and 'power of the gain' in page

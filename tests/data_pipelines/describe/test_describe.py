@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Figures of describe against plain loops; its page is well-formed, alone and safe."""
 
-import html.parser
 import json
 import re
 import subprocess
@@ -11,16 +10,18 @@ from collections import Counter
 import numpy as np
 import pytest
 from invented_rows import REPOSITORY
+from pages import Node, marks, points
 from prepared_rows import write_folder
 from scipy import stats
 
 from data_pipelines.describe import __main__ as describe
-from data_pipelines.describe.charts import click_rates, compact, decades, linear_ticks
+from data_pipelines.describe import charts
 from data_pipelines.describe.figures import click_point, coverage, wilson
 from data_pipelines.describe.text import percent
 from data_pipelines.doctor import __main__ as doctor
 from data_pipelines.prepared.dataset import FieldInfo
 from data_pipelines.prepared.schema import Attribute, Group, Items, Sequence
+from deres_jax.report import charts as drawing
 
 ROWS = {'train': 5000, 'validation': 300, 'test': 200}
 NASTY = '<b>&"\'item'
@@ -183,67 +184,65 @@ def test_wilson(clicks, rows):
   assert wilson(clicks, rows) == pytest.approx((expected.low, expected.high), abs=1e-9)
 
 
-class Reader(html.parser.HTMLParser):
-  """Holds that tags close in order; keeps text, tags and attributes."""
-
-  VOID = ('meta',)
-
-  def __init__(self):
-    super().__init__(convert_charrefs=True)
-    self.open, self.seen, self.words, self.attributes = [], Counter(), [], []
-
-  def handle_starttag(self, tag, attrs):
-    self.seen[tag] += 1
-    self.attributes += [(tag, *pair) for pair in attrs]
-    if tag not in self.VOID:
-      self.open.append(tag)
-
-  def handle_startendtag(self, tag, attrs):
-    self.seen[tag] += 1
-    self.attributes += [(tag, *pair) for pair in attrs]
-
-  def handle_endtag(self, tag):
-    assert self.open.pop() == tag
-
-  def handle_data(self, data):
-    self.words.append(data)
-
-
-def read(page):
-  reader = Reader()
-  reader.feed(page)
-  reader.close()
-  assert reader.open == []
-  return reader
+def everything(node):
+  """All elements of a page."""
+  for child in node.children:
+    yield child
+    yield from everything(child)
 
 
 def test_page_is_well_formed_alone_and_escaped(page):
-  reader = read(page)
-  assert not {'script', 'link', 'img', 'iframe', 'b', 'i', 'u'} & set(reader.seen)
-  for tag, name, value in reader.attributes:
-    assert not name.startswith('on') and name not in ('src', 'srcset', 'xlink:href')
-    assert name != 'href' or (tag == 'a' and value.startswith('#'))
-  assert 'url(' not in page and '@import' not in page and '//' not in page
-  assert reader.words.count(NASTY) >= 2 and any('kind<i>' in word for word in reader.words)
-  assert any('user<u>' in word for word in reader.words)
-  ids = {value for _, name, value in reader.attributes if name == 'id'}
-  links = {value[1:] for _, name, value in reader.attributes if name == 'href'}
-  assert links == ids == {'f0', 'f1', 'f2'}
-  # A picture of lengths, one of users, and three of each field.
-  assert reader.seen['svg'] == 2 + 3 * 3
+  tree = Node(page)
+  nodes = list(everything(tree))
+  assert not {'script', 'link', 'img', 'iframe', 'i', 'u'} & {node.tag for node in nodes}
+  for node in nodes:
+    for name, value in node.attrs.items():
+      assert not name.startswith('on') and name not in ('src', 'srcset', 'xlink:href')
+      assert name != 'href' or value.startswith('#') or value in ('describe.json', 'describe.pdf')
+  assert not re.search(r'url\((?!#)', page) and '@import' not in page and '//' not in page
+  assert page.count('&lt;b&gt;&amp;') >= 2 and '<b>' not in page
+  assert 'kind<i>' in tree.text and 'user<u>' in tree.text
+  ids = [node.attrs['id'] for node in nodes if 'id' in node.attrs]
+  links = {node.attrs['href'] for node in nodes if node.tag in ('a', 'use')}
+  assert len(ids) == len(set(ids)) and {f'#f{f}' for f in range(3)} <= links
+  assert {link[1:] for link in links if link.startswith('#')} <= set(ids)
+  # A picture of lengths, one of users, and one of each field.
+  assert len(tree.all('svg')) == 2 + 3
 
 
 def test_pictures_stay_within_their_frames(page):
   for svg in re.findall(r'<svg .*?</svg>', page):
-    width, height = map(int, re.search(r'viewBox="0 0 (\d+) (\d+)"', svg).groups())
-    for name, value in re.findall(r' (x|x1|x2|cx|y|y1|y2|cy)="(.*?)"', svg):
-      assert 0 <= float(value) <= (width if 'x' in name else height), svg
+    width, height = map(float, re.search(r'viewBox="0 0 (\S+) (\S+)"', svg).groups())
+    for name, value in re.findall(r' (x|y)="(.*?)"', svg):
+      assert 0 <= float(value) <= (width if name == 'x' else height), svg
     assert 'nan' not in svg and 'inf"' not in svg
 
 
+def test_bars_and_click_rates_stand_where_their_figures_are(figures):
+  frame = {'ids': 100, 'rows': 5000, 'mean': 0.2, 'rate': 0.5}
+  drawn = charts.field(figures['fields'][1], frame)
+  drawn.axes[2].set_ylim(0, 0.5)
+  rates = {p['label']: p['click_rate'] for p in figures['fields'][1]['click_rates']}
+  places = marks(Node(drawing.svg(drawn, 'x', '')), 'dot')
+  bottom, top = (drawn.axes[2].transData.transform((0, y))[1] for y in (0, 0.5))
+  height = 72 * drawn.get_figheight()
+  assert len(places) == sum(rate <= 0.5 for rate in rates.values()) > 0
+  for tip, (_, y) in places.items():
+    rate = 0.5 * (height - y - bottom) / (top - bottom)
+    assert rate == pytest.approx(rates[tip.split(':')[0]], abs=1e-3)
+  picture = Node(drawing.svg(charts.bars(['a', 'b', 'c'], [1, 2, 4], str, ''), 'x', ''))
+  sizes = [np.ptp(box[:, 1]) for box in points(picture, 'bar')]
+  assert np.array(sizes) / sizes[0] == pytest.approx([1, 2, 4], rel=1e-3)
+
+
 def test_a_click_rate_beyond_the_axis_is_hollow():
-  points = [click_point('a', 1000, 100), click_point('long & <strange>', 3, 3)]
-  svg = click_rates(points, 0.1, 0.3, 'value')
+  x = {
+    'click_rates_by': 'id',
+    'click_rates': [click_point('a', 1000, 100), click_point('long & <strange>', 3, 3)],
+    'coverage': coverage(0.0, 0.1, False),
+    'rank_frequency': [[1, 1000], [2, 3]],
+  }
+  svg = drawing.svg(charts.field(x, {'ids': 2, 'rows': 1003, 'mean': 0.1, 'rate': 0.3}), 'x', '')
   test_pictures_stay_within_their_frames(svg)
   assert svg.count('class="dot"') == svg.count('class="beyond"') == 1
   assert 'long &amp; …' in svg
@@ -256,6 +255,8 @@ def test_text_fits_a_terminal(folder, capsys):
   table = [line for line in printed if line.startswith(('field ', NASTY, 'few ', 'hash '))]
   assert len(table) == 4 and len({len(line) for line in table}) == 1
   assert (folder / 'other/describe.html').is_file()
+  assert (folder / 'other/describe.pdf').read_bytes().startswith(b'%PDF')
+  assert (folder / 'other/describe.png').read_bytes().startswith(b'\x89PNG')
 
 
 def test_doctor_does_not_mind_the_page(folder, capsys):
@@ -273,7 +274,7 @@ def test_one_class_and_empty_splits(tmp_path, clicks):
   assert figures['splits']['train']['click_rate'] == clicks
   assert figures['splits']['validation']['rows'] == 0
   page = (out / 'describe/describe.html').read_text()
-  read(page)
+  Node(page)
   test_pictures_stay_within_their_frames(page)
 
 
@@ -300,15 +301,7 @@ def test_command_on_two_processes(folder, figures, tmp_path):
   assert json.loads((tmp_path / 'describe.json').read_text()) == figures
 
 
-def test_ticks_and_numbers():
-  assert linear_ticks(0.66) == pytest.approx([0, 0.2, 0.4, 0.6])
-  assert linear_ticks(1.0) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0])
-  assert linear_ticks(0.01) == pytest.approx([0, 0.002, 0.004, 0.006, 0.008, 0.01])
-  for high in np.geomspace(1e-4, 1e9, 200):
-    ticks = linear_ticks(high)
-    assert 2 <= len(ticks) <= 6 and ticks[-1] <= high * (1 + 1e-6)
-    assert decades(high)[-1] >= high and len(decades(high)) <= 7
-  assert [compact(x) for x in (1, 10, 1500, 4e7)] == ['1', '10', '1.5k', '40M']
+def test_shares_are_not_rounded_away():
   assert [percent(x) for x in (0, 1e-9, 0.1234, 0.99999, 1)] == [
     *('0', '<0.1', '12.3', '>99.9', '100'),
   ]
