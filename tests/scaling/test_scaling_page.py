@@ -300,7 +300,7 @@ def test_without_its_config_a_run_has_the_sweep_s_fields(tmp_path):
 def test_a_damaged_config_is_named(tmp_path):
   content, finished, out = laid(tmp_path, made.points(dims=(64,), seeds=1))
   finished[3].config_file.write_text('{')
-  with pytest.raises(UserError, match=f'{finished[3].id}/config.json: damaged'):
+  with pytest.raises(UserError, match=f'{finished[3].id}/config.json: not valid JSON'):
     page_lib.page(content, finished, out)
 
 
