@@ -91,6 +91,7 @@ UNITS = {'k': 1e3, 'M': 1e6, 'G': 1e9, 'T': 1e12}
 def scales(picture, log=True):
   """Functions from pixels to values of both axes, from the labels of their ticks alone."""
   labels = [text for group in picture.all('g', 'x') for text in group.all('text')]
+  labels = [x for x in labels if re.match(r'[\d.]+', x.text)]
   values = [float(x.text.rstrip('kMGT')) * UNITS.get(x.text[-1], 1) for x in labels]
   values = np.log(values) if log else values
   across = np.polyfit([float(x.attrs['x']) for x in labels], values, 1)
