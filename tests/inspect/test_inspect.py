@@ -159,8 +159,8 @@ def test_unfinished_save_is_left_alone(workdir, tmp_path):
 
 def _written(folder, c, content=None):
   folder.mkdir()
-  kept = {'config': config.as_dict(c), 'data_content': content or {}}
-  (folder / 'config.json').write_text(json.dumps(kept))
+  stored = {'config': config.as_dict(c), 'identity': config.identity(c)}
+  (folder / 'config.json').write_text(json.dumps(stored | {'data_content': content or {}}))
   return folder
 
 
@@ -184,7 +184,7 @@ def test_mistakes(planted, workdir, tmp_path, made):
   with pytest.raises(UserError, match='holds no finished checkpoint'):
     inspect.load(empty)
   (other / 'config.json').write_text('{}')
-  with pytest.raises(UserError, match='does not say which run'):
+  with pytest.raises(UserError, match='missing required field'):
     inspect.load(other)
   with pytest.raises(UserError, match='--split=dev: expected one of train, validation, test'):
     inspect.inspect(made[0], 'w', 'dev', 5)
