@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A page on the claims of DeRes's abstract: what finished sweeps show of each, and do not.
+"""A page on the claims of DeRes's abstract: the evidence of finished sweeps for each.
 
   python -m deres_jax.claims --sweep=DIR1,DIR2 --out=FILE.md [--exploratory=DIR3]
 
-FILE.json holds the same figures. The rules of the verdicts stand in `deres_jax.metrics.verdicts`,
-the pairing in `deres_jax.claims.contrasts`, the roles in `deres_jax.claims.study`. Sweeps in
---exploratory are reported alike, without verdicts."""
+FILE.json holds the same figures. `deres_jax.metrics.verdicts` has the rules of the verdicts,
+`deres_jax.claims.contrasts` the pairing, `deres_jax.claims.study` the roles of curves. Sweeps in
+--exploratory are reported alike, without verdicts.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -22,20 +23,20 @@ from deres_jax.core.errors import UserError
 from deres_jax.metrics import paired, verdicts
 from deres_jax.scaling import curves
 
-# Differences of AUC: (claim, its parts, further rows), each (mine, base). The verdict is on the
-# parts; all of them, where there are several.
-_MINE, _BASE = 'deres_p', 'plain'
+# Differences of AUC: (claim, its parts, further rows), each a pair of roles. A claim is shown only
+# if all its parts are.
+_DERES, _BASE = 'deres_p', 'plain'
 DIFFERENCES = (
-  ('gain', [(_MINE, _BASE)], []),
-  ('dual_p', [(_MINE, _BASE), (_MINE, 'recall_silu')], []),
+  ('gain', [(_DERES, _BASE)], []),
+  ('dual_p', [(_DERES, _BASE), (_DERES, 'recall_silu')], []),
   ('dual_s', [('deres_s', _BASE), ('deres_s', 'recall_softmax')], []),
   (
     'identity',
-    [(_MINE, 'dual_matrix')],
-    [(_MINE, 'dual_vector'), (_MINE, 'dual_scalar')]
+    [(_DERES, 'dual_matrix')],
+    [(_DERES, 'dual_vector'), (_DERES, 'dual_scalar')]
     + [(_BASE, kind) for kind in ('matrix', 'vector', 'scalar')],
   ),
-  ('silu', [(_MINE, 'deres_s')], [('recall_silu', 'recall_softmax')]),
+  ('silu', [(_DERES, 'deres_s')], [('recall_silu', 'recall_softmax')]),
 )
 
 
@@ -45,38 +46,41 @@ def claims(
   data: str | None = None,
   widths: Sequence[int] = (),
 ) -> list[dict[str, Any]]:
-  """Every claim with its figures and verdict, in the order of the abstract.
+  """Returns every claim with its figures and verdict, in the order of the abstract.
 
   Args:
-    labels_N: of the test split, for its sampling error from stored logits; None leaves it out.
-    data, widths: prepared folder, and widths to count FLOPs at that were not run.
+    labels_N: labels of the test split, for its sampling error from stored logits; None: left out.
+    data: prepared folder, for `widths`.
+    widths: widths that were not run, at which FLOPs are counted.
 
   Returns:
-    dicts of key, title, paper, verdict, remark, p (of the paired test; of parts the largest),
-    p_holm (over the claims that have one) and what `_differences`, `_flops`, `_gamma` and `_depth`
-    add.
+    dicts of key, title, paper, verdict, remark, p (of the paired test; the largest of its parts),
+    p_holm (over the claims that have one) and the figures of `_differences`, `_flops`, `_gamma` or
+    `_depth`.
   """
-  found = {key: _differences(study, key, *rows, labels_N) for key, *rows in DIFFERENCES}
-  found |= {'flops': _flops(study, data, widths), 'gamma': _gamma(study), 'depth': _depth(study)}
+  judged = {key: _differences(study, key, *rows, labels_N) for key, *rows in DIFFERENCES}
+  judged |= {'flops': _flops(study, data, widths), 'gamma': _gamma(study), 'depth': _depth(study)}
   out = [
-    {'key': key, 'title': paper.TITLES[key], 'paper': paper.CLAIMS[key], 'p': None, **found[key]}
+    {'key': key, 'title': paper.TITLES[key], 'paper': paper.CLAIMS[key], 'p': None, **judged[key]}
     for key in paper.CLAIMS
   ]
   adjusted = paired.holm([claim['p'] for claim in out])
   return [{**claim, 'p_holm': p} for claim, p in zip(out, adjusted, strict=True)]
 
 
-def unjudged(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-  """The same claims with no verdict but 'exploratory', where there are runs."""
+def unjudged(judged: list[dict[str, Any]]) -> list[dict[str, Any]]:
+  """Returns the claims with 'exploratory' in the place of their verdicts."""
 
-  def bare(x: dict[str, Any]) -> dict[str, Any]:
-    seen = x if x['verdict'] == verdicts.NOT_RUN else {**x, 'verdict': 'exploratory', 'remark': ''}
-    return {**seen, 'rows': [bare(row) for row in x['rows']]} if 'rows' in x else seen
+  def without_verdict(x: dict[str, Any]) -> dict[str, Any]:
+    if x['verdict'] != verdicts.NOT_RUN:
+      x = {**x, 'verdict': 'exploratory', 'remark': ''}
+    return {**x, 'rows': [without_verdict(row) for row in x['rows']]} if 'rows' in x else x
 
-  return [bare(claim) for claim in found]
+  return [without_verdict(claim) for claim in judged]
 
 
-def _absent(study: Study, *roles: str) -> dict[str, Any] | None:
+def _not_run(study: Study, *roles: str) -> dict[str, Any] | None:
+  """Returns the verdict on a claim whose roles lack runs; None if all have some."""
   missing = [study_lib.ROLES[role] for role in roles if role not in study.roles]
   if not missing:
     return None
@@ -84,43 +88,43 @@ def _absent(study: Study, *roles: str) -> dict[str, Any] | None:
 
 
 def _compared(
-  mine: curves.Curve, base: curves.Curve, claimed: float | None, labels_N
+  curve: curves.Curve, base: curves.Curve, claimed: float | None, labels_N
 ) -> dict[str, Any]:
-  """One row: the pooled difference, each size, a verdict of its own."""
-  pairs = contrasts.same_size(mine, base)
-  found = contrasts.difference(pairs)
-  verdict = verdicts.judge_effect(found['low'], found['high'], claimed)
-  sampling = None
-  if labels_N is not None and found['seeds']:
+  """Returns one row: the pooled difference, that at each size, and a verdict."""
+  pairs = contrasts.same_size(curve, base)
+  pooled = contrasts.difference(pairs)
+  verdict = verdicts.judge_effect(pooled['low'], pooled['high'], claimed)
+  sampling, seeds = None, pooled['seeds']
+  if labels_N is not None and seeds:
     sampling = contrasts.split_sampling(pairs, labels_N)
   return {
-    'mine': mine.name,
+    'mine': curve.name,
     'base': base.name,
-    **found,
+    **pooled,
     'claimed': claimed,
-    'share_of_claim': found['difference'] / claimed if claimed and found['seeds'] else None,
+    'share_of_claim': pooled['difference'] / claimed if claimed and seeds else None,
     'sampling': sampling,
     'verdict': verdict.word,
     'remark': verdict.remark,
-    'to_tell': verdicts.seeds_needed(found['sd'], found['seeds'], claimed or verdicts.MIN_EFFECT),
+    'to_tell': verdicts.seeds_needed(pooled['sd'], seeds, claimed or verdicts.MIN_EFFECT),
   }
 
 
 def _differences(study: Study, key: str, parts, further, labels_N) -> dict[str, Any]:
-  """A claim on a difference of AUCs: `parts` decide, `further` rows stand beside."""
+  """Judges a claim on a difference of AUCs: `parts` decide, `further` are printed beside."""
   claimed = paper.CLAIMS[key]['value']
   rows = [
     _compared(study.roles[a], study.roles[b], claimed, labels_N)
     for a, b in [*parts, *further]
     if {a, b} <= study.roles.keys()
   ]
-  if key == 'gain' and _MINE in study.roles:
-    mine = study.roles[_MINE]
-    others = [c for c in study.curves if c not in (mine, study.roles.get(_BASE))]
-    rows += [_compared(mine, c, None, None) for c in others if contrasts.same_size(mine, c)]
-  absent = [_absent(study, a, b) for a, b in parts]
-  if any(absent):
-    return {**next(filter(None, absent)), 'rows': rows, 'parts': 0}
+  if key == 'gain' and _DERES in study.roles:
+    deres = study.roles[_DERES]
+    others = [c for c in study.curves if c not in (deres, study.roles.get(_BASE))]
+    rows += [_compared(deres, c, None, None) for c in others if contrasts.same_size(deres, c)]
+  not_run = [x for x in (_not_run(study, a, b) for a, b in parts) if x]
+  if not_run:
+    return {**not_run[0], 'rows': rows, 'parts': 0}
   deciding = rows[: len(parts)]
   verdict = verdicts.judge_all(
     [verdicts.Verdict(row['verdict'], row['remark']) for row in deciding]
@@ -136,27 +140,27 @@ def _differences(study: Study, key: str, parts, further, labels_N) -> dict[str, 
 
 
 def _flops(study: Study, data: str | None, widths: Sequence[int]) -> dict[str, Any]:
-  """Exact: FLOPs and parameters at each size; and how fast the rows went by, which is not.
+  """Judges the extra FLOPs at the sizes that were run; those counted at `widths` stand beside.
 
-  The verdict is on the sizes that were run; what is counted at other widths stands beside it.
+  FLOPs and parameters are exact, examples a second are measured.
   """
-  if absent := _absent(study, _MINE, _BASE):
-    return absent
+  if not_run := _not_run(study, _DERES, _BASE):
+    return not_run
   sizes = []
-  for size, mine, base in contrasts.same_size(study.roles[_MINE], study.roles[_BASE]):
-    ours, theirs = (next(iter(cell.runs.values())).result for cell in (mine, base))
+  for size, deres, base in contrasts.same_size(study.roles[_DERES], study.roles[_BASE]):
+    result, base_result = (next(iter(cell.runs.values())).result for cell in (deres, base))
     speed = [
-      mine.runs[key].result.rows_per_second / base.runs[key].result.rows_per_second
-      for key in mine.runs
+      deres.runs[key].result.rows_per_second / base.runs[key].result.rows_per_second
+      for key in deres.runs
       if key in base.runs
     ]
     sizes.append({
       'size': size,
       'flops': base.compute,
-      'extra_flops': mine.compute / base.compute - 1,
-      'connector_extra': ours.flops_connector_extra,
-      'params': theirs.params_dense,
-      'extra_params': ours.params_dense / theirs.params_dense - 1,
+      'extra_flops': deres.compute / base.compute - 1,
+      'connector_extra': result.flops_connector_extra,
+      'params': base_result.params_dense,
+      'extra_params': result.params_dense / base_result.params_dense - 1,
       'rows_per_second_ratio': float(np.exp(np.mean(np.log(speed)))) if speed else None,
     })  # fmt: skip
   if not sizes:
@@ -164,12 +168,12 @@ def _flops(study: Study, data: str | None, widths: Sequence[int]) -> dict[str, A
   limit = paper.CLAIMS['flops']['value']
   verdict, remark, more = verdicts.judge_bound([x['extra_flops'] for x in sizes], limit), '', []
   if widths:
-    cells = study.roles[_MINE].cells
+    cells = study.roles[_DERES].cells
     depths = sorted({cell.depth for cell in cells})
     more = flops.counted(next(iter(cells[0].runs.values())), data, depths, widths)
-    held = sum(x['extra_flops'] < limit for x in more)
+    below = sum(x['extra_flops'] < limit for x in more)
     where = ' and '.join(map(str, widths))
-    remark = f'counted at width {where}, nothing trained: at {held} of {len(more)}'
+    remark = f'counted at width {where}, nothing trained: at {below} of {len(more)}'
   return {
     'verdict': verdict.word,
     'remark': '; '.join(filter(None, [verdict.remark, remark])),
@@ -179,36 +183,36 @@ def _flops(study: Study, data: str | None, widths: Sequence[int]) -> dict[str, A
 
 
 def _gamma(study: Study) -> dict[str, Any]:
-  if absent := _absent(study, _MINE, _BASE):
-    return absent
+  if not_run := _not_run(study, _DERES, _BASE):
+    return not_run
   if study.splits > 1:
     return {
       'verdict': verdicts.UNDECIDED,
       'remark': f'runs on {study.splits} splits: laws are fitted to runs on the same rows',
       'fitted': False,
     }
-  mine, base = study.roles[_MINE], study.roles[_BASE]
-  others = [curve for curve in study.curves if curve not in (mine, base)]
+  deres, base = study.roles[_DERES], study.roles[_BASE]
+  others = [curve for curve in study.curves if curve not in (deres, base)]
   deep = any(cell.depth == paper.DEPTH for cell in base.cells)
   match = f'depth={paper.DEPTH}' if deep else 'largest'
-  return exponents.judge(mine, base, others, paper.GAMMAS, match)
+  return exponents.judge(deres, base, others, paper.GAMMAS, match)
 
 
 def _depth(study: Study) -> dict[str, Any]:
-  """DeRes-P at half the depth less OneTrans at all of it, and what the depth gains OneTrans."""
-  if absent := _absent(study, _MINE, _BASE):
-    return absent
-  full, cells = contrasts.halves(study.roles[_MINE], study.roles[_BASE], paper.DEPTH)
+  """Judges DeRes-P at half the depth against OneTrans at full depth, by the gain of that depth."""
+  if not_run := _not_run(study, _DERES, _BASE):
+    return not_run
+  full, cells = contrasts.halves(study.roles[_DERES], study.roles[_BASE], paper.DEPTH)
   if not cells:
     return {
       'verdict': verdicts.NOT_RUN,
       'remark': 'no DeRes-P at half the layers of an OneTrans that was run at both',
     }
   gain = contrasts.difference([(deep.size, deep, half) for _, half, deep in cells])
-  ours = contrasts.difference([(deep.size, mine, deep) for mine, _, deep in cells])
+  ours = contrasts.difference([(deep.size, deres, deep) for deres, _, deep in cells])
   allowed = verdicts.noninferiority_margin(gain['low'])
   verdict = verdicts.judge_noninferiority(ours['low'], ours['high'], allowed)
-  wanted = ours['sd'] if allowed else gain['sd']
+  sd = ours['sd'] if allowed else gain['sd']
   return {
     'verdict': verdict.word,
     'remark': verdict.remark,
@@ -217,7 +221,7 @@ def _depth(study: Study) -> dict[str, Any]:
     'gain': gain,
     'ours': ours,
     'p': None if allowed is None else paired.t_p([x + allowed for x in ours['gaps']]),
-    'to_tell': verdicts.seeds_needed(wanted, ours['seeds'], allowed or verdicts.MIN_EFFECT),
+    'to_tell': verdicts.seeds_needed(sd, ours['seeds'], allowed or verdicts.MIN_EFFECT),
   }
 
 
@@ -235,7 +239,7 @@ def _define_flags():
 
 
 def main(argv: list[str]):
-  """The command: writes the page of claims."""
+  """Runs the command: writes the page of claims."""
   cli.no_arguments(argv)
   f = flags.FLAGS
   if not f.sweep or not f.out:

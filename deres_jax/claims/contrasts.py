@@ -15,53 +15,54 @@ from deres_jax.compare import logits as logits_lib
 from deres_jax.metrics import exact, paired
 from deres_jax.scaling.curves import Cell, Curve
 
-Pair = tuple[str, Cell, Cell]  # what it is of, the one, and the one that it is compared with
+Pair = tuple[str, Cell, Cell]  # size, a cell, and the cell that it is compared with
 
 
-def same_size(mine: Curve, base: Curve) -> list[Pair]:
-  """The cells of both curves at every size that both have."""
+def same_size(curve: Curve, base: Curve) -> list[Pair]:
+  """Pairs the cells of two curves at every size that both have."""
   by_size = {cell.size: cell for cell in base.cells}
-  return [(c.size, c, by_size[c.size]) for c in mine.cells if c.size in by_size]
+  return [(c.size, c, by_size[c.size]) for c in curve.cells if c.size in by_size]
 
 
-def halves(mine: Curve, base: Curve, wanted: int) -> tuple[int, list[tuple[Cell, Cell, Cell]]]:
-  """(mine at half the depth, base at half, base at full) for each width at one full depth.
+def halves(curve: Curve, base: Curve, depth: int) -> tuple[int, list[tuple[Cell, Cell, Cell]]]:
+  """Pairs a curve at half the depth with the base at full depth, at each width.
 
-  The full depth is `wanted` where it was run, else the largest that was.
+  Args:
+    depth: the full depth; if it was not run at both depths, the largest that was.
+
+  Returns:
+    the full depth; (cell of the curve at half, of the base at half, of the base at full).
   """
-  ours = {(c.depth, _rest(c)): c for c in mine.cells}
-  theirs = {(c.depth, _rest(c)): c for c in base.cells}
-  found: dict[int, list[tuple[Cell, Cell, Cell]]] = {}
-  for (depth, rest), cell in theirs.items():
-    half = (depth // 2, rest)
-    if depth % 2 == 0 and half in ours and half in theirs:
-      found.setdefault(depth, []).append((ours[half], theirs[half], cell))
-  full = wanted if wanted in found else max(found, default=0)
-  return full, found.get(full, [])
-
-
-def _rest(cell: Cell) -> str:
-  """A cell's size without its depth."""
-  return cell.size.partition(', ')[2]
+  cells, base_cells = (
+    {(cell.depth, cell.size.partition(', ')[2]): cell for cell in x.cells} for x in (curve, base)
+  )
+  by_depth: dict[int, list[tuple[Cell, Cell, Cell]]] = {}
+  for (full, width), cell in base_cells.items():
+    half = (full // 2, width)
+    if full % 2 == 0 and half in cells and half in base_cells:
+      by_depth.setdefault(full, []).append((cells[half], base_cells[half], cell))
+  full = depth if depth in by_depth else max(by_depth, default=0)
+  return full, by_depth.get(full, [])
 
 
 def difference(pairs: list[Pair]) -> dict[str, Any]:
-  """AUC of the first cells less that of the second: at each size, and pooled over sizes.
+  """Returns the AUC of the first cells less that of the second, at each size and pooled.
 
-  Pooled: the differences of a seed are averaged over sizes, and the t interval is over these means.
-  Runs of one seed share the order of rows and the table's start whatever their size, so the seed is
-  the unit; nothing is assumed of how the sizes of a seed depend on each other. Every seed's mean is
-  over the same sizes: the sizes with the most paired seeds, and the seeds that all of these have.
+  The differences of a seed are averaged over sizes, and the t interval is over these means. Runs of
+  one seed share the order of examples and the initial table whatever their size, so the seed is the
+  unit, and its sizes may depend on each other in any way. Every seed's mean is over the same sizes:
+  those with the most paired seeds, for the seeds that all of them have.
 
   Returns:
-    by_size: what `paired.compare` says of each, with Holm's p over the sizes; compute_share.
-    sizes, seeds: of the pooled figures. difference, low, high (95 % t interval), sd (of the seeds'
-      means), p: pooled; None for what too few seeds do not give. gaps: the seeds' means.
-    independent: half of the interval's width if runs of one seed at different sizes were
-      independent; rela_impr_percent: of the pooled means.
+    by_size: `paired.compare` of each size, with Holm's p over the sizes; compute_share.
+    sizes, seeds: of the pooled figures.
+    difference, low, high, sd, p: pooled, with the 95 % t interval and the sd of the seeds' means;
+      None where there are too few seeds. gaps: the seeds' means.
+    independent: half the interval's width if the sizes of a seed were independent.
+    rela_impr_percent: of the pooled means.
   """
   used, units = _balanced(pairs)
-  gaps_SU = np.array([[mine.aucs[u] - base.aucs[u] for u in units] for _, mine, base in used])
+  gaps_SU = np.array([[cell.aucs[u] - base.aucs[u] for u in units] for _, cell, base in used])
   gaps = gaps_SU.mean(axis=0).tolist() if units else []
   mean, half = paired.t_interval(gaps)
   return {
@@ -80,8 +81,8 @@ def difference(pairs: list[Pair]) -> dict[str, Any]:
 
 
 def _balanced(pairs: list[Pair]) -> tuple[list[Pair], list]:
-  """The sizes with the most paired runs, and the keys of runs that all of these have."""
-  shared = [[key for key in mine.runs if key in base.runs] for _, mine, base in pairs]
+  """Returns the sizes with the most paired runs, and the keys of runs that all of these have."""
+  shared = [[key for key in cell.runs if key in base.runs] for _, cell, base in pairs]
   most = max(map(len, shared), default=0)
   used = [i for i, keys in enumerate(shared) if keys and len(keys) == most]
   units = [u for u in shared[used[0]] if all(u in shared[i] for i in used)] if used else []
@@ -98,17 +99,17 @@ def _by_size(pairs: list[Pair]) -> list[dict[str, Any]]:
   lines = [
     {
       'size': size,
-      'compute_share': mine.compute / base.compute,
-      **paired.compare(mine.aucs, base.aucs),
+      'compute_share': cell.compute / base.compute,
+      **paired.compare(cell.aucs, base.aucs),
     }
-    for size, mine, base in pairs
+    for size, cell, base in pairs
   ]
   adjusted = paired.holm([line['t_p'] for line in lines])
   return [{**line, 't_p_holm': p} for line, p in zip(lines, adjusted, strict=True)]
 
 
 def _independent(gaps_SU: np.ndarray) -> float | None:
-  """Half width with the variance within sizes, pooled over them: S (U - 1) degrees of freedom."""
+  """Returns the half width by the variance within sizes, with S (U - 1) degrees of freedom."""
   sizes, units = gaps_SU.shape
   if units < 2:
     return None
@@ -117,15 +118,17 @@ def _independent(gaps_SU: np.ndarray) -> float | None:
 
 
 def split_sampling(pairs: list[Pair], labels_N: np.ndarray) -> float:
-  """Half of the 95 % width that the test split's own sampling gives to the pooled difference.
+  """Returns half the 95 % width of the pooled difference due to the sampling of the test split.
 
-  By DeLong's covariance of all runs' AUCs on the same rows, for these trained runs. Raises
-  UserError where logits are missing.
+  It comes from DeLong's covariance of all AUCs on the same rows, and is for these trained runs.
+
+  Raises:
+    UserError: logits are missing or damaged.
   """
   used, units = _balanced(pairs)
   logits, weights = [], []
-  for _, mine, base in used:
-    for cell, sign in ((mine, 1), (base, -1)):
+  for _, first, base in used:
+    for cell, sign in ((first, 1), (base, -1)):
       for unit in units:
         logits.append(logits_lib.logits(cell.runs[unit], labels_N))
         weights.append(sign / (len(units) * len(used)))

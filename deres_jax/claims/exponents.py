@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The claim on exponents: laws of DeRes-P and OneTrans, and what sweep would tell them apart."""
+"""The claim on exponents: laws of DeRes-P and OneTrans, and a sweep to tell them apart."""
 
 import itertools
 from typing import Any
@@ -16,27 +16,26 @@ _TRIALS = 200
 
 
 def judge(
-  mine: Curve, base: Curve, others: list[Curve], gammas: tuple[float, float], match: str
+  curve: Curve, base: Curve, others: list[Curve], gammas: tuple[float, float], match: str
 ) -> dict[str, Any]:
-  """Figures and verdict, from the laws of these two curves alone.
+  """Judges the ratio of two exponents from the laws of these two curves alone.
 
-  Other curves take no part in the verdict: one of them would move an alpha shared by all.
+  Other curves take no part in the verdict: they would move the alpha shared by all.
 
   Args:
-    others: more curves to be tabulated. Curves with too few budgets take no part in any law.
-    gammas: the paper's, of `mine` and of `base`.
+    others: more curves to tabulate, each with a law of its own if it has enough budgets.
+    gammas: the exponents that the paper claims, of `curve` and of `base`.
     match: the sizes of `base` to match, as `analysis.Options.match`.
 
   Returns:
-    verdict, remark, and `why` where there are too few budgets; else also shared, free (ratios of
-    the exponents), curves (a line a curve), fit (what speaks for and against the law), to_match,
-    to_tell. All intervals as in fit.json.
+    verdict, remark, fitted; if fitted also shared, free (ratios of the exponents), curves, fit
+    (AICc, lack of fit), to_match, to_tell. Intervals are as in fit.json.
   """
-  few = [curve for curve in (mine, base) if _budgets(curve) < family.MIN_BUDGETS]
+  few = [x for x in (curve, base) if _budgets(x) < family.MIN_BUDGETS]
   if few:
     remark = f'{few[0].name} has {_budgets(few[0])} budgets, a law needs {family.MIN_BUDGETS}'
     return {'verdict': verdicts.UNDECIDED, 'remark': remark, 'fitted': False}
-  two = analysis.analyse([base, mine], analysis.Options(base.name, None, match, bootstraps=0))
+  two = analysis.analyse([base, curve], analysis.Options(base.name, None, match, bootstraps=0))
   ratios = {
     name: two['laws'][name]['against_reference'][0]['ratio']
     for name in ('saturating', 'saturating_free')
@@ -49,7 +48,7 @@ def judge(
     two['shared_alpha_p'],
     gammas[0] / gammas[1],
   )
-  told = verdict.word != verdicts.UNDECIDED
+  decided = verdict.word != verdicts.UNDECIDED
   return {
     'verdict': verdict.word,
     'remark': verdict.remark,
@@ -59,8 +58,8 @@ def judge(
     'shared': ratios['saturating'],
     'free': ratios['saturating_free'],
     'shared_alpha_p': two['shared_alpha_p'],
-    'curves': [_curve(two, curve) for curve in (base, mine)]
-    + [_curve(_alone(curve), curve) for curve in others if _budgets(curve) >= family.MIN_BUDGETS],
+    'curves': [_curve(two, x) for x in (base, curve)]
+    + [_curve(_alone(x), x) for x in others if _budgets(x) >= family.MIN_BUDGETS],
     'noise': two['noise'],
     'fit': {
       name: {k: two['laws'][name][k] for k in ('aicc', 'lack_of_fit_p', 'boundary')}
@@ -68,7 +67,7 @@ def judge(
     },
     'to_match': two['laws']['saturating']['match'],
     'warnings': [*two['warnings'], *paper.wide_intervals(two['laws']['saturating'])],
-    'to_tell': None if told else _to_tell(two, base, (gammas[1], gammas[0])),
+    'to_tell': None if decided else _to_tell(two, base, (gammas[1], gammas[0])),
   }
 
 
@@ -80,9 +79,9 @@ def _alone(curve: Curve) -> dict[str, Any]:
   return analysis.analyse([curve], analysis.Options(curve.name, bootstraps=0))
 
 
-def _curve(found: dict[str, Any], curve: Curve) -> dict[str, Any]:
-  """Of free alphas, which no other curve moves, and the gain of a doubling at its own middle."""
-  [line] = [x for x in found['laws']['saturating_free']['curves'] if x['curve'] == curve.name]
+def _curve(fit: dict[str, Any], curve: Curve) -> dict[str, Any]:
+  """Returns a curve's figures under free alphas, which no other curve moves."""
+  [line] = [x for x in fit['laws']['saturating_free']['curves'] if x['curve'] == curve.name]
   means = [sum(c.aucs.values()) / len(c.aucs) for c in curve.cells]
   steps = list(itertools.pairwise(means))
   return {
@@ -98,19 +97,19 @@ def _curve(found: dict[str, Any], curve: Curve) -> dict[str, Any]:
 def _to_tell(
   two: dict[str, Any], base: Curve, gammas: tuple[float, float]
 ) -> dict[str, Any] | None:
-  """The cheapest sweep whose free exponents would differ at the paper's gammas; see `power`.
+  """Simulates sweeps (see `power`) to find the cheapest whose free exponents would differ.
 
-  At the noise of these runs and the gap between alpha and the smallest budget's AUC that the fit
-  shows. None where the fit shows no such gap, or no noise; `cheapest` None: none up to 40 seeds
-  and two more decades.
+  It takes the paper's gammas, the noise of these runs, and the fitted gap between alpha and the
+  smallest budget's AUC. None without such a gap or noise. `cheapest` is None if 40 seeds and two
+  more decades are not enough.
   """
   law = two['laws']['saturating']
-  [own] = [x for x in law['curves'] if x['curve'] == base.name]
+  [base_law] = [x for x in law['curves'] if x['curve'] == base.name]
   noise = two['noise']['seed_sd'] or two['noise']['residual_sd']
-  gap, gamma = own['gap_at_reference'], own['gamma']['estimate']
+  gap, gamma = base_law['gap_at_reference'], base_law['gamma']['estimate']
   if gap is None or not noise:
     return None
-  gap *= (two['compute_reference'] / own['compute'][0]) ** gamma
+  gap *= (two['compute_reference'] / base_law['compute'][0]) ** gamma
   if not 0 < gap <= 0.3:
     return None
   truth = power.Truth(gammas, noise, gap)
@@ -118,18 +117,19 @@ def _to_tell(
   decades = [two['decades'] + more for more in _MORE_DECADES]
 
   def line(seeds: int, reach: float) -> dict[str, Any]:
-    [found] = power.power_table(truth, [seeds], [budgets], [reach], _TRIALS, 0, 'saturating_free')
-    return found
+    [result] = power.power_table(truth, [seeds], [budgets], [reach], _TRIALS, 0, 'saturating_free')
+    return result
 
-  tried = [line(_SEEDS[-1], reach) for reach in decades]
-  if power.cheapest(tried):  # the most seeds are enough: from few runs to many, which are?
+  simulated = [line(_SEEDS[-1], reach) for reach in decades]
+  if power.cheapest(simulated):  # the most seeds are enough: try fewer, from few to many
     for seeds, reach in itertools.product(_SEEDS[:-1], decades):
-      tried.append(line(seeds, reach))
-      if tried[-1]['power'] >= 0.8:
+      simulated.append(line(seeds, reach))
+      if simulated[-1]['power'] >= 0.8:
         break
+  columns = ('seeds', 'budgets', 'decades', 'runs', 'power')
   return {
     'noise_sd': noise,
     'gap': gap,
-    'tried': [{k: x[k] for k in ('seeds', 'budgets', 'decades', 'runs', 'power')} for x in tried],
-    'cheapest': power.cheapest(tried),
+    'tried': [{k: x[k] for k in columns} for x in simulated],
+    'cheapest': power.cheapest(simulated),
   }

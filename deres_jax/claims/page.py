@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The page of `deres_jax.claims` as Markdown: one table to read, then what it rests on.
 
-Everything is taken from the content of the .json.
+Everything is taken from the content of the .json; the text is in templates/claims.md.
 """
 
 import math
@@ -12,95 +12,28 @@ from deres_jax.report import markdown
 
 _TOLD = ('shown', 'not shown')
 
-_RULES = """\
-A verdict is read off the 95 % interval printed beside it, by these rules:
-
-- **shown**: the interval lies wholly on the claim's side (above 0; FLOPs, which are exact, below
-  5 % at every size). "Smaller than claimed": it also excludes an effect as large as the paper's.
-- **not shown**: the interval excludes an effect of the claimed size and is not above 0, or lies on
-  the other side. A claim without a size is taken at {matters}, the smallest gap between models that
-  papers on Criteo and Avazu report.
-- **cannot be told here**: the interval holds both no effect and the claimed one, or there is none.
-- *Half the layers match* is a question of being no worse: the interval of DeRes-P at half the
-  layers less OneTrans at all of them lies above minus a margin. The margin is {matters}, and never
-  more than half the lower end of what the added layers gain OneTrans. If that gain is not shown,
-  there is nothing to match.
-- *Exponents*: under one alpha for both curves the ratio is one of slopes, so it must be above 1
-  under one alpha and under free ones. That it is not the claimed one is told by either; by the
-  first only if one alpha is not rejected. If the AUC does not rise, there is no law.
-- A claim of two parts is shown only if both are.
-
-Intervals are Student's t over seeds: the differences of a seed (the same in both models) are
-averaged over sizes first, because runs of one seed share the order of rows and the start of the
-table at every size. They are not widened for the number of claims, as each is a question of its
-own; a † marks what does not outlast Holm's correction over all claims (paired t tests; exponents
-have none). They speak of other seeds, not of other data, nor of this test split's own sampling,
-unless a column says so."""
-
-_TAKES = """\
-*What it would take*: the fewest seeds, at the scatter seen, with an 80 % chance that the interval
-excludes 0 if the claimed effect is there (noncentral t with n - 1 degrees of freedom and
-noncentrality effect x sqrt(n) / sd, beyond t(0.975, n - 1)); and the fewest whose interval is too
-narrow to hold both 0 and the claimed effect, which tell whatever is there. For exponents:
-simulated sweeps at the paper's two exponents, the noise and the gap to alpha seen here."""
-
 
 def page(c: dict[str, Any]) -> str:
-  """The content as Markdown."""
-  study, more = c['study'], c['exploratory']
-  out = [
-    f'# {markdown.cell(c["title"])}',
-    '',
-    f'What {study["runs"]} runs on {markdown.cell(study["dataset"])} show of the claims of DeRes '
-    '(arXiv 2606.07980). The paper has other data, larger models and no public code: this tests '
-    'the method as it is built here, not the runs of the paper. AUC differences are in units of '
-    '0.0001: +32 is "+0.32 %".',
-    '',
-    *_summary(study['claims'], judged=True),
-    '',
-  ]
-  if c['partial']:
-    out += ['**Some runs may be missing** (--partial).', '']
-  out += ['## How to read it', '', _RULES.format(matters=f'{c["matters"]:g} AUC'), '', _TAKES]
-  for claim in study['claims']:
-    out += [
-      '',
-      f'## {markdown.cell(claim["title"])}',
-      '',
-      *sections.section(claim, study, judged=True),
-    ]
-  out += ['', '## How it was made', '', *_made(study, c['note'], c['command'])]
-  if more:
-    out += [
-      '',
-      f'## Exploratory: {markdown.cell(more["dataset"])}',
-      '',
-      f'The same figures from {more["runs"]} more runs; no verdict is drawn from them.',
-      '',
-      *_summary(more['claims'], judged=False),
-    ]
-    for claim in more['claims']:
-      out += [
-        '',
-        f'### {markdown.cell(claim["title"])} (exploratory)',
-        '',
-        *sections.section(claim, more, False),
-      ]
-    out += ['', '### How they were made', '', *_made(more, '', '')]
-  return '\n'.join(out) + '\n'
+  """Returns the content as Markdown."""
+  helpers = {'summary': _summary, 'section': sections.section, 'curves': _curves}
+  return markdown.render('deres_jax.claims', 'claims.md', {**c, **helpers, 'settings': _settings})
+
+
+def _settings(study: dict[str, Any]) -> str:
+  return ', '.join(f'{k}={v}' for k, v in study['settings'].items())
 
 
 # The table on top.
 
 
-def _summary(claims: list[dict[str, Any]], judged: bool) -> list[str]:
+def _summary(claims: list[dict[str, Any]], judged: bool) -> str:
   head = ['claim', 'paper', 'here [95 %]']
   head += ['verdict', 'what it would take'] if judged else []
   rows = []
   for claim in claims:
     row = [claim['title'], claim['paper']['text'], _here(claim)]
     rows.append([*row, sections.verdict(claim), _takes(claim)] if judged else row)
-  return markdown.table(head, rows, left=len(head))
+  return '\n'.join(markdown.table(head, rows, left=len(head)))
 
 
 def _here(claim: dict[str, Any]) -> str:
@@ -168,37 +101,7 @@ def _gamma_takes(found: dict[str, Any] | None) -> str:
   return f'{best["seeds"]} seeds over {best["decades"]:.1f} decades ({best["runs"]} runs)'
 
 
-# How it was made.
-
-
-def _made(study: dict[str, Any], note: str, command: str) -> list[str]:
-  planted = study['planted']
-  splits = f'; {study["splits"]} splits, which overlap' if study['splits'] > 1 else ''
-  known = ''
-  if planted:
-    known = (
-      f' Labels are planted: the best possible test AUC is {planted["bayes_auc"]:.5f}, that of the '
-      f'best additive predictor {planted["linear_auc"]:.5f}.'
-    )
-  settings = ', '.join(f'{k}={v}' for k, v in study['settings'].items())
-  rows, devices = ' or '.join(f'{n:,}' for n in study['rows_test']), ' and '.join(study['devices'])
-  out = [
-    f'- Data: {markdown.cell(study["dataset"])}; {rows} rows of test{splits}.{known}',
-    f'- Runs: {study["runs"]}, seeds {", ".join(map(str, study["seeds"]))}, from '
-    f'{markdown.cell(", ".join(study["sweeps"]))}.',
-    f'- Device: {markdown.cell(devices)}; {markdown.cell("; ".join(study["versions"]))}.',
-    f'- Settings of all curves, where not the defaults: {markdown.cell(settings) or "none"}.',
-    '- Where a size was run at several learning rates, the best mean validation AUC was taken; the '
-    'test split took no part in any choice.',
-  ]
-  if note:
-    out.append(f'- {markdown.cell(note)}')
-  if command:
-    out += ['', 'Made by', '', '```', command.replace('```', "'''"), '```']
-  return [*out, '', *_curves(study)]
-
-
-def _curves(study: dict[str, Any]) -> list[str]:
+def _curves(study: dict[str, Any]) -> str:
   planted = study['planted']
   curves = study['curves']
   sizes = list(dict.fromkeys(y['size'] for x in curves for y in x['cells']))
@@ -211,11 +114,8 @@ def _curves(study: dict[str, Any]) -> list[str]:
   closed = (
     '; in brackets the share of the way from the best additive predictor to the best possible'
   )
-  return [
-    *markdown.table(['curve', 'connector', 'rates', *sizes], lines, 3),
-    '',
-    f'Mean test AUC{closed if planted else ""}.',
-  ]
+  table = markdown.table(['curve', 'connector', 'rates', *sizes], lines, 3)
+  return '\n'.join([*table, '', f'Mean test AUC{closed if planted else ""}.'])
 
 
 def _auc(y: dict[str, Any] | None) -> str:

@@ -15,7 +15,7 @@ def verdict(claim: dict[str, Any]) -> str:
   return f'**{claim["verdict"]}**{" †" if beyond else ""}{remark}'
 
 
-def section(claim: dict[str, Any], study: dict[str, Any], judged: bool) -> list[str]:
+def section(claim: dict[str, Any], study: dict[str, Any], judged: bool) -> str:
   """Lines under the heading of a claim; `judged`: with verdicts."""
   paper = claim['paper']
   out = [f'Paper ({paper["source"]}): {markdown.cell(paper["text"])}.']
@@ -35,7 +35,7 @@ def section(claim: dict[str, Any], study: dict[str, Any], judged: bool) -> list[
     out += _depth(claim)
   elif claim.get('rows'):
     out += _differences(claim, judged)
-  return out if out[-1] else out[:-1]
+  return '\n'.join(out).rstrip('\n')
 
 
 def _gain_words(study: dict[str, Any], claimed: float, judged: bool) -> list[str]:

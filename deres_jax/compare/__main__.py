@@ -16,53 +16,20 @@ from deres_jax.core import cli, files
 from deres_jax.core.errors import UserError
 from deres_jax.report import markdown
 
-# The page.
-
 
 def page(c: dict[str, Any]) -> str:
-  """The comparison as Markdown."""
-  rows = ' or '.join(f'{n:,}' for n in c['rows_test'])
-  many = len(c['devices']) > 1 or len(c['versions']) > 1
-  out = [
-    f'# {c["title"]}',
-    '',
-    f'- Data: {c["dataset"]}; {rows} rows of test; sweeps {", ".join(c["sweeps"])}; '
-    f'seeds {", ".join(map(str, c["seeds"]))}.',
-    f'- Device: {" and ".join(c["devices"])}; {" and ".join(c["versions"])}.'
-    + (' Rows/s of different devices or versions do not compare.' if many else ''),
-    '- Of the settings of a name the one with the best mean validation AUC is shown (second '
-    'table). The test split took no part in any choice.',
-  ]
-  if c['missing']:
-    out.append(
-      f'- **Unfinished**: {"; ".join(c["missing"])} of the runs that others have. Settings with '
-      'fewer runs than the most of their name could not be chosen; means over different runs do '
-      'not compare, paired differences do.'
-    )
-  if c['command']:
-    out += ['', 'Made by', '', '```', c['command'], '```']
+  """Returns the comparison as Markdown."""
   head = ['name', 'setting', 'runs', 'test AUC', 'sd', f'- {c["reference"]}', 'LogLoss']
   head += ['dense parameters', 'MFLOP a row', 'rows/s']
-  out += [
-    '',
-    *markdown.table(head, [_cells(x) for x in c['table']], left=2),
-    '',
-    'AUC and LogLoss: means over the runs on the test split; sd: of the AUC over runs. ± is the '
-    '95 % t interval of the differences paired by (sweep, seed). It is over splits and seeds only: '
-    'splits of one data set overlap, and the choice of settings is not in it.',
-    '',
-    'Validation AUC of every setting tried (means over runs):',
-    '',
-    *markdown.table(
-      ['name', 'setting', 'runs', 'validation AUC', 'chosen'],
-      [
-        [x['name'], x['setting'], x['runs'], _optional(x['auc_validation']), 'yes' * x['chosen']]
-        for x in c['settings']
-      ],
-      left=2,
-    ),
+  tried = [
+    [x['name'], x['setting'], x['runs'], _optional(x['auc_validation']), 'yes' * x['chosen']]
+    for x in c['settings']
   ]
-  return '\n'.join(out) + '\n'
+  tables = {
+    'models': markdown.table(head, [_cells(x) for x in c['table']], left=2),
+    'tried': markdown.table(['name', 'setting', 'runs', 'validation AUC', 'chosen'], tried, left=2),
+  }
+  return markdown.render('deres_jax.compare', 'comparison.md', {**c, **tables})
 
 
 def _cells(x: dict[str, Any]) -> list[str]:

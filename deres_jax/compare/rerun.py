@@ -45,7 +45,7 @@ def arguments(run: runs.Run) -> list[str]:
   if values is None:
     values, file = {**run.overrides, 'seed': run.seed}, UNKNOWN
   head = ['python', '-m', 'deres_jax.main', f'--config={file}', f'--workdir=again/{run.id}']
-  return head + [f'--config.{overrides.written({k: v})}' for k, v in values.items()]
+  return head + [f'--config.{overrides.as_text({k: v})}' for k, v in values.items()]
 
 
 def command(run: runs.Run) -> str:

@@ -106,7 +106,7 @@ def _load(folder: str) -> list[Run]:
   runs = {}
   for point in run_files.read_sweep(path, _ADVICE):
     overrides = {k: v for k, v in point.overrides.items() if k in identity_fields}
-    setting = overrides_lib.written(dict(sorted(overrides.items())))
+    setting = overrides_lib.as_text(dict(sorted(overrides.items())))
     result = run_files.read_result(path / 'runs' / point.id, _ADVICE)
     run = Run(folder, point.id, point.name, setting, point.seed, overrides, result)
     if result and None in (result.auc, result.auc_validation):
@@ -141,7 +141,7 @@ def settings(runs: list[Run], partial: bool) -> dict[str, list[Setting]]:
       varied = {k: v for k, v in members[0].overrides.items() if (k, v) not in same}
       finished = {run.key: run for run in members if run.result}
       missing = len(expected - finished.keys())
-      out[name].append(Setting(name, overrides_lib.written(_rounded(varied)), finished, missing))
+      out[name].append(Setting(name, overrides_lib.as_text(_rounded(varied)), finished, missing))
   lacking = _lacking(out)
   if lacking and not partial:
     more = f' and {len(lacking) - 5} more' if len(lacking) > 5 else ''

@@ -97,7 +97,7 @@ def as_float(value: float) -> float:
 Overrides = dict[str, Any]
 
 
-def written(overrides: Overrides) -> str:
+def as_text(overrides: Overrides) -> str:
   """'model.depth=8, optim.dense_lr=0.003'"""
   return ', '.join(f'{k}={as_flag(v)}' for k, v in overrides.items())
 

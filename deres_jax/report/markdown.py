@@ -3,6 +3,8 @@
 
 from typing import Any
 
+import jinja2
+
 from deres_jax.report import wording
 
 UNIT = 1e-4
@@ -53,3 +55,16 @@ def table(head: list[Any], rows: list[list[Any]], left: int = 1) -> list[str]:
   rule = '|' + ' --- |' * left + ' ---: |' * (len(head) - left)
   lines = ['| ' + ' | '.join(map(cell, x)) + ' |' for x in [head, *rows]]
   return [lines[0], rule, *lines[1:]]
+
+
+def render(package: str, template: str, values: dict[str, Any]) -> str:
+  """Returns the Markdown that a template in a package's folder `templates` makes of values."""
+  pages = jinja2.Environment(
+    loader=jinja2.PackageLoader(package),
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+  )
+  pages.filters.update(cell=cell, thousands='{:,}'.format)
+  return pages.get_template(template).render(values)

@@ -60,12 +60,11 @@ def fit(
   if not curves:
     raise UserError('the sweeps hold nothing but the baseline: give sweeps with connectors')
   options = dataclasses.replace(options, baseline_auc=base_auc)
-  found = analysis.analyse(curves, options)
   result = finished[0].result
-  delong = None
-  if data:
-    labels_N = logits.labels(data, result.data_content)
-    reference = analysis.reference_of(curves, options.reference)
+  labels_N = logits.labels(data, result.data_content) if data else None
+  laws = analysis.analyse(curves, options)
+  reference, delong = analysis.reference_of(curves, options.reference), None
+  if labels_N is not None:
     delong = analysis.delong(curves, reference, labels_N)
   content = {
     'kind': 'deres_jax scaling laws',
@@ -75,7 +74,7 @@ def fit(
     'compute': compute,
     'compute_unit': 'FLOPs of a forward pass, a row' if compute == 'forward' else 'FLOPs of a run',
     'options': dataclasses.asdict(options),
-    **found,
+    **laws,
     'delong': delong,
     'versions': versions(),
     'inputs': curves_lib.inputs(folders, finished),

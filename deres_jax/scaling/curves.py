@@ -99,7 +99,7 @@ def _curve_key(run: runs_lib.Run) -> tuple[str, str, str]:
     and not k.startswith('optim.')
     and k not in ('model.backbone', 'model.connector')
   }
-  return run.result.backbone, run.result.connector, overrides.written(others)
+  return run.result.backbone, run.result.connector, overrides.as_text(others)
 
 
 def _names(by_curve: dict[tuple, list[runs_lib.Run]]) -> dict[tuple, str]:
@@ -158,7 +158,7 @@ def _size(run: runs_lib.Run) -> str:
     if _is_size(k) and k not in ('model.depth', 'model.dim')
   }
   head = f'depth {run.result.depth}, dim {run.result.dim}'
-  return f'{head}, {overrides.written(more)}' if more else head
+  return f'{head}, {overrides.as_text(more)}' if more else head
 
 
 def problem(curves: list[Curve]) -> family.Problem:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes lists of runs: what the `sweep()` of an experiment file returns.
+"""Helpers for the `sweep()` of an experiment file, which returns a list of points.
 
 It imports config, core and costs, and starts `deres_jax.main` as processes; it never trains itself.
 The command is `__main__`.
@@ -13,17 +13,17 @@ from deres_jax.core.errors import UserError
 
 
 def param(name: str, values: Iterable) -> list[Overrides]:
-  """A point for every value of one field."""
+  """Returns a point for every value of one field."""
   return [{name: value} for value in values]
 
 
 def chain(*sweeps: Iterable[Overrides]) -> list[Overrides]:
-  """The points of all, one list after the other."""
+  """Returns the points of all lists, one list after the other."""
   return [point for sweep in sweeps for point in sweep]
 
 
 def product(*sweeps: Iterable[Overrides]) -> list[Overrides]:
-  """Every combination; the last list varies fastest, names are joined by a space."""
+  """Returns every combination. The last list varies fastest; names are joined by a space."""
   out = [{}]
   for sweep in map(list, sweeps):
     out = [_join(a, b) for a in out for b in sweep]
@@ -31,7 +31,7 @@ def product(*sweeps: Iterable[Overrides]) -> list[Overrides]:
 
 
 def zipped(*sweeps: Iterable[Overrides]) -> list[Overrides]:
-  """The first points of all as one, the second ones, ...; lists must be equal in length."""
+  """Joins the first points of all lists, the second ones, ...; the lists have one length."""
   lists = [list(sweep) for sweep in sweeps]
   lengths = [len(x) for x in lists]
   if len(set(lengths)) > 1:
@@ -40,7 +40,7 @@ def zipped(*sweeps: Iterable[Overrides]) -> list[Overrides]:
 
 
 def subsample(points: Iterable[Overrides], n: int, seed: int) -> list[Overrides]:
-  """`n` of the points, drawn at random without repetition; they keep their order.
+  """Draws `n` of the points at random, in their order.
 
   The same points, `n` and `seed` give the same draw on every machine.
   """

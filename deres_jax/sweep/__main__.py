@@ -15,28 +15,28 @@ The experiment file, which is Python code and is executed, has, beside `get_conf
     rates = grid.param('optim.dense_lr', [1e-3, 3e-3])
     return grid.product(models, rates, grid.param('seed', [1, 2, 3]))
 
-A point is a dict of config fields by dotted name; 'name' is its label in tables, without one the
-fields themselves. Finished runs are skipped: the same command goes on after an interruption, and
-several machines may share DIR, each with a --shard. --list says what is done, running, failed and
-to do. `deres_jax.ledger` says what DIR holds, `deres_jax.runner` how a run may end.
+A point is a dict of config fields by dotted name; 'name' labels it in tables, by default with its
+fields. Finished runs are skipped: the same command goes on after an interruption, and several
+machines may share DIR, each with a --shard. --list prints which runs are done, running, failed or
+to do. `deres_jax.sweep.folder` says what DIR holds, `deres_jax.sweep.runner` how a run may end.
 
-**Order.** The runs that train for the most FLOPs start first, so that no core waits long for the
-last one. A run starts only if its memory, estimated, fits beside that of the running ones into
+**Order.** The runs with the most training FLOPs start first, so that no core waits long for the
+last one. A run starts only if its estimated memory fits beside that of the running ones into
 --memory_gib; one alone always starts. Two commands on one machine know nothing of each other.
 
-**Runs at once.** On CPU, --jobs=auto is a run a core, as far as memory allows and there are points;
-each has an equal share of the cores, so that speeds compare. Small models do not fill the cores: on
-2 cores, two runs one after the other took 1.5 and 1.7 times as long as side by side at depth 1, and
-1.2, 1.3 and 1.3 times at depth 8 (sizes of experiments/quickstart.py, up to half a pass, in turns,
-on a machine with other work; a fourth pair at depth 8, when that work grew meanwhile, 0.8). More
-cores were not measured. --jobs=1 gives a run all cores.
-On accelerators auto is one run at a time: a run takes all devices. More, by number, share a GPU's
-memory in equal parts (XLA_CLIENT_MEM_FRACTION, unless the environment sets it); a TPU belongs to
-one process. To give each run a GPU of its own, start a shard a GPU under CUDA_VISIBLE_DEVICES.
+**Runs at once.** On CPU, --jobs=auto starts a run a core, as far as memory allows and there are
+points; each has an equal share of the cores, so that speeds compare. Small models do not fill the
+cores: on 2 cores, two runs one after the other took 1.5 and 1.7 times as long as side by side at
+depth 1, and 1.2, 1.3 and 1.3 times at depth 8 (sizes of experiments/quickstart.py, up to half a
+pass, in turns, on a machine with other work; a fourth pair at depth 8, when that work grew, 0.8).
+More cores were not measured. --jobs=1 gives a run all cores. On accelerators auto is one run at a
+time, which takes all devices. A larger number of runs share a GPU's memory in equal parts
+(XLA_CLIENT_MEM_FRACTION, unless the environment sets it); a TPU belongs to one process. To give
+each run a GPU of its own, start one shard for each GPU under CUDA_VISIBLE_DEVICES.
 
 **Budget.** --flops_budget=F sets the steps of each point (--solve=steps) or its width model.dim
-(--solve=width) so that its train_flops in result.json is the nearest to F that can be reached: to
-a step, or to the multiple of model.heads, within 10 %. What is solved is one of the overrides.
+(--solve=width) so that train_flops in result.json is as near to F as possible: to a step, or to a
+multiple of model.heads, within 10 %. The solved field becomes one of the overrides.
 """
 
 import importlib.util
@@ -60,7 +60,7 @@ from deres_jax.sweep.points import Point, resolve, shard
 
 
 def _define_flags():
-  """Not at import: experiments import this module under `deres_jax.main`, which has its own."""
+  """Defines the flags. Not at import: experiments import this package under `deres_jax.main`."""
   config_flags.DEFINE_config_file(
     'config', None, 'Experiment with sweep(), by name or path; NAME:seed=2 sets a field of all.'
   )
@@ -74,7 +74,7 @@ def _define_flags():
 
 
 def _load(file: str) -> Iterable[Overrides]:
-  """What sweep() of an experiment file returns."""
+  """Returns the points of sweep() in an experiment file."""
   path = pathlib.Path(file)
   spec = importlib.util.spec_from_file_location(path.stem, path)
   module = importlib.util.module_from_spec(spec)
@@ -89,7 +89,7 @@ def _load(file: str) -> Iterable[Overrides]:
 
 
 def _points() -> list[Point]:
-  """All points of the sweep that the flags describe."""
+  """Returns all points of the sweep that the flags describe."""
   flag = flags.FLAGS['config']
   if not flag.present:
     raise UserError('no --config: give an experiment file that has sweep()')
@@ -100,8 +100,8 @@ def _points() -> list[Point]:
     raise UserError(f'--config={file}: no such file')
   if not isinstance(flag.value, ConfigDict):
     raise UserError(f'{file}: get_config() returned {flag.value!r}: return config.update(...)')
-  in_text = {name for name, _ in overrides.settings(flag.value, text)}
-  given = in_text | config_flags.get_override_values(flag).keys()
+  given = {name for name, _ in overrides.settings(flag.value, text)}
+  given |= config_flags.get_override_values(flag).keys()
   points = resolve(flag.value.to_dict(), _load(file), given, pathlib.Path(file).stem)
   budget, solve = flags.FLAGS.flops_budget, flags.FLAGS.solve
   if budget is None:
@@ -113,8 +113,8 @@ def _points() -> list[Point]:
   return costs.with_budget(points, budget, solve)
 
 
-def _asked_jobs() -> int | None:
-  """--jobs as a number; None for auto."""
+def _jobs() -> int | None:
+  """Returns --jobs as a number; None for auto."""
   text = flags.FLAGS.jobs
   if text == 'auto':
     return None
@@ -125,7 +125,7 @@ def _asked_jobs() -> int | None:
 
 
 def _memory() -> float:
-  """Bytes for all runs together."""
+  """Returns the bytes for all runs together."""
   gib = flags.FLAGS.memory_gib
   if gib is None:
     return machine.memory()
@@ -135,20 +135,20 @@ def _memory() -> float:
 
 
 def command(file: str, out: pathlib.Path, point: Point) -> list[str]:
-  """The process of a run. It is given every field: an edit of `file` meanwhile changes nothing."""
+  """Returns the command of a run. It sets every field, so that edits of `file` change nothing."""
   settings = [f'--config.{k}={as_flag(v)}' for k, v in flat(point.config).items()]
   head = [sys.executable, '-m', 'deres_jax.main', f'--config={file}']
-  # Sweeps that a launcher started side by side share points, not runs: each run is a whole.
-  workdir = folder.workdir(out, point)
-  return [*head, f'--workdir={workdir}', '--distributed=off', *settings]
+  # Sweeps that a launcher starts side by side share points; no run is distributed over them.
+  return [*head, f'--workdir={folder.workdir(out, point)}', '--distributed=off', *settings]
 
 
 def limits(jobs: int | None, memory: float, largest: int, count: int) -> runner.Limits:
-  """What the runs may take of this machine.
+  """Chooses the resources that the runs may use.
 
   Args:
-    jobs: runs at a time, or None: as many as are fast.
-    memory: bytes for all; largest: bytes of the run that needs most, 0 if unknown.
+    jobs: runs at a time; None: as many as are fast.
+    memory: bytes for all runs.
+    largest: bytes of the run that needs most, 0 if unknown.
     count: number of points.
   """
   if jobs == 1:
@@ -156,41 +156,41 @@ def limits(jobs: int | None, memory: float, largest: int, count: int) -> runner.
   platform = machine.platform()
   if platform == 'cpu':
     fit = int(memory // largest) if largest else count
-    # Of all points, not of those left: what is run later has the same share of the cores.
+    # Of all points, not of those left: later runs get the same share of the cores.
     return runner.Limits(jobs or max(1, min(machine.core_count(), count, fit)), memory)
   if jobs is None:
     return runner.Limits(1, memory)
   if platform in ('tpu', 'busy'):
-    what = 'a TPU belongs to one process' if platform == 'tpu' else 'another process holds it'
-    raise UserError(f'--jobs={jobs} on an accelerator: {what}: take --jobs=1')
+    reason = 'a TPU belongs to one process' if platform == 'tpu' else 'another process holds it'
+    raise UserError(f'--jobs={jobs} on an accelerator: {reason}: take --jobs=1')
   return runner.Limits(jobs, memory, machine.share_of_gpu(jobs, dict(os.environ)))
 
 
 def main(argv: list[str]):
-  """The command: lists the points, or runs those that are not done."""
+  """Runs the command: lists the points, or runs those that are not done."""
   cli.no_arguments(argv)
-  jobs, memory = _asked_jobs(), _memory()
+  jobs, memory = _jobs(), _memory()
   points = _points()
-  mine, out = shard(points, flags.FLAGS.shard), pathlib.Path(flags.FLAGS.out)
+  shard_points, out = shard(points, flags.FLAGS.shard), pathlib.Path(flags.FLAGS.out)
   if flags.FLAGS.list:
-    print(folder.listing(out, mine))
+    print(folder.listing(out, shard_points))
     return
   files.output_folder(flags.FLAGS.out)
-  folder.check_data(out, mine)
+  folder.check_data(out, shard_points)
   folder.record(out, points)
   screen = terminal.Screen(sys.stdout)
-  todo = [p for p in mine if not folder.result(out, p)]
-  # For the table, for a bound of memory, for an order; else there is nothing to ask.
+  todo = [p for p in shard_points if not folder.result(out, p)]
+  # The table, the bound of memory and the order need predictions.
   needed = screen.live or (len(todo) > 1 and (jobs != 1 or costs.differ(todo)))
-  predicted = costs.predict(out, mine) if todo and needed else {}
+  predicted = costs.predict(out, shard_points) if todo and needed else {}
   largest = max((cost.memory for cost in predicted.values()), default=0)
   file = config_flags.get_config_filename(flags.FLAGS['config']).partition(':')[0]
   work = runner.Runner(
     out,
-    mine,
+    shard_points,
     len(points),
     lambda p: command(file, out, p),
-    limits(jobs, memory, largest, len(mine)),
+    limits(jobs, memory, largest, len(shard_points)),
     predicted,
     screen,
   )

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the runs of a sweep will take, asked of a process of its own, and how long is left.
+"""Predicted costs of the runs of a sweep, and the time that is left.
 
-The process (`deres_jax.sweep.forecast`) loads JAX on the CPU: this one stays light and no
-accelerator is touched."""
+Another process (`deres_jax.sweep.forecast`) predicts them with JAX on the CPU: this one stays light
+and holds no accelerator.
+"""
 
 import dataclasses
 import json
@@ -15,7 +16,7 @@ from typing import Any
 
 from deres_jax import config as config_lib
 from deres_jax.config import fields as fields_lib
-from deres_jax.config.overrides import Overrides, written
+from deres_jax.config.overrides import Overrides, as_text
 from deres_jax.core.errors import UserError
 from deres_jax.core.run_files import Cost
 from deres_jax.sweep import folder
@@ -37,12 +38,12 @@ def predict(out: pathlib.Path, points: list[Point]) -> dict[str, Cost]:
 
 
 def differ(points: list[Point]) -> bool:
-  """Whether some of the points may take more than others: they differ in more than seed, rates."""
+  """Returns whether points may differ in cost: they differ in more than seed and rates."""
   return len({without_rates(p.config) for p in points}) > 1
 
 
 def without_rates(c: fields_lib.Config) -> fields_lib.Config:
-  """A config without seed and rates, which cost nothing: of optim the kinds of table state stay."""
+  """Returns a config without what costs nothing: the seed, and `optim` but for the table state."""
   optim = fields_lib.Optim(table=c.optim.table, table_slots=c.optim.table_slots)
   return dataclasses.replace(c, seed=0, optim=optim)
 
@@ -51,7 +52,11 @@ _SOLVED = {'steps': ('train.steps', 'train.epochs'), 'width': ('model.dim',)}
 
 
 def with_budget(points: list[Point], budget: float, solve: str) -> list[Point]:
-  """The points with steps or width such that each trains for `budget` FLOPs; raises UserError."""
+  """Sets the steps or the width of points so that each trains for `budget` FLOPs.
+
+  Raises:
+    UserError: a point sets the field itself, or nothing comes near the budget.
+  """
   fields = _SOLVED[solve]
   for p in points:
     for field in fields:
@@ -64,7 +69,7 @@ def with_budget(points: list[Point], budget: float, solve: str) -> list[Point]:
   solved: list[Overrides] = []
   for p, answer in zip(points, _ask(request), strict=True):
     if answer['error']:
-      raise UserError(f'point {p.number} ({p.name}; {written(p.overrides)}): {answer["error"]}')
+      raise UserError(f'point {p.number} ({p.name}; {as_text(p.overrides)}): {answer["error"]}')
     solved.append(answer['solved'])
   return with_solved(points, solved)
 
@@ -74,7 +79,7 @@ def _configs(points: list[Point]) -> list[dict[str, Any]]:
 
 
 def _ask(request: dict[str, Any]) -> list[dict[str, Any]]:
-  """An answer for each config: {cost, solved, error}."""
+  """Returns an answer for each config: {cost, solved, error}."""
   child = subprocess.run(
     [sys.executable, '-m', 'deres_jax.sweep.forecast'],
     env={**os.environ, 'JAX_PLATFORMS': 'cpu'},
@@ -92,11 +97,11 @@ def _ask(request: dict[str, Any]) -> list[dict[str, Any]]:
 
 @dataclasses.dataclass(frozen=True)
 class Underway:
-  """A run that is being done: its cost, what part of its steps is done, seconds since its start."""
+  """A running run."""
 
   cost: float
-  part: float
-  seconds: float
+  part: float  # of its steps that is done
+  seconds: float  # since its start
 
 
 def seconds_left(
@@ -105,13 +110,14 @@ def seconds_left(
   todo: Sequence[float],
   jobs: int,
 ) -> float | None:
-  """About how long a sweep will still take; None before anything is done.
+  """Estimates the seconds that a sweep will still take; None before anything is done.
 
-  A unit of cost takes as long as it did on average in the runs that are done and under way. What
-  is left is spread evenly over the jobs, but no run is faster than by itself.
+  A unit of cost takes as long as on average in the finished and running runs. The rest is spread
+  evenly over the jobs, but takes at least as long as its longest run.
 
   Args:
-    done: cost and seconds of runs; todo: costs.
+    done: cost and seconds of finished runs.
+    todo: costs of runs that have not started.
   """
   work = sum(cost for cost, _ in done) + sum(r.cost * r.part for r in underway)
   if not work:
@@ -124,7 +130,7 @@ def seconds_left(
 
 
 def weights(points: list[Point], costs: dict[str, Cost]) -> dict[str, float]:
-  """Training FLOPs by id; the mean of the others where they are unknown, 1 where all are."""
+  """Returns training FLOPs by id; the mean of the others for an unknown one, 1 if all are."""
   known = [c.train_flops for c in costs.values()]
   mean = sum(known) / len(known) if known else 1.0
   return {p.id: costs[p.id].train_flops if p.id in costs else mean for p in points}

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from deres_jax.config.overrides import written
+from deres_jax.config.overrides import as_text
 from deres_jax.core import files, run_files
 from deres_jax.core.errors import UserError
 from deres_jax.core.run_files import Cost, Failure, Result, SweepPoint
@@ -142,7 +142,7 @@ def listing(out: pathlib.Path, points: list[Point]) -> str:
   width, lines = max(len(p.name) for p in points), []
   for p in points:
     current = state(out, p)
-    lines.append(f'{p.id}  {p.name:<{width}}  {current:<7}  {written(p.overrides)}')
+    lines.append(f'{p.id}  {p.name:<{width}}  {current:<7}  {as_text(p.overrides)}')
     last = failure(out, p) if current == 'failed' else None
     if last:
       lines[-1] += f'  ({last.how}: {last.last_line}, log at {last.log})'

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What runs will take, for `deres_jax.sweep`: reads a request as JSON and prints the answers.
+"""Predicts the costs of runs for `deres_jax.sweep`: reads a request as JSON, prints the answers.
 
   python -m deres_jax.sweep.forecast < REQUEST.json
 
 The request: {"configs": [...], "budget": FLOPs or null, "solve": "steps" or "width"}. An answer
 for each config: {"cost": {"train_flops", "steps", "memory"}, "solved": {field: value}, "error"}.
-Nothing is compiled. Configs that differ in seed, rates or length only are traced once.
+Compiles nothing. Traces configs that differ only in seed, rates or length once.
 """
 
 import dataclasses
@@ -35,13 +35,13 @@ from deres_jax.training.plan import counts
 from deres_jax.training.step_spec import abstract_embeddings, make_step_spec, micro_batch
 
 # Peak memory of a run's process on CPU is about the sum of
-#   Python, JAX and the readers;
-#   so many times its state (parameters, tables, optimizers): itself, its gradient, the copy that a
+#   Python, JAX and the readers: _BASE_BYTES;
+#   _STATES times its state (parameters, tables, optimizers): itself, its gradient, the copy that a
 #   checkpoint writes;
-#   what a micro-batch of training and a batch of evaluation make, and the rows of the latter;
-#   a window of rows of the data, twice;
-#   the compiler, by the equations of the programs.
-# The three constants were set on processes that had to compile, predicted beside measured in MiB:
+#   intermediate values of a training micro-batch and of an evaluation batch with its embeddings;
+#   two windows of examples;
+#   the compiler: _BYTES_AN_EQUATION for each equation of the programs.
+# The constants were fitted to processes that had to compile. Predicted and measured MiB:
 # 673 and 609 (depth 1, dim 32), 2289 and 2300 (depth 16, dim 64), 1229 and 1082 (embed_dim 1024),
 # 1908 and 1213 (a DNN of 34 million parameters, before its test split).
 _BASE_BYTES = 450 * 2**20
@@ -51,16 +51,16 @@ _BYTES_AN_EQUATION = 60 * 2**10
 
 @dataclasses.dataclass(frozen=True)
 class _Traced:
-  """Of a model: FLOPs a row of training; bytes that do and do not grow with a batch."""
+  """Costs of a traced model: FLOPs an example in training, bytes by what they grow with."""
 
   flops_per_row: float
-  fixed: int
+  fixed: int  # whatever the batch
   training_row: float
   evaluation_row: float
 
 
 class Forecaster:
-  """Costs of configs; remembers what it has traced."""
+  """Predicts costs of configs and remembers what it has traced."""
 
   def __init__(self):
     # FLOPs do not depend on the mesh: one device will do.
@@ -70,7 +70,7 @@ class Forecaster:
     self._solved: dict[tuple, int] = {}
 
   def cost(self, c: fields_lib.Config) -> Cost:
-    """Raises UserError, or what building or tracing the model raises."""
+    """Predicts the cost of a run; raises UserError, or any error of building the model."""
     schema, traced = self._schema(c.data.path), self._trace(c)
     steps, rows = run.steps_of(c, schema), schema.splits['train'].rows
     seen = batches_lib.examples_until(steps, rows, c.data.batch_size)
@@ -80,9 +80,9 @@ class Forecaster:
     return Cost(traced.flops_per_row * seen, steps, round(traced.fixed + batches + 2 * window))
 
   def _trace(self, c: fields_lib.Config) -> _Traced:
-    """Of a config without what does not change FLOPs or memory."""
-    kept = fields_lib.Data(path=c.data.path)
-    key = dataclasses.replace(without_rates(c), train=fields_lib.Train(), data=kept)
+    """Traces a config without the fields that change neither FLOPs nor memory."""
+    data = fields_lib.Data(path=c.data.path)
+    key = dataclasses.replace(without_rates(c), train=fields_lib.Train(), data=data)
     if key not in self._traced:
       spec = make_step_spec(key, self._schema(c.data.path), self._mesh, 1)
       state = step.abstract_state(spec)
@@ -103,11 +103,11 @@ class Forecaster:
     return self._traced[key]
 
   def solve(self, c: fields_lib.Config, budget: float, what: str) -> dict[str, Any]:
-    """The fields to set so that a run trains for `budget` FLOPs; raises UserError."""
+    """Returns the fields to set so that a run trains for `budget` FLOPs; raises UserError."""
     key = (without_rates(c), what)
     if key not in self._solved:
-      find = self._steps if what == 'steps' else self._width
-      self._solved[key] = find(c, budget, self._schema(c.data.path))
+      solver = self._steps if what == 'steps' else self._width
+      self._solved[key] = solver(c, budget, self._schema(c.data.path))
     if what == 'steps':
       return {'train.steps': self._solved[key], 'train.epochs': 0.0}
     return {'model.dim': self._solved[key]}
@@ -122,16 +122,13 @@ class Forecaster:
 
   def _width(self, c: fields_lib.Config, budget: float, schema: Schema) -> int:
     def flops_of(dim: int) -> float | None:
-      model = dataclasses.replace(c.model, dim=dim)
-      wide = dataclasses.replace(c, model=model)
+      wide = dataclasses.replace(c, model=dataclasses.replace(c.model, dim=dim))
       try:
-        # Checks of a config are in `resolve`.
-        wide = config_lib.resolve(config_lib.as_dict(wide))
-        return self.cost(wide).train_flops
+        return self.cost(config_lib.resolve(config_lib.as_dict(wide))).train_flops  # checks it
       except UserError:
         return None
 
-    self.cost(c)  # what is wrong at the width that is given is wrong for another reason
+    self.cost(c)  # an error at the configured width has another reason than the width
     return budget_lib.width(budget, c.model.heads, flops_of)
 
 
@@ -140,26 +137,26 @@ def _bytes(tree) -> int:
 
 
 def answer(request: dict[str, Any]) -> list[dict[str, Any]]:
-  """The answers to a request: see the head of this file."""
+  """Returns the answers to a request, as the head of this file describes them."""
   forecaster, out = Forecaster(), []
   for fields in request['configs']:
-    found = {'cost': None, 'solved': {}, 'error': None}
+    result = {'cost': None, 'solved': {}, 'error': None}
     try:
       c = config_lib.resolve(fields)
       if request['budget'] is None:
-        found['cost'] = msgspec.to_builtins(forecaster.cost(c))
+        result['cost'] = msgspec.to_builtins(forecaster.cost(c))
       else:
-        found['solved'] = forecaster.solve(c, request['budget'], request['solve'])
+        result['solved'] = forecaster.solve(c, request['budget'], request['solve'])
     except UserError as e:
-      found['error'] = str(e)
-    except Exception as e:  # of a model that cannot be traced: one must not take the others along
-      found['error'] = f'cannot be traced: {type(e).__name__}: {(str(e).splitlines() or [""])[0]}'
-    out.append(found)
+      result['error'] = str(e)
+    except Exception as e:  # a model that cannot be traced must not fail the others
+      result['error'] = f'cannot be traced: {type(e).__name__}: {(str(e).splitlines() or [""])[0]}'
+    out.append(result)
   return out
 
 
 def main(argv: list[str]):
-  """Answers the request on standard input."""
+  """Runs the command: answers the request on standard input."""
   cli.no_arguments(argv)
   print(json.dumps(answer(json.load(sys.stdin))))
 

@@ -9,7 +9,7 @@ from typing import Any
 from deres_jax import config as config_lib
 from deres_jax.config import diff
 from deres_jax.config import fields as fields_lib
-from deres_jax.config.overrides import Overrides, written
+from deres_jax.config.overrides import Overrides, as_text
 from deres_jax.core.errors import UserError
 from deres_jax.core.run_files import SweepPoint
 
@@ -18,10 +18,10 @@ from deres_jax.core.run_files import SweepPoint
 class Point:
   """A run of the sweep, resolved."""
 
-  number: int  # in the whole sweep, from 1
+  number: int  # in the sweep, from 1
   id: str  # config_hash
   name: str
-  overrides: Overrides  # what the sweep and the command line set: no operational fields
+  overrides: Overrides  # set by the sweep and the command line, without operational fields
   config: fields_lib.Config
 
   def listed(self) -> SweepPoint:
@@ -32,39 +32,42 @@ class Point:
 def resolve(
   raw: dict[str, Any], sweep: Iterable[Overrides], given: set[str], default_name: str
 ) -> list[Point]:
-  """Checks every point of a sweep before anything runs; raises UserError.
+  """Resolves and checks every point of a sweep before anything runs.
 
   Args:
-    raw: the config as nested dicts, with what the command line changed.
+    raw: the config as nested dicts, with the command line's overrides.
     given: dotted names that the command line set; a sweep must not vary them.
-    default_name: of a point that sets the seed at most.
+    default_name: the name of a point that sets nothing but the seed.
+
+  Raises:
+    UserError: the first mistake in a point, or two points that are one run.
   """
-  points, seen = [], {}
+  points, by_id = [], {}
   for number, item in enumerate(sweep, 1):
     if not isinstance(item, dict) or not all(isinstance(k, str) for k in item):
       raise UserError(f'sweep() point {number} is {item!r}: expected a dict of config fields')
-    own = {k: v for k, v in item.items() if k != 'name'}
-    both = sorted(own.keys() & given)
+    varied = {k: v for k, v in item.items() if k != 'name'}
+    both = sorted(varied.keys() & given)
     if both:
       raise UserError(
         f'the command line sets {", ".join(both)}, which the sweep varies: '
         'drop the override or the field of the sweep'
       )
     try:
-      config = config_lib.resolve(_with(raw, own))
+      config = config_lib.resolve(_with(raw, varied))
     except UserError as e:
-      raise UserError(f'sweep() point {number} ({written(own)}): {e}') from e
-    fields, counted = diff.flat(config), config_lib.identity(config)
-    name = item.get('name', written({k: fields[k] for k in own if k != 'seed'}) or default_name)
+      raise UserError(f'sweep() point {number} ({as_text(varied)}): {e}') from e
+    fields, identity = diff.flat(config), config_lib.identity(config)
+    name = item.get('name', as_text({k: fields[k] for k in varied if k != 'seed'}) or default_name)
     if not isinstance(name, str) or not name or not name.isprintable():
       raise UserError(f'sweep() point {number} has the name {name!r}: expected one line of text')
-    overrides = {k: counted[k] for k in [*sorted(given), *own] if k in counted}
+    overrides = {k: identity[k] for k in [*sorted(given), *varied] if k in identity}
     point = Point(number, config_lib.config_hash(config), name, overrides, config)
-    other = seen.setdefault(point.id, point)
+    other = by_id.setdefault(point.id, point)
     if other is not point:
       raise UserError(
-        f'sweep() points {other.number} ({other.name}; {written(other.overrides)}) and {number} '
-        f'({name}; {written(overrides)}) are one run: drop one, or vary a field that changes '
+        f'sweep() points {other.number} ({other.name}; {as_text(other.overrides)}) and {number} '
+        f'({name}; {as_text(overrides)}) are one run: drop one, or vary a field that changes '
         'what is computed (data.path and the like do not)'
       )
     points.append(point)
@@ -73,10 +76,10 @@ def resolve(
   return points
 
 
-def _with(raw: dict[str, Any], own: Overrides) -> dict[str, Any]:
-  """A copy of `raw` with fields set by dotted name; config.resolve names what is unknown."""
+def _with(raw: dict[str, Any], overrides: Overrides) -> dict[str, Any]:
+  """Returns a copy of `raw` with fields set by dotted name; unknown ones are left to resolve()."""
   out = {k: dict(v) if isinstance(v, dict) else v for k, v in raw.items()}
-  for name, value in own.items():
+  for name, value in overrides.items():
     *path, leaf = name.split('.')
     node = out
     for key in path:
@@ -88,18 +91,18 @@ def _with(raw: dict[str, Any], own: Overrides) -> dict[str, Any]:
 
 
 def with_solved(points: list[Point], solved: list[Overrides]) -> list[Point]:
-  """The points with more fields set, which become part of their overrides and ids."""
+  """Returns the points with more fields set, which become part of their overrides and ids."""
   out = []
-  for point, own in zip(points, solved, strict=True):
-    config = config_lib.resolve(_with(config_lib.as_dict(point.config), own))
-    overrides = {**point.overrides, **own}
-    ident = config_lib.config_hash(config)
-    out.append(dataclasses.replace(point, id=ident, overrides=overrides, config=config))
+  for point, fields in zip(points, solved, strict=True):
+    config = config_lib.resolve(_with(config_lib.as_dict(point.config), fields))
+    overrides = {**point.overrides, **fields}
+    id_ = config_lib.config_hash(config)
+    out.append(dataclasses.replace(point, id=id_, overrides=overrides, config=config))
   return out
 
 
 def shard(points: list[Point], text: str) -> list[Point]:
-  """The points whose index % n is i, for 'i/n'."""
+  """Returns the points whose index % n is i, for 'i/n'."""
   match = re.fullmatch(r'(\d+)/(\d+)', text)
   i, n = map(int, match.groups()) if match else (0, 0)
   if i >= n:

@@ -6,6 +6,7 @@ import json
 import numpy as np
 
 from deres_jax import config
+from deres_jax.core import files
 
 DEPTHS, DIMS, ALPHA = (2, 4, 8, 12, 16), (64, 128), 0.8
 TRUTH = {'OneTrans': ('prenorm', 0.071, 0.046), 'DeRes': ('deres', 0.118, 0.043)}
@@ -101,5 +102,5 @@ def folder(path, some, unfinished=0, **more):
     (workdir / 'config.json').write_text(json.dumps(stored))
     if i < len(some) - unfinished:
       (workdir / 'result.json').write_text(json.dumps(content | more))
-  (path / 'sweep.json').write_text(json.dumps(listed))
+  files.write_json(path / 'sweep.json', listed)
   return str(path)

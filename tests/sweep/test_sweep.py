@@ -617,7 +617,7 @@ def test_runs_start_together_only_where_their_memory_fits(tmp_path, capfd):
     tmp_path / 'alone', MEET + FINISH, 2, 2, memory=2**29, predicted=[cost(1.0, 2**30)] * 2
   )
   out = capfd.readouterr().out
-  assert out.count('may need 1.0 GiB of the 0.5 GiB that there are: it runs alone') == 2
+  assert out.count('may need 1.0 GiB, more than the 0.5 GiB here: it runs alone') == 2
   assert not any('met' in f.read_text() for f in (tmp_path / 'alone').glob('runs/*/log.txt'))
 
 
@@ -662,7 +662,7 @@ pathlib.Path('part').rename('result.json')
     wait_for((folder / 'held').exists)
     assert run(tmp_path, FINISH, count=2)
   out = capfd.readouterr().out
-  assert 'waiting for 1 runs that another process has in hand' in out
+  assert 'waiting for 1 runs of another process' in out
   assert f'[1/2] file ({first.id}) ... done by another process' in out
   assert out.count('started') == 1 and not (folder / 'log.txt').exists()
 

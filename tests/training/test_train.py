@@ -233,7 +233,8 @@ def test_a_workdir_of_other_data_is_refused(planted, tmp_path):
   (tmp_path / 'config.json').write_text('{}')
   c = config.resolve(config.base(f'data.path={planted},mesh.devices=1,model.depth=1'))
   run = run_lib.build_run(c)
-  content = {'identity': config.identity(c), 'data_content': {'train': 'other'}}
+  content = {'config': config.as_dict(c), 'identity': config.identity(c)}
+  content |= {'data_content': {'train': 'other'}}
   files.write_json(tmp_path / 'config.json', content)
   with pytest.raises(UserError, match='started on other data'):
     bind_workdir(run.config, run.schema, tmp_path)
