@@ -1,13 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What all commands share: --help in one screen, experiments by name, config strings."""
 
-import json
-import os
 import pathlib
 import re
-import subprocess
-import sys
 
+import forked
 import pytest
 
 from data_pipelines.core import cli as command_line
@@ -30,15 +27,8 @@ COMMANDS = sorted(
 @pytest.fixture(scope='module')
 def screens():
   """What every command prints for --help, beside its exit code."""
-  done = subprocess.run(
-    [sys.executable, REPO / 'tests' / 'helpers' / 'help_screens.py', *COMMANDS],
-    env={**os.environ, 'COLUMNS': '80', 'DERES_JAX_ALLOCATOR': 'system', 'PYTHONPATH': str(REPO)},
-    capture_output=True,
-    text=True,
-    cwd=REPO,
-    check=True,
-  )
-  return json.loads(done.stdout)
+  with forked.calls() as call:
+    return {command: call(command, ['--help']) for command in COMMANDS}
 
 
 @pytest.mark.parametrize('command', COMMANDS)

@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs commands in forks of one process, which has imported what they share.
 
-python tests/helpers/forked.py
-
-reads [module, arguments, most bytes of a file or null] from each line of standard input and answers
-each with [exit code, stdout, stderr].
+`calls()` starts that process: it reads [module, arguments, most bytes of a file or null] from each
+line of standard input and answers each with [exit code, stdout, stderr].
 """
 
+import contextlib
 import io
 import json
 import os
+import pathlib
 import resource
 import runpy
+import subprocess
 import sys
 import tempfile
 import traceback
@@ -23,6 +24,30 @@ import deres_jax.compare.rerun
 import deres_jax.scaling.analysis
 import deres_jax.training.checkpoints.restore
 import deres_jax.training.loop  # noqa: F401
+
+REPO = pathlib.Path(__file__).resolve().parents[2]
+
+
+@contextlib.contextmanager
+def calls():
+  """Yields (module, arguments, most_bytes=None) -> (exit code, stdout, stderr)."""
+  environ = {'JAX_PLATFORMS': 'cpu', 'DERES_JAX_ALLOCATOR': 'system', 'COLUMNS': '80'}
+  with subprocess.Popen(
+    [sys.executable, __file__],
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    env={**os.environ, **environ, 'PYTHONPATH': f'{REPO}'},
+    text=True,
+    cwd=REPO,
+  ) as driver:
+    driver.stdout.readline()
+
+    def call(module, arguments, most_bytes=None):
+      print(json.dumps([module, arguments, most_bytes]), file=driver.stdin, flush=True)
+      return json.loads(driver.stdout.readline())
+
+    yield call
+    driver.stdin.close()
 
 
 def run(module: str, arguments: list[str], most_bytes: int | None, answer) -> None:

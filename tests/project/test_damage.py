@@ -2,12 +2,9 @@
 """Damaged files and outputs that cannot be written cost every command one line and code 2."""
 
 import json
-import os
-import pathlib
 import shutil
-import subprocess
-import sys
 
+import forked
 import numpy as np
 import pytest
 import swept
@@ -15,9 +12,6 @@ import swept
 from deres_jax import config
 from deres_jax.core import files
 from deres_jax.data.schema import load_schema
-
-REPO = pathlib.Path(__file__).resolve().parents[2]
-HELPERS = REPO / 'tests' / 'helpers'
 
 EXPERIMENT = """
 import json, pathlib
@@ -63,26 +57,8 @@ RUN = 'model.depth=1,model.dim=8,model.heads=2,model.embed_dim=4,mesh.devices=1'
 
 @pytest.fixture(scope='module')
 def call():
-  """Runs a command in a fork: (module, arguments) -> (exit code, stdout, stderr)."""
-  environ = {'JAX_PLATFORMS': 'cpu', 'DERES_JAX_ALLOCATOR': 'system'}
-  environ |= {'PYTHONPATH': f'{REPO}', 'TF_CPP_MIN_LOG_LEVEL': '3'}
-  driver = subprocess.Popen(
-    [sys.executable, str(HELPERS / 'forked.py')],
-    stdin=subprocess.PIPE,
-    stdout=subprocess.PIPE,
-    env={**os.environ, **environ},
-    text=True,
-    cwd=REPO,
-  )
-  driver.stdout.readline()
-
-  def run(module, arguments, most_bytes=None):
-    print(json.dumps([module, arguments, most_bytes]), file=driver.stdin, flush=True)
-    return json.loads(driver.stdout.readline())
-
-  with driver:
-    yield run
-    driver.stdin.close()
+  with forked.calls() as call:
+    yield call
 
 
 def arguments(command, house, out=None):
