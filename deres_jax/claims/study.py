@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Finished sweeps as the parts that curves play in the paper's claims.
 
-A part (role) is told by the config that a run stored, never by its name.
+The config that a run stored determines its part (role), never its name.
 """
 
 import dataclasses
@@ -47,7 +47,7 @@ _ROLE_FIELDS = (
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-  """Finished sweeps on one data set; on several splits of it, runs are told apart by the split.
+  """Finished sweeps on one data set; on several splits of it, the split distinguishes runs.
 
   Attributes:
     curves: in the order of the sweeps; a curve with a role bears the role's name.
@@ -136,7 +136,7 @@ def _identity(run: runs_lib.Run) -> dict[str, Any]:
 
 
 def _by_data(folders: list[str]) -> list[list[str]]:
-  """Folders on the same rows stand together."""
+  """Groups folders on the same rows."""
   groups: dict[str, list[str]] = {}
   done = {run.folder: run.result.data_content for run in runs_lib.load(folders) if run.result}
   first = next(iter(done.values()))
@@ -174,7 +174,7 @@ def _merged(groups: list[list[Curve]]) -> list[Curve]:
 
 
 def described(study: Study) -> dict[str, Any]:
-  """What a page says of the runs: data, devices, settings, and the mean AUC of every cell.
+  """Describes the runs for a page: data, devices, settings, and the mean AUC of every cell.
 
   `planted` holds the test AUC of the labels' own probabilities (bayes_auc) and of the best additive
   predictor (linear_auc); `closed` is the share of the way from this to that. None if not planted.

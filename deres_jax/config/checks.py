@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can be wrong with a config before data or devices are touched, a section at a time."""
+"""Checks a config, section by section, before touching data or devices."""
 
 import itertools
 import re
@@ -79,7 +79,7 @@ def _check_model(m: Any):
 
 
 def narrow(m: Any) -> tuple[tuple[int, int], ...]:
-  """`embed_dim_of_few` as pairs (ids, width); raises UserError unless both rise to embed_dim."""
+  """Parses `embed_dim_of_few` as pairs (ids, width), both rising; raises UserError otherwise."""
   pairs = [pair.split(':') for pair in filter(None, m.embed_dim_of_few.split('/'))]
   found = [tuple(map(int, p)) for p in pairs if len(p) == 2 and all(x.isdecimal() for x in p)]
   rising = all(a < b and c < d for (a, c), (b, d) in itertools.pairwise([(0, 0), *found]))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run changes of the defaults, for its first lines."""
+"""Lists what a run changes of the defaults, for its first lines."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ _EMPTY = "''"
 
 
 def text(config: fields.Config, rows: int) -> str:
-  """The fields that differ from `config.base()`, aligned, in so many lines at most.
+  """Lists the fields that differ from `config.base()`, aligned, in at most `rows` lines.
 
   Args:
     rows: lines of the screen, at least 3.

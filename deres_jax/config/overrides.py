@@ -98,7 +98,7 @@ Overrides = dict[str, Any]
 
 
 def as_text(overrides: Overrides) -> str:
-  """'model.depth=8, optim.dense_lr=0.003'"""
+  """Formats overrides: 'model.depth=8, optim.dense_lr=0.003'."""
   return ', '.join(f'{k}={as_flag(v)}' for k, v in overrides.items())
 
 

@@ -2,7 +2,7 @@
 """The malloc of a run: jemalloc where it is installed.
 
 XLA:CPU takes its temporary buffer from malloc at every call. glibc gives large blocks back to the
-kernel, so each step pays for their pages anew; jemalloc is told to keep them, those above 8 MB too
+kernel, so each step pays for their pages anew; jemalloc keeps them, those above 8 MB too
 (oversize_threshold). A process can only be started with another malloc (LD_PRELOAD), so a run
 starts itself once more, in place. DERES_JAX_ALLOCATOR says what it takes:
 
@@ -62,7 +62,7 @@ def give_back():
 
 
 def environment(environ: Mapping[str, str]) -> dict[str, str]:
-  """The environment to start a process with; `environ` if that has what is asked for.
+  """Returns the environment to start a process with; `environ` if that needs no change.
 
   Raises: UserError.
   """

@@ -95,7 +95,7 @@ def code_of(e: BaseException) -> int | None:
 
 
 def guarded(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
-  """`main` with a user's mistakes and interruptions turned into a line and an exit code."""
+  """Wraps `main`: turns user errors and interruptions into one line and an exit code."""
 
   def run(argv: list[str]):
     logging.set_verbosity(logging.WARNING)

@@ -91,17 +91,17 @@ class Result(msgspec.Struct, kw_only=True):
 
   @property
   def devices_text(self) -> str:
-    """'8 x TPU v5e'"""
+    """Formats the devices: '8 x TPU v5e'."""
     return f'{self.device.count} x {self.device.kind}'
 
   @property
   def versions_text(self) -> str:
-    """'python 3.11.7, jax 0.10.2'"""
+    """Formats the versions: 'python 3.11.7, jax 0.10.2'."""
     return ', '.join(f'{name} {version}' for name, version in self.versions.items())
 
 
 class MetricsLine(msgspec.Struct):
-  """Figures of a split after so many steps."""
+  """Figures of a split after a number of steps."""
 
   step: _Count
   split: str

@@ -44,7 +44,7 @@ class Sequence(msgspec.Struct, frozen=True):
 
 
 class Group(msgspec.Struct, frozen=True):
-  """What rows are grouped by, such as users."""
+  """Groups of rows, such as users."""
 
   name: str
 

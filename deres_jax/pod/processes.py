@@ -229,7 +229,7 @@ class Watchdog:
   """Ends a stalled process with code 75: a lost process can leave a collective hanging."""
 
   def __init__(self, seconds: float):
-    """seconds: longest time between two beats; 0 turns it off."""
+    """Sets the longest time between two beats; 0 turns it off."""
     self._seconds, self._last = seconds, time.monotonic()
     self._closed = threading.Event()
     if seconds:

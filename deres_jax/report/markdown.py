@@ -19,7 +19,7 @@ def number(value: float, half: float | None = None, sign: bool = True) -> str:
 
 
 def interval(x: dict[str, Any]) -> str:
-  """'+1.2 [-0.5, +2.9]'"""
+  """Formats a figure and its interval: '+1.2 [-0.5, +2.9]'."""
   if x['difference'] is None:
     return 'no pairs'
   if x['low'] is None:
@@ -35,7 +35,7 @@ def half(half_width: float | None) -> str:
 
 
 def profile(x: dict[str, Any], scale: float = 1.0) -> str:
-  """'1.66 [1.5, 1.8]' of an interval of fit.json, times `scale`."""
+  """Formats an interval of fit.json, times `scale`: '1.66 [1.5, 1.8]'."""
   if x['estimate'] is None and x['low_open'] and x['high_open']:
     return 'not bounded'
   ends = {k: x[k] and scale * x[k] for k in ('estimate', 'low', 'high')}

@@ -34,7 +34,7 @@ METHOD = {
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-  """What can be chosen.
+  """Options of an analysis.
 
   Attributes:
     reference: a curve's name, or None for the first pre-norm one.

@@ -103,7 +103,7 @@ def _curve_key(run: runs_lib.Run) -> tuple[str, str, str]:
 
 
 def _names(by_curve: dict[tuple, list[runs_lib.Run]]) -> dict[tuple, str]:
-  """What the points of a curve are all called, up to where their names differ."""
+  """Returns the common part of the names of a curve's points."""
   out = {}
   for key, some in by_curve.items():
     words = [run.name.split() for run in some]

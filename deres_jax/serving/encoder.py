@@ -69,7 +69,7 @@ class Encoder:
   """Encodes raw rows by the recipes and vocabularies of a prepared folder."""
 
   def __init__(self, inputs: Inputs, vocabularies: Mapping[str, bytes]):
-    """vocabularies: vocabulary files by name; line i (from 0) is the token of id i + 2."""
+    """Reads vocabulary files by name; line i (from 0) is the token of id i + 2."""
     ids = {name: _ids_by_token(text) for name, text in vocabularies.items()}
 
     def encoders(columns: list[Column]) -> list[Callable[[dict, dict, str], int]]:
