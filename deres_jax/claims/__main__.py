@@ -140,7 +140,7 @@ def _differences(study: Study, key: str, parts, further, labels_N) -> dict[str, 
 
 
 def _flops(study: Study, data: str | None, widths: Sequence[int]) -> dict[str, Any]:
-  """Judges the extra FLOPs at the sizes that were run; those counted at `widths` stand beside.
+  """Judges the extra FLOPs at the sizes that were run; adds those at `widths`.
 
   FLOPs and parameters are exact, examples a second are measured.
   """

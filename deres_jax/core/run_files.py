@@ -41,8 +41,7 @@ class Device(msgspec.Struct):
 
 
 class PlantedFigures(msgspec.Struct):
-  """Figures of a split whose labels a known teacher drew: of the teacher itself (Bayes), and of the
-  best additive predictor."""
+  """Figures of a planted split: of its teacher (Bayes) and of the best additive predictor."""
 
   bayes_auc: _Auc
   bayes_logloss: float

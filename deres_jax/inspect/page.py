@@ -103,7 +103,7 @@ def _streams(c: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _deep(c: dict[str, Any]) -> list[dict[str, Any]]:
-  """Returns the recall weights of the last half of the depth that are told by kind of token."""
+  """Returns the recall weights of the last half of the depth that vary by kind of token."""
   middle = (len(c['sites']) - 1) / 2
   return [w for w in _of_kind(c, 'recall') if w['tokens'] and w['site'] >= middle]
 

@@ -3,8 +3,8 @@
 
   python -m deres_jax.report --workdir=RUN --baseline=LR_RUN --out=report.html
 
-The page is one file without script that fetches nothing; its chart also stands beside it as PDF
-and PNG.
+The page is one file without script that fetches nothing; its chart is also written as PDF and
+PNG.
 """
 
 import dataclasses

@@ -17,7 +17,7 @@ def steps(budget: float, flops_per_row: float, rows_until: Callable[[int], int])
   """Returns the number of steps whose FLOPs are nearest to the budget.
 
   Args:
-    rows_until: number of examples after so many steps.
+    rows_until: number of examples after n steps.
 
   Raises:
     UserError: one step takes more than the budget.

@@ -79,7 +79,7 @@ class Runner:
     predicted: Mapping[str, Cost],
     screen: terminal.Screen,
   ):
-    """`predicted`: costs by id; a point without one runs first, unbounded in memory."""
+    """Takes predicted costs by id; a point without one runs first, unbounded in memory."""
     self._out, self._points, self._total, self._command = out, points, total, make_command
     self._limits, self._costs, self._screen = limits, predicted, screen
     self._cores = machine.cores(limits.jobs)
