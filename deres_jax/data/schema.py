@@ -99,29 +99,32 @@ class Schema(msgspec.Struct, frozen=True):
     if not {'train', 'validation', 'test'} <= self.splits.keys():
       raise ValueError(f'splits are {sorted(self.splits)}, expected train, validation, test')
     names = [field.name for field in self.fields]
-    attributes = self.sequence.attributes if self.sequence else ()
     others = [self.group.name] if self.group else []
-    for text in (self.dataset, self.tfds, *names, *(a.name for a in attributes), *others):
+    for text in (self.dataset, self.tfds, *names, *(a.name for a in self.attributes), *others):
       if not text or not text.isprintable():
         raise ValueError(f'{shown(text)} is not a line of text')
-    for name in [a.field for a in attributes if a.field] + [i.field for i in [self.items] if i]:
+    for name in [a.field for a in self.attributes if a.field] + [
+      i.field for i in [self.items] if i
+    ]:
       if name not in names:
         raise ValueError(f'field {shown(name)} is named, but not in fields')
-    if any(attribute.field for attribute in attributes[len(self.shared_columns) :]):
+    if any(attribute.field for attribute in self.attributes[len(self.shared_columns) :]):
       raise ValueError('an attribute shares a field after one that does not')
+
+  @property
+  def attributes(self) -> tuple[Attribute, ...]:
+    return self.sequence.attributes if self.sequence else ()
 
   @property
   def vocab_sizes(self) -> tuple[int, ...]:
     """Sizes of all columns: the fields, then the attributes that share no field."""
-    attributes = self.sequence.attributes if self.sequence else ()
-    unshared = (attribute.vocab_size for attribute in attributes if not attribute.field)
+    unshared = (attribute.vocab_size for attribute in self.attributes if not attribute.field)
     return (*(field.vocab_size for field in self.fields), *unshared)
 
   @property
   def shared_columns(self) -> tuple[int, ...]:
     """Columns of the fields that the first attributes of events share."""
-    attributes = self.sequence.attributes if self.sequence else ()
-    return tuple(self.column(attribute.field) for attribute in attributes if attribute.field)
+    return tuple(self.column(attribute.field) for attribute in self.attributes if attribute.field)
 
   @property
   def columns(self) -> tuple[int, ...]:

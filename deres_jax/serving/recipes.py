@@ -199,7 +199,7 @@ def inputs_of(schema: Schema) -> Inputs:
       msgspec.structs.replace(fields[x.field], name=x.name)
       if x.field
       else Column(x.name, x.name, x.vocab_size, False, recipes[x.name])
-      for x in (schema.sequence.attributes if schema.sequence else ())
+      for x in schema.attributes
     ]
   except (msgspec.ValidationError, KeyError) as e:
     raise UserError(
@@ -212,8 +212,7 @@ def inputs_of(schema: Schema) -> Inputs:
 def vocabularies_of(schema: Schema) -> dict[str, bytes]:
   """Reads the vocabulary files, by name; raises UserError if one is missing or altered."""
   names = [field.name for field in schema.fields if not field.hashed]
-  if schema.sequence:
-    names += [attribute.name for attribute in schema.sequence.attributes if not attribute.field]
+  names += [attribute.name for attribute in schema.attributes if not attribute.field]
   out = {}
   for name in names:
     path = schema.path / 'vocabulary' / f'{name}.txt'
