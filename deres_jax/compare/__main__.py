@@ -71,7 +71,7 @@ def _define_flags():
 
 
 def main(argv: list[str]):
-  """The command: writes the table and the JSON beside it."""
+  """Writes the table and the JSON beside it."""
   cli.no_arguments(argv)
   f = flags.FLAGS
   if not f.sweeps or not f.out:

@@ -66,7 +66,7 @@ def _init_table(key: Array, table: layout.Table, std: float) -> Array:
 
 
 def _normal(k1: Array, k2: Array, i_R: Array, width: int) -> Array:
-  """Rows i_R of jax.random.normal(key, [any, width]). [R, width]."""
+  """Returns rows i_R of jax.random.normal(key, [any, width]). [R, width]."""
   # The element's index in the array, i * width + column, as two words of 32 bits.
   low = (i_R & 0xFFFF) * width
   middle = (i_R >> 16) * width + (low >> 16)

@@ -88,7 +88,7 @@ def _pieces(x: Array, w: Array) -> int:
 
 
 def _parts(x: Array, w: Array) -> jax.ShapeDtypeStruct:
-  """The shape of w's gradients, one for each piece."""
+  """Returns the shape of w's gradients, one for each piece."""
   return jax.ShapeDtypeStruct((_pieces(x, w), *w.shape[1:]), w.dtype)
 
 
@@ -281,7 +281,7 @@ def lazy_adam(
   eps: float,
   l2: float,
 ) -> tuple[Array, Array, Array]:
-  """As `rowwise_adagrad`, for w, m and v [N, E]; rates: lr, 1 - b1^t, 1 - b2^t."""
+  """Updates w, m and v [N, E] as `rowwise_adagrad` does; rates: lr, 1 - b1^t, 1 - b2^t."""
   like = tuple(map(_like, tables))
   call = jax.ffi.ffi_call('deres_rows_adam', like, input_output_aliases=_same(3))
   betas = dict(b1=np.float64(b1), b2=np.float64(b2))

@@ -23,7 +23,7 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def run(work: Callable[[], None]):
-  """In the parent, starts a child and exits as it did; in the child, does `work`.
+  """Starts a child and exits as it did; in the child, does `work`.
 
   A child whose `work` fails exits at once: a regular exit of the runtime waits for all processes.
   One that is done waits for the others, then exits at once too: destructors of the C++ runtime

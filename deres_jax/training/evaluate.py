@@ -98,7 +98,7 @@ def local_part(x_B: jax.Array) -> np.ndarray:
 
 
 def _padded(parts: tuple[np.ndarray, ...], b: int) -> np.ndarray:
-  """A host's examples of each batch, at most b, as [batches, b]."""
+  """Pads a host's examples of each batch, at most b, to [batches, b]."""
   out = np.zeros((len(parts), b), parts[0].dtype)
   for row, part in zip(out, parts, strict=True):
     row[: len(part)] = part
@@ -106,5 +106,5 @@ def _padded(parts: tuple[np.ndarray, ...], b: int) -> np.ndarray:
 
 
 def _joined(x_Kb: np.ndarray) -> np.ndarray:
-  """All hosts' examples in order. [batches, b] on each of P hosts -> [batches * P * b]."""
+  """Joins all hosts' examples in order. [batches, b] on each of P hosts -> [batches * P * b]."""
   return np.moveaxis(processes.gather(x_Kb), 0, 1).reshape(-1)

@@ -145,7 +145,7 @@ def environment(environ: Any) -> dict[str, str]:
 
 
 def _processor() -> str:
-  """The processor's name from Linux, else from Python."""
+  """Returns the processor's name from Linux, else from Python."""
   info = pathlib.Path('/proc/cpuinfo')
   if info.is_file():
     for line in info.read_text(errors='replace').splitlines():

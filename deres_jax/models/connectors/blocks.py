@@ -84,7 +84,7 @@ class BlockConnector(PreNorm):
     return self._add_source(h, b, reader=sum(r < site for r in self.reads))
 
   def _summary(self, h: Recall, site: int, closed: bool) -> Array:
-    """Summary b of the open block, whose last sub-layer is `site` - 1."""
+    """Returns the summary b of the open block, whose last sub-layer is `site` - 1."""
     compress = self.switches.compress
     if compress == 'last':
       return h.x
@@ -105,5 +105,5 @@ class BlockConnector(PreNorm):
     return h._replace(sources=(*h.sources, b), scores=(*h.scores, ahead))
 
   def _column(self, reader: int) -> int:
-    """Index of a read among those of its block."""
+    """Returns the index of a read among those of its block."""
     return reader - self.blocks.index(self.blocks[reader])

@@ -92,7 +92,7 @@ class DeRes(BlockConnector):
     return super().read(u, site)[0], h._replace(x=u)
 
   def _normed(self, h: Recall, site: int) -> Array:
-    """Norm_s(u_s)."""
+    """Computes Norm_s(u_s)."""
     return super().read(self._mix(h, site), site)[0]
 
   def _skip(self, x: Array, site: int) -> Array:

@@ -125,5 +125,5 @@ class Haares(PreNorm):
 
 
 def _size(x: Array) -> Array:
-  """RMS along the last axis, kept away from 0."""
+  """Computes the RMS along the last axis, kept away from 0."""
   return jnp.sqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-6)

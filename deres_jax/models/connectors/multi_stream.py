@@ -57,7 +57,7 @@ class DenseFormer(PreNorm):
 
 
 def _normalise(_, z_NN: Array) -> Array:
-  """One Sinkhorn iteration in the log domain on [N, N, ...]: columns first, rows last."""
+  """Runs one Sinkhorn iteration in the log domain on [N, N, ...]: columns first, rows last."""
   z_NN = z_NN - jax.nn.logsumexp(z_NN, axis=0, keepdims=True)
   return z_NN - jax.nn.logsumexp(z_NN, axis=1, keepdims=True)
 

@@ -138,7 +138,7 @@ def _other_format(folder: pathlib.Path, number: Any) -> UserError:
 
 
 def _is_format_0(folder: pathlib.Path) -> bool:
-  """Before there were manifests, the clock stood in Orbax's own file."""
+  """Reads the clock from Orbax's own file, where it was before there were manifests."""
   file = folder / '_CHECKPOINT_METADATA'
   return file.is_file() and '"wall_seconds"' in file.read_text(errors='replace')
 

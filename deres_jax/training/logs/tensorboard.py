@@ -139,7 +139,7 @@ _CRC = _crc_table()
 
 
 def _checksum(data: bytes) -> bytes:
-  """CRC-32C, masked as TFRecords require."""
+  """Computes CRC-32C, masked as TFRecords require."""
   crc = 0xFFFFFFFF
   for byte in data:
     crc = crc >> 8 ^ _CRC[(crc ^ byte) & 255]

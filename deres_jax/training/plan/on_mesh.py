@@ -148,7 +148,7 @@ def _compile(spec: StepSpec, state: step.State, batch: Batch) -> tuple[int, int,
 
 
 def _bytes_here(tree: Any) -> int:
-  """Bytes on one device."""
+  """Counts the bytes on one device."""
   return sum(
     math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
   )
