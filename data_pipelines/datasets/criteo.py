@@ -46,7 +46,7 @@ CRITEO_TEXT = TextTable(
 
 @functools.cache
 def _bucket_starts() -> np.ndarray:
-  """starts[k - 1] = smallest integer v > 2 with floor(ln(v)^2) >= k: int64 [1717].
+  """Returns, for k = 1, 2, ... 1717, the smallest v > 2 with floor(ln(v)^2) >= k: int64 [1717].
 
   Python's own logarithm finds them, so that look-ups agree with it on every integer: NumPy's
   vectorised logarithm may differ in the last bit and move a boundary.
@@ -71,7 +71,7 @@ _TABULATED = 1 << 14  # most numbers are below this and take their bucket from a
 
 @functools.cache
 def _small_buckets() -> np.ndarray:
-  """Buckets of 0, 1, ... int64 [_TABULATED]."""
+  """Returns the buckets of 0, 1, ... int64 [_TABULATED]."""
   values = np.arange(_TABULATED)
   return np.where(values > 2, np.searchsorted(_bucket_starts(), values, side='right'), values)
 

@@ -24,7 +24,7 @@ from data_pipelines.prepared.schema import (
 )
 
 COMMONEST = 10  # ids with a click rate each
-EACH_SHOWN = 24  # so few ids get a point each; more are grouped by frequency
+EACH_SHOWN = 24  # up to 24 ids get a point each; more are grouped by frequency
 FREQUENCY_GROUPS = 10
 CURVE_POINTS = 40
 RARE = 10  # rows

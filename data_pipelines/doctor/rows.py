@@ -23,12 +23,12 @@ MAX_HASHES = 1 << 27
 
 @dataclasses.dataclass(frozen=True)
 class RowPlan:
-  """Settings of a reading.
+  """Settings for reading the shards.
 
   Attributes:
     counted: (field, vocab_size) of the fields whose ids are counted in the training rows.
     shared: (attribute, field) of the attributes of events that share the ids of such a field.
-    drop_bits: rows whose hash starts with so many zero bits are sampled for duplicates.
+    drop_bits: rows whose hash starts with this many zero bits are sampled for duplicates.
   """
 
   shape: RecordShape

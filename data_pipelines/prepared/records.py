@@ -28,16 +28,12 @@ def features_of(shape: RecordShape) -> tfds.features.FeaturesDict:
   """Returns the TFDS features of a block."""
   # BYTES: an array is stored as its bytes, not as a list of protobuf values.
   tensor = functools.partial(tfds.features.Tensor, encoding=tfds.features.Encoding.BYTES)
-  features = {
-    'ids': tensor(shape=(None, shape.fields), dtype=np.int32),
-    'label': tensor(shape=(None,), dtype=np.uint8),
-  }
-  if shape.events:
-    events = (None, shape.events, shape.event_fields)
-    features['events'] = tensor(shape=events, dtype=np.int32)
-  if shape.grouped:
-    features['group'] = tensor(shape=(None,), dtype=np.int32)
-  return tfds.features.FeaturesDict(features)
+  return tfds.features.FeaturesDict(
+    {
+      name: tensor(shape=array_shape, dtype=np.uint8 if name == 'label' else np.int32)
+      for name, array_shape in shape.arrays(None).items()
+    }
+  )
 
 
 def write_shard(

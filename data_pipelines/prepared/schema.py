@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`schema.json`: describes a prepared folder, and is the only proof that it is finished.
+"""The file `schema.json`: describes a prepared folder and is the only proof that it is finished.
 
 The structs below have the names, types and order of the file. msgspec checks them when it is read.
 """
@@ -201,6 +201,15 @@ class RecordShape:
   events: int = 0
   event_fields: int = 0
   grouped: bool = False
+
+  def arrays(self, rows: int | None) -> dict[str, tuple[int | None, ...]]:
+    """Returns the shape of each array of a block of `rows` rows."""
+    shapes = {'ids': (rows, self.fields), 'label': (rows,)}
+    if self.events:
+      shapes['events'] = (rows, self.events, self.event_fields)
+    if self.grouped:
+      shapes['group'] = (rows,)
+    return shapes
 
 
 def record_shape(schema: Schema) -> RecordShape:

@@ -37,7 +37,7 @@ class _Task:
 
 
 def shards_of(rows: int) -> list[tuple[int, int]]:
-  """Returns the first and last block (exclusive) of each shard of so many rows."""
+  """Returns the first and last block (exclusive) of each shard of this many rows."""
   blocks = -(-rows // BLOCK_ROWS)
   return [(first, min(first + SHARD_BLOCKS, blocks)) for first in range(0, blocks, SHARD_BLOCKS)]
 

@@ -49,9 +49,6 @@ class SplitStats:
     self.clicks += int(label_N.sum(dtype=np.int64))
     self.oov_F += np.count_nonzero(ids_NF == OOV_ID, axis=0)
     low, high = [ids_NF.min(axis=0)], [ids_NF.max(axis=0)]
-    digest = hashlib.sha256()
-    digest.update(np.ascontiguousarray(ids_NF, '<i4'))
-    digest.update(np.ascontiguousarray(label_N, 'u1'))
     if self.shape.events:
       events_NLG = block['events']
       event_mask_NL = (events_NLG != PADDING_ID).any(axis=-1)
@@ -59,29 +56,26 @@ class SplitStats:
       events_MG = events_NLG[event_mask_NL]
       low.append(events_MG.min(axis=0, initial=np.iinfo(np.int32).max))
       high.append(events_MG.max(axis=0, initial=-1))
-      digest.update(np.ascontiguousarray(events_NLG, '<i4'))
     if self.shape.grouped:
       group_N = block['group']
-      digest.update(np.ascontiguousarray(group_N, '<i4'))
       self.min_group = min(self.min_group, int(group_N.min()))
       self.max_group = max(self.max_group, int(group_N.max()))
     np.minimum(self.min_id_K, np.concatenate(low), out=self.min_id_K)
     np.maximum(self.max_id_K, np.concatenate(high), out=self.max_id_K)
+    digest = hashlib.sha256()
+    for name in self.shape.arrays(None):
+      digest.update(np.ascontiguousarray(block[name], 'u1' if name == 'label' else '<i4'))
     self.digests.append(digest.digest())
 
   def _fault(self, block: Mapping[str, np.ndarray]) -> str:
-    shape, rows = self.shape, len(block['label'])
-    expected = {'ids': (rows, shape.fields), 'label': (rows,)}
-    if shape.events:
-      expected['events'] = (rows, shape.events, shape.event_fields)
-    if shape.grouped:
-      expected['group'] = (rows,)
+    rows = len(block['label'])
+    expected = self.shape.arrays(rows)
     shapes = {name: array.shape for name, array in block.items()}
     if shapes != expected or not rows:
       return f'expected arrays of shape {expected}, found {shapes}'
     if block['label'].max() > 1:
       return f'label {block["label"].max()}'
-    if shape.events:
+    if self.shape.events:
       filled_NLG = block['events'] != PADDING_ID
       if (filled_NLG.any(axis=-1) != filled_NLG.all(axis=-1)).any():
         return 'an event of which some attributes are padding'

@@ -27,7 +27,7 @@ from data_pipelines.text.ingest import Ingested, TextProtocol, read_keys, read_m
 
 _GROUP_ROWS = 1 << 18  # rows that a worker encodes at a time, about
 _TURN_ROWS = 1 << 15  # rows whose columns are turned into rows at a time
-_UINT32_ROWS = 1 << 32  # so many rows need wider numbers
+_UINT32_ROWS = 1 << 32  # from here on, row numbers need 64 bits
 
 SplitRows = Callable[[int], dict[str, np.ndarray]]
 
@@ -146,8 +146,11 @@ def _encode_group(task: _GroupTask) -> np.ndarray:
 
 
 def _encode_rows(task: _GroupTask) -> dict[str, np.ndarray]:
-  """Returns the rows of a group by rising position: `position`, `label`, ids as `small` and
-  `large`, and the behaviour sequences as `sequences` says."""
+  """Returns the rows of a group by rising position.
+
+  Returns:
+    `position`, `label`, ids as `small` and `large`, and the behaviour sequences (see sequences).
+  """
   plan, rows = task.plan, sum(task.rows)
   lookups = _lookups(plan.lookups, plan.hash_sizes, tuple(map(_state, plan.lookups)))
   positions_N = np.load(plan.positions, mmap_mode='r', allow_pickle=False)

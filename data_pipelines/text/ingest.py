@@ -28,7 +28,7 @@ from deres_jax.core.errors import UserError
 
 CHUNK_BYTES = 8 << 20  # of text: what a worker holds at a time
 _PARSE_BYTES = 1 << 18  # parsed at a time, so that the values stay in a core's cache
-HOPELESS_LINES = 1000  # after so many lines without a valid row the file is taken for another kind
+HOPELESS_LINES = 1000  # without a single valid row: this must be another kind of file
 
 KeyColumn = tuple[np.ndarray, np.ndarray]  # integer keys [rows], which of them are missing [rows]
 

@@ -38,10 +38,10 @@ def _only(folder: Path, start: str) -> Path:
 
 
 def kuairand_files(raw: Path, random_log: bool) -> list[Path]:
-  """Returns the files in a folder or in its `data/`: logs by name, standard ones first, then the
-  tables of users and of videos.
+  """Returns the logs (standard ones first), then the tables of users and of videos.
 
   Args:
+    raw: the folder of the files, or the one above their folder `data`.
     random_log: whether to read the log of randomly exposed videos, too.
 
   Raises:

@@ -42,7 +42,7 @@ def hashed(user_N: np.ndarray) -> np.ndarray:
 
 
 def bucket_count(rows: int) -> int:
-  """Returns the number of buckets for so many rows."""
+  """Returns the number of buckets for this many rows."""
   return max(1, -(-rows // BUCKET_ROWS))
 
 

@@ -144,7 +144,7 @@ def plant_sets(options: SyntheticOptions):
   """Chooses the planted sets: main fields, pairs, triples (pair, field), quads (pair, pair).
 
   Raises:
-    UserError: so many sets cannot be composed.
+    UserError: the fields have too few sets.
   """
   seed = options.teacher_seed
   mains = tuple(sorted(_shuffled(list(range(options.fields)), seed, 0)[: options.sets[0]]))

@@ -126,11 +126,13 @@ def _known(first: int, source: FeedSource) -> dict[str, dict[str, np.ndarray]]:
 
 
 def split_metrics(known: dict[str, np.ndarray], memory: 'Memory | None') -> dict:
-  """Returns the best reachable metrics of one split: those of bayes_metrics, and
+  """Returns the best reachable metrics of one split.
 
-  * bayes_gauc: mean over users with both labels, weighted by rows, of the AUC of the true logit
-    within a user; None without such a user;
-  * memory_auc: AUC of the order-1 part plus `memory`; None without one.
+  Returns:
+    Those of bayes_metrics.
+    bayes_gauc: mean over users with both labels, weighted by rows, of the AUC of the true logit
+      within a user; None without such a user.
+    memory_auc: AUC of the order-1 part plus `memory`; None without one.
   """
   logit_N, main_N, label_N = known['logit'], known['main'], known['label']
   remembered = None
