@@ -38,6 +38,7 @@ from data_pipelines.prepared.writer import write_prepared
 from data_pipelines.text import ingest
 from deres_jax.core.errors import UserError
 
+WORK_VERSION = 2  # of the intermediate files; a build goes on only from those of its own version
 ENOUGH_SPACE = 0.8  # of the estimate, which may be a little too high
 
 
@@ -153,7 +154,7 @@ def plan(dataset: Dataset, options: dict, raw_files: list[Path], compress: bool)
     'options': options,
     'compress': compress,
     'raw': [[str(path), state.st_size, state.st_mtime_ns] for path, state in states],
-    'sizes': [FORMAT_VERSION, BLOCK_ROWS, shards.SHARD_BLOCKS, ingest.CHUNK_BYTES],
+    'sizes': [FORMAT_VERSION, WORK_VERSION, BLOCK_ROWS, shards.SHARD_BLOCKS, ingest.CHUNK_BYTES],
   }
 
 

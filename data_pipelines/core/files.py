@@ -38,7 +38,8 @@ def is_zipped(path: Path) -> bool:
 
 def write_result(path: Path, result: Any) -> None:
   """Keeps the result of a task, as JSON, for a build that goes on after a stop."""
-  files.write(path, msgspec.json.encode(result).decode())
+  with files.replacing(path, durable=False) as partial:
+    partial.write_bytes(msgspec.json.encode(result))
 
 
 def read_result(path: Path, kind: type[T]) -> T:

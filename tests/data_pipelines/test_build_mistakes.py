@@ -109,7 +109,7 @@ def test_teacher_that_cannot_be_planted(mistake, flag, expected):
   assert expected in mistake('--dataset=synthetic', flag)
 
 
-def test_out_that_is_not_ours_is_never_touched(tmp_path, capsys):
+def test_a_foreign_out_is_never_touched(tmp_path, capsys):
   out = tmp_path / 'out'
   write_lines(tmp_path / 'file', ['precious'])
   for flags in ([], ['--overwrite']):
@@ -124,7 +124,7 @@ def test_out_that_is_not_ours_is_never_touched(tmp_path, capsys):
   assert (tmp_path / 'file').read_text() == 'precious\n'
 
 
-def test_full_disk_keeps_what_is_done(mistake, monkeypatch, tmp_path, capsys):
+def test_a_full_disk_keeps_finished_work(mistake, monkeypatch, tmp_path, capsys):
   raw = write_lines(tmp_path / 'raw', criteo_lines(500))
   given = ['--dataset=criteo', f'--raw={raw}', f'--out={tmp_path / "out"}']
   usage = collections.namedtuple('usage', 'total used free')
@@ -186,7 +186,7 @@ def test_stopped_build_goes_on_and_ends_in_the_same_bytes(place, tmp_path, monke
   assert one == two
 
 
-def test_another_plan_starts_anew(tmp_path, monkeypatch, capsys):
+def test_another_plan_starts_again(tmp_path, monkeypatch, capsys):
   raw = write_lines(tmp_path / 'raw', criteo_lines(100))
   given = ['--dataset=criteo', f'--raw={raw}', f'--out={tmp_path / "out"}']
 
@@ -225,6 +225,6 @@ def test_killed_build_leaves_no_schema_and_the_next_goes_on(tmp_path):
   assert [p.name for p in tmp_path.iterdir()] == ['out']
 
 
-def test_killed_worker_is_told_in_one_line(tmp_path):
+def test_a_killed_worker_gives_a_one_line_error(tmp_path):
   with Workers(2, start_after=0) as workers, pytest.raises(UserError, match='--workers=1'):
     list(workers.map(os._exit, [3, 3, 3]))

@@ -203,7 +203,7 @@ def test_planted_rows_become_the_ids_of_the_build(planted):
     ([{'events': []}], "^row 0: unknown key 'events'"),
   ],
 )
-def test_what_is_no_row_gets_a_line(planted, rows, words):
+def test_a_malformed_row_gives_a_one_line_error(planted, rows, words):
   with pytest.raises(UserError, match=words) as caught:
     encoder_of(planted).encode(rows)
   assert '\n' not in str(caught.value)

@@ -109,7 +109,7 @@ def raw(tmp_path_factory):
 
 
 @pytest.mark.parametrize('protocol', ['x4', 'x1', 'time'])
-def test_ids_are_those_of_the_plain_protocol(raw, tmp_path, protocol, capsys):
+def test_ids_equal_those_of_the_plain_protocol(raw, tmp_path, protocol, capsys):
   good, bad, path = raw
   out = tmp_path / 'out'
   assert prepare(path, out, f'--protocol={protocol}', '--seed=4', '--min_count=230') == 0
@@ -211,12 +211,12 @@ def test_unsorted_hours_are_refused_where_rows_are_split_by_time(mistake, protoc
   assert 'sort them by hour, or choose a protocol that splits at random' in line
 
 
-def test_unsorted_hours_are_welcome_where_rows_are_split_at_random(tmp_path):
+def test_unsorted_hours_are_accepted_where_rows_are_split_at_random(tmp_path):
   raw = write_lines(tmp_path / 'raw', avazu_lines(60)[::-1])
   assert prepare(raw, tmp_path / 'out', '--protocol=x4') == 0
 
 
-def test_the_first_fall_is_found_wherever_chunks_are_cut(mistake, monkeypatch):
+def test_the_first_fall_is_found_for_all_chunk_sizes(mistake, monkeypatch):
   """By its line, whether it lies within what is parsed at a time or between two such parts."""
   lines = avazu_lines(24)
   for part, place in itertools.product((150, 400, 900), range(1, 23)):
@@ -229,7 +229,7 @@ def test_the_first_fall_is_found_wherever_chunks_are_cut(mistake, monkeypatch):
     assert f'line {place + 2} goes back in time (hour 14102023 after ' in line
 
 
-def test_order_is_known_of_chunks_that_an_earlier_build_parsed(tmp_path, monkeypatch):
+def test_the_order_of_chunks_parsed_by_an_earlier_build_is_known(tmp_path, monkeypatch):
   """A stopped build leaves parsed chunks; the one that goes on has not seen their rows."""
   lines = avazu_lines(60)
   raw = write_lines(tmp_path / 'raw', [AVAZU_HEADER, *lines])
@@ -254,7 +254,7 @@ def test_order_is_known_of_chunks_that_an_earlier_build_parsed(tmp_path, monkeyp
   assert spans[0].first == 14102100 and spans[-1].last == int(lines[-1].split(',')[2])
 
 
-def test_a_nul_byte_rejects_a_row_in_a_column_that_is_not_read_too():
+def test_a_nul_byte_rejects_a_row_even_in_an_unread_column():
   lines = [line.encode() for line in avazu_lines(3)]
   lines[1] = b'1\0' + lines[1]
   rows, bad, count = parse(AVAZU_TEXT, b'\n'.join(lines), 1)

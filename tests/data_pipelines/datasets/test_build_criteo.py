@@ -84,7 +84,7 @@ def prepared(tmp_path_factory):
   return good, sorted(bad), raw, folder / 'out', result.stdout
 
 
-def test_ids_are_those_of_the_plain_protocol(prepared):
+def test_ids_equal_those_of_the_plain_protocol(prepared):
   good, _, _, out, _ = prepared
   schema, blocks = read_prepared(out)
   vocabularies, encoded = reference(good, seed=4, min_count=100)
@@ -98,7 +98,7 @@ def test_ids_are_those_of_the_plain_protocol(prepared):
   assert any(len(tokens) < 15 for tokens in vocabularies[:13])  # min_count does drop some
 
 
-def test_schema_says_what_is_stored(prepared):
+def test_schema_describes_the_stored_rows(prepared):
   _, _, raw, out, _ = prepared
   schema, blocks = read_prepared(out)
   assert (schema['format'], schema['format_version']) == ('deres_jax.prepared', 3)
@@ -128,7 +128,7 @@ def test_schema_says_what_is_stored(prepared):
   assert 0.15 < schema['fields'][0]['missing_rate_train'] < 0.25
 
 
-def test_bad_rows_are_named_counted_and_kept(prepared):
+def test_bad_rows_are_reported_counted_and_stored(prepared):
   _, bad, _, out, printed = prepared
   rejects = [line.split('\t', 3) for line in (out / 'rejects.tsv').read_text().splitlines()]
   assert [int(r[1]) for r in rejects] == bad
@@ -145,7 +145,7 @@ def test_prepared_folder_is_whole(prepared, capsys):
   assert capsys.readouterr().out.endswith(f'{out} is whole\n')
 
 
-def test_nothing_of_this_machine_is_stored(prepared):
+def test_the_folder_stores_nothing_about_the_machine(prepared):
   _, _, raw, out, _ = prepared
   for path in out.rglob('*.json'):
     assert str(raw.parent) not in path.read_text()
@@ -157,7 +157,7 @@ def test_nothing_of_this_machine_is_stored(prepared):
   ]
 
 
-def test_again_changes_nothing_and_other_options_are_refused(prepared, capsys):
+def test_a_second_build_changes_nothing_and_refuses_other_options(prepared, capsys):
   _, _, raw, out, _ = prepared
   before = (out / 'schema.json').stat().st_mtime_ns
   assert prepare(raw, out, '--seed=4', '--min_count=100') == 0
@@ -179,7 +179,7 @@ def test_other_raw_file_is_refused_and_overwrite_replaces(tmp_path, capsys):
   assert sorted(p.name for p in tmp_path.iterdir()) == ['out', 'rows']
 
 
-def test_overwriting_forgets_the_vocabularies_of_before(tmp_path):
+def test_overwriting_removes_the_old_vocabularies(tmp_path):
   """In one process: the look-ups that a worker keeps are those of the build at hand."""
   raw = write_lines(tmp_path / 'rows', criteo_lines(60, seed=1))
   assert prepare(raw, tmp_path / 'out', '--min_count=1') == 0

@@ -78,7 +78,7 @@ def days(tmp_path_factory):
   return good, [('day_0', 1), ('day_1.gz', 101), ('day_10', 602)], folder
 
 
-def test_ids_are_those_of_the_plain_protocol(days, tmp_path, capsys):
+def test_ids_equal_those_of_the_plain_protocol(days, tmp_path, capsys):
   """The folder lacks days 3 to 9, so the training days are given; the last is day 10."""
   good, bad, folder = days
   out = tmp_path / 'out'
@@ -214,7 +214,7 @@ def test_split_by_day():
   assert any((order[split] != again[split]).any() for split in SPLIT_NAMES)
 
 
-def test_again_changes_nothing_and_other_files_are_noticed(days, tmp_path, capsys):
+def test_a_second_build_changes_nothing_and_notices_other_files(days, tmp_path, capsys):
   raw = shutil.copytree(days[2], tmp_path / 'raw')
   assert prepare(raw, tmp_path / 'out', '--train_days=0-2') == 0
   assert prepare(raw, tmp_path / 'out', '--train_days=0-2') == 0

@@ -155,7 +155,7 @@ def changed(place: int, value: str) -> str:
     (changed(20, '0000\x000000'), 'embedded NUL byte'),
   ],
 )
-def test_says_what_is_wrong(line, reason):
+def test_explain_says_what_is_wrong(line, reason):
   good = criteo_lines(1)[0]
   rows, bad_lines, count = parse(CRITEO_TEXT, f'{good}\n{line}\n{good}\n'.encode(), 100)
   assert count == 3 and len(rows.label_N) == 2

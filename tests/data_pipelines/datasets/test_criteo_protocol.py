@@ -17,13 +17,13 @@ def bucket_slowly(v: int) -> int:
   return math.floor(math.log(v) ** 2) if v > 2 else v
 
 
-def test_buckets_are_python_s_for_all_small_values():
+def test_buckets_equal_pythons_for_all_small_values():
   values = np.arange(-5, 3_000_001)
   expected = np.fromiter(map(bucket_slowly, range(-5, 3_000_001)), np.int64)
   np.testing.assert_array_equal(bucketise(values), expected)
 
 
-def test_buckets_are_python_s_around_every_boundary():
+def test_buckets_equal_pythons_around_every_boundary():
   values = [v + d for v in _bucket_starts().tolist() for d in range(-3, 4) if v + d < 10**18]
   values += [10**e + d for e in range(1, 18) for d in (-1, 0, 1)]
   assert bucketise(np.array(values)).tolist() == [bucket_slowly(v) for v in values]
@@ -31,7 +31,7 @@ def test_buckets_are_python_s_around_every_boundary():
 
 @pytest.mark.parametrize('num_rows', [10, 11, 19, 1003])
 @pytest.mark.parametrize('protocol, parts', [('x4', (8, 1, 1)), ('x1', (7, 2, 1))])
-def test_random_split_is_a_permutation_of_numpy_s(num_rows, protocol, parts):
+def test_random_split_is_a_numpy_permutation(num_rows, protocol, parts):
   order = PROTOCOLS[protocol].split.rows(num_rows, seed=5)
   tenth = num_rows // 10
   validation, test = parts[1] * tenth, parts[2] * tenth
@@ -94,7 +94,7 @@ def test_lookup_takes_narrow_keys(kind):
 
 
 @pytest.mark.parametrize('buffer', [1, 7, 1000])
-def test_counter_counts_whatever_its_buffer(monkeypatch, buffer):
+def test_counter_counts_with_any_buffer(monkeypatch, buffer):
   monkeypatch.setattr('data_pipelines.prepared.vocabulary._BUFFER', buffer)
   keys = np.random.default_rng(0).integers(-9, 9, 500)
   counter = Counter()

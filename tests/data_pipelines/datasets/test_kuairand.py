@@ -76,7 +76,7 @@ def assert_is(expected: dict, out) -> dict:
     (('--label=is_like', '--events=1', '--random_log'), 'is_like', 1, 2, 0),
   ],
 )
-def test_all_is_as_in_the_plain_protocol(
+def test_the_build_equals_the_plain_protocol(
   raw, logs, tmp_path, flags, label, length, min_count, seed
 ):
   out = tmp_path / 'out'
@@ -205,7 +205,7 @@ def test_stopped_build_goes_on_and_ends_in_the_same_bytes(
   assert files_of(tmp_path / 'out') == files_of(tmp_path / 'whole')
 
 
-def test_again_changes_nothing_and_every_file_counts(logs, tmp_path, capsys):
+def test_a_second_build_changes_nothing_and_checks_every_file(logs, tmp_path, capsys):
   raw = write_folder(tmp_path / 'raw', logs)
   assert prepare(raw, tmp_path / 'out') == 0
   assert prepare(raw, tmp_path / 'out') == 0
@@ -228,7 +228,7 @@ def test_limit_counts_lines_of_each_log(raw, logs, tmp_path):
   assert_is(reference(rows, 'is_click', 50, 2, 0), tmp_path / 'out')
 
 
-def test_bad_rows_are_named_counted_and_left_out(logs, tmp_path, capsys):
+def test_bad_rows_are_reported_counted_and_skipped(logs, tmp_path, capsys):
   raw = write_folder(tmp_path / 'raw', logs)
   row = logs[EARLY][0]
   bad = {

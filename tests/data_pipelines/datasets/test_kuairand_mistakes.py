@@ -78,7 +78,7 @@ def test_folders_that_cannot_be_used(mistake, logs, tmp_path):
   assert f'{USERS}: the file is empty' in mistake(raw)
 
 
-def test_headers_that_are_others(mistake, logs, tmp_path):
+def test_headers_of_other_tables(mistake, logs, tmp_path):
   raw = write_folder(tmp_path / 'raw', logs)
   for name, old, new, said in (
     (LATE, 'is_like,is_follow', 'is_follow,is_like', "column 7 'is_follow', expected 'is_like'"),
@@ -106,7 +106,7 @@ BAD_USER_LINES = {
 
 @pytest.mark.parametrize('at', [0, 5, 8])
 @pytest.mark.parametrize('lines', [1, 4, 100])
-def test_bad_side_rows_are_named_by_file_and_line(mistake, raw, tmp_path, monkeypatch, at, lines):
+def test_bad_side_rows_are_reported_by_file_and_line(mistake, raw, tmp_path, monkeypatch, at, lines):
   monkeypatch.setattr('data_pipelines.datasets.kuairand.side_tables._LINES', lines)
   folder = shutil.copytree(raw, tmp_path / 'raw')
   text = (folder / USERS).read_text().splitlines()

@@ -83,7 +83,7 @@ def page(folder):
 
 
 @pytest.mark.parametrize('f', range(3))
-def test_field_figures_are_those_of_loops(columns, figures, f):
+def test_field_figures_equal_those_of_loops(columns, figures, f):
   field = figures['fields'][f]
   ids, label = columns['train']['ids'][:, f].tolist(), columns['train']['label'].tolist()
   rows = Counter(i for i in ids if i > 1)
@@ -163,7 +163,7 @@ def test_splits_sequence_users_and_items(columns, figures):
   assert [part['ids'] for part in figures['items']['parts']] == [8, 50, 342]
 
 
-def test_missing_and_unknown_are_told_apart():
+def test_missing_and_unknown_are_distinguished():
   assert coverage(0.0, 0.1, False) == {
     'known': 0.9,
     'missing': 0.0,
@@ -210,7 +210,7 @@ def test_page_is_well_formed_alone_and_escaped(page):
   assert len(tree.all('svg')) == 2 + 3
 
 
-def test_pictures_stay_within_their_frames(page):
+def test_charts_stay_within_their_frames(page):
   for svg in re.findall(r'<svg .*?</svg>', page):
     width, height = map(float, re.search(r'viewBox="0 0 (\S+) (\S+)"', svg).groups())
     for name, value in re.findall(r' (x|y)="(.*?)"', svg):
@@ -259,7 +259,7 @@ def test_text_fits_a_terminal(folder, capsys):
   assert (folder / 'other/describe.png').read_bytes().startswith(b'\x89PNG')
 
 
-def test_doctor_does_not_mind_the_page(folder, capsys):
+def test_doctor_ignores_the_page(folder, capsys):
   assert doctor.main([str(folder), '--workers=1']) == 0, capsys.readouterr().err
 
 
@@ -278,7 +278,7 @@ def test_one_class_and_empty_splits(tmp_path, clicks):
   test_pictures_stay_within_their_frames(page)
 
 
-def test_mistakes_are_one_line(folder, tmp_path, capsys):
+def test_mistakes_are_one_line_errors(folder, tmp_path, capsys):
   assert describe.main([str(tmp_path / 'none')]) == 2
   (tmp_path / 'file').write_text('')
   assert describe.main([str(folder), f'--out={tmp_path}/file']) == 2

@@ -187,7 +187,7 @@ class Forgetful(ArrayRecordDataSource):
     return super().__getitem__(0)
 
 
-def test_writer_notices_a_store_that_lies(tmp_path, monkeypatch):
+def test_the_writer_notices_a_store_that_returns_other_bytes(tmp_path, monkeypatch):
   monkeypatch.setattr('data_pipelines.prepared.records.ArrayRecordDataSource', Forgetful)
   with pytest.raises(AssertionError, match='block 1: read back other bytes than were written'):
     write_constants(tmp_path, 2)

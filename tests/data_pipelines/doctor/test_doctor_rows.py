@@ -86,7 +86,7 @@ def social(rows=(5000, 700, 600)):
 
 
 @pytest.mark.parametrize('kind', ['plain', 'social'])
-def test_counts_are_those_of_a_set(tmp_path, capsys, kind):
+def test_counts_equal_those_of_a_set(tmp_path, capsys, kind):
   plain = encoded(draw(0, (5000, 700, 600), (5, 6, 7, 8, 9)))
   rest = plain if kind == 'plain' else social()
   columns = rest[1]
@@ -127,14 +127,14 @@ def test_test_rows_in_validation_fail(tmp_path, capsys):
   assert '1 of ' in error
 
 
-def test_honest_duplicates_pass(tmp_path, capsys):
+def test_duplicates_without_a_leak_pass(tmp_path, capsys):
   values = draw(5, (5000, 500, 500), (4, 5, 6))
   code, printed, _ = diagnose(write_folder(tmp_path / 'x', *encoded(values)), capsys)
   assert code == 0 and told(printed)[0]['test', 'train'] == 500
 
 
 @pytest.mark.parametrize('most', [1 << 27, 10_000])
-def test_rare_tokens_are_judged_as_if_held_out(tmp_path, capsys, monkeypatch, most):
+def test_rare_tokens_are_compared_as_if_held_out(tmp_path, capsys, monkeypatch, most):
   # A token of which there are two in training is known there, but a held-out row that has one of
   # only one is unknown, and equal to all other unknown ones.
   monkeypatch.setattr(rows_lib, 'MAX_HASHES', most)
@@ -152,7 +152,7 @@ def test_rare_tokens_are_judged_as_if_held_out(tmp_path, capsys, monkeypatch, mo
 
 
 @pytest.mark.parametrize('most', [1 << 27, 4000])
-def test_share_of_held_out_rows_is_that_of_a_loop(tmp_path, monkeypatch, most):
+def test_share_of_held_out_rows_equals_that_of_a_loop(tmp_path, monkeypatch, most):
   fields, columns = encoded(draw(6, (16_000, 300, 300), (8000, 1500)), 2)
   folder = write_folder(tmp_path / 'x', fields, columns)
   monkeypatch.setattr(rows_lib, 'MAX_HASHES', most)
@@ -267,7 +267,7 @@ def test_generated_and_hashed_fields_are_exempt(tmp_path, capsys):
 
 
 @pytest.mark.parametrize('leak', [False, True])
-def test_many_rows_are_judged_by_a_part_of_them(tmp_path, capsys, monkeypatch, leak):
+def test_many_rows_are_sampled(tmp_path, capsys, monkeypatch, leak):
   values = draw(12, (8000, 4000, 4000), (2000, 10))
   if leak:
     values['train'][:1500] = values['test'][:1500]
@@ -297,7 +297,7 @@ def test_a_shard_is_read_once(tmp_path, capsys, monkeypatch):
   assert len(read) == len(set(read)) == 3
 
 
-def test_a_block_of_another_shape_is_named_and_left_out(tmp_path, capsys, monkeypatch):
+def test_a_block_of_another_shape_is_reported_and_skipped(tmp_path, capsys, monkeypatch):
   folder = write_folder(tmp_path / 'x', *encoded(draw(15, (5000, 300, 300), (9, 9, 9))))
 
   def damaged(path, shape):

@@ -64,7 +64,7 @@ BAD_LINES = {
 
 
 @pytest.mark.parametrize('name', BAD_LINES)
-def test_bad_line_is_named_counted_and_kept(name, tmp_path, capsys):
+def test_a_bad_line_is_reported_counted_and_stored(name, tmp_path, capsys):
   bad, reason = BAD_LINES[name]
   raw = tmp_path / 'rows.txt'
   raw.write_bytes(b'\n'.join([*GOOD[:PLACE], bad, *GOOD[PLACE:]]) + b'\n')

@@ -63,7 +63,7 @@ TABLES = {'criteo': CRITEO_TEXT, 'avazu': AVAZU_TEXT, 'social': log_table('is_cl
 @pytest.mark.parametrize('name', TABLES)
 @examples(150)
 @given(rng=st.randoms(use_true_random=False))
-def test_a_line_is_a_row_exactly_if_nothing_is_wrong_with_it(name, logs, rng):
+def test_a_line_is_a_row_exactly_if_explain_finds_no_fault(name, logs, rng):
   """Against `explain`, which looks at a line value by value."""
   text = RAW[name] if name in RAW else (logs / EARLY).read_bytes()
   data = damaged(text, rng)
@@ -115,7 +115,7 @@ def prepared(tmp_path_factory) -> Path:
 @pytest.mark.parametrize('look', [doctor, describe], ids=['doctor', 'describe'])
 @examples(25)
 @given(rng=st.randoms(use_true_random=False))
-def test_a_damaged_schema_is_a_line(look, prepared, tmp_path_factory, rng):
+def test_a_damaged_schema_is_a_one_line_error(look, prepared, tmp_path_factory, rng):
   folder = tmp_path_factory.mktemp('fuzz') / 'out'
   shutil.copytree(prepared, folder)
   schema = mutated(json.loads((prepared / 'schema.json').read_text()), rng)
@@ -178,7 +178,7 @@ def spoil(schema, how):
     ('ids without end', 'error: not enough memory (counts of the ids that schema.json names take '),
   ],
 )
-def test_what_fuzzing_found_is_a_line(prepared, tmp_path, capsys, how, words):
+def test_damages_found_by_fuzzing_are_one_line_errors(prepared, tmp_path, capsys, how, words):
   shutil.copytree(prepared, tmp_path / 'out')
   schema = json.loads((prepared / 'schema.json').read_text())
   spoil(schema, how)
@@ -188,7 +188,7 @@ def test_what_fuzzing_found_is_a_line(prepared, tmp_path, capsys, how, words):
   assert error.startswith('error: ') and error.count('\n') == 1 and words in error
 
 
-def test_too_little_memory_is_a_line(capsys):
+def test_too_little_memory_is_a_one_line_error(capsys):
   def command():
     raise MemoryError('64 PiB')
 

@@ -31,7 +31,7 @@ def teacher():
   return make_teacher(DEFAULT)
 
 
-def test_draws_do_not_depend_on_the_range_asked_for():
+def test_draws_do_not_depend_on_the_range():
   whole = uniforms(3, 0, 2**41 - 5, 40, 7)
   assert whole.shape == (40, 7) and whole.min() >= 0 and whole.max() < 1
   for start, stop in ((0, 1), (13, 29), (39, 40)):
@@ -42,7 +42,7 @@ def test_draws_do_not_depend_on_the_range_asked_for():
   assert not np.isin(uniforms(4, 0, 2**41 - 5, 40, 7), whole).any()
 
 
-def test_any_range_of_rows_alone(teacher):
+def test_any_range_of_rows_can_be_made_alone(teacher):
   source = SyntheticSource(DEFAULT, teacher)
   values_NF, _, label_N = source.draw('validation', 0, 3000)
   for cuts in ([0, 3000], [0, 1, 2, 1500, 3000], [700, 701], [2999, 3000]):
@@ -169,7 +169,7 @@ def test_variance_by_order_on_a_million_rows(teacher):
   assert 2 < kurtosis < 5, 'the logit must not be ruled by a few outliers'
 
 
-def test_click_rate_is_the_one_asked_for(teacher):
+def test_click_rate_is_that_of_the_option(teacher):
   clicks, rows = 0, 400_000
   source = SyntheticSource(DEFAULT, teacher)
   for start in range(0, rows, 50_000):
@@ -177,7 +177,7 @@ def test_click_rate_is_the_one_asked_for(teacher):
   assert abs(clicks / rows - DEFAULT.click_rate) < 5 * (0.256 * 0.744 / rows) ** 0.5
 
 
-def test_labels_that_are_noise_need_no_factors_and_leave_values_as_they_are(teacher):
+def test_noise_labels_need_no_factors_and_do_not_change_values(teacher):
   """So a vocabulary may be far larger than what factors could be made for."""
   noise = dataclasses.replace(DEFAULT, logit_std=0.0)
   planted, drawn = SyntheticSource(DEFAULT, teacher), SyntheticSource(noise, make_teacher(noise))
@@ -212,7 +212,7 @@ def test_negative_controls():
   assert pure['linear_auc'] == 0.5 and pure['bayes_auc'] > 0.8
 
 
-def test_expected_figures_are_what_labels_average_to(teacher):
+def test_expected_metrics_are_the_average_over_labels(teacher):
   source = SyntheticSource(dataclasses.replace(DEFAULT, rows_test=20_000), teacher)
   _, parts_NO, _ = source.draw('test', 0, 20_000)
   logit_N = parts_NO.sum(axis=1) + teacher.bias

@@ -37,7 +37,7 @@ def joined(source, split, first, last):
 
 
 @pytest.mark.parametrize('user', [0, 7, 2**31 - 5])
-def test_a_user_is_what_a_plain_loop_makes(user):
+def test_a_user_equals_that_of_a_plain_loop(user):
   source = source_of()
   rows = source.impressions(user, 1, ALL, events=True)
   for step, (ids, events, logit, label) in enumerate(simulate_user(*of(source), user)):
@@ -95,7 +95,7 @@ def test_splits_follow_each_other_in_time_within_every_user(monkeypatch):
     np.testing.assert_array_equal(flat, expected)
 
 
-def test_events_are_the_earlier_clicks_of_the_user_and_only_they():
+def test_events_are_exactly_the_earlier_clicks_of_the_user():
   rows = source_of(warmup=0).impressions(0, 60, ALL, events=True)
   assert not rows.events_USLG[:, 0].any()
   for ids_SF, events_SLG, label_S in zip(
@@ -149,7 +149,7 @@ def stored(folder, schema, split):
   return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
 
 
-def test_folder_is_whole_and_says_what_is_in_it(folder):
+def test_folder_is_whole_and_its_schema_describes_it(folder):
   assert doctor.main([str(folder)]) == 0
   schema = json.loads((folder / 'schema.json').read_text())
   assert [f['name'] for f in schema['fields']] == ['user_id', 'item_id', 'author', 'tag', 'hour']
@@ -177,7 +177,7 @@ def test_folder_is_whole_and_says_what_is_in_it(folder):
   assert probability_I[:torso].sum() >= 0.9 > probability_I[: torso - 1].sum()
 
 
-def test_figures_are_those_of_the_stored_rows(folder):
+def test_metrics_are_those_of_the_stored_rows(folder):
   schema = json.loads((folder / 'schema.json').read_text())
   teacher = teacher_of()[0]
   assert schema['planted']['bias'] == teacher.bias

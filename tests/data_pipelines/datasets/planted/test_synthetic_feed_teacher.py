@@ -33,7 +33,7 @@ def figures_of(options, users=2_000):
   return split_metrics(known['test'], Memory(known['train']))
 
 
-def test_catalogue_is_whole_and_sorted():
+def test_catalogue_is_complete_and_sorted():
   c = make_catalogue(SMALL)
   assert set(c.tag_I) == set(range(10)) and set(c.author_I) == set(range(30))
   assert c.probability_I.sum() == pytest.approx(1, abs=1e-12)
@@ -57,7 +57,7 @@ def test_items_are_as_frequent_as_their_ids_say(many):
   assert np.abs(z_I).max() < 4.5 and 0.7 < z_I.std() < 1.3
 
 
-def test_the_parts_have_their_shares_on_users_not_seen(many):
+def test_the_parts_have_their_shares_on_new_users(many):
   """The calibration has 16,384 rows, these are 160,000: 4 % of the logit's variance."""
   main_N, history_NP = many.main_US.ravel(), many.history_USP.reshape(-1, 3)
   total = SMALL.logit_std**2
@@ -125,7 +125,7 @@ def test_gap_buckets_are_exact_at_their_borders():
   assert len(tokens) == GAP_BUCKETS and tokens[3] == b'>=4m' and tokens[-1] == b'>=16384m'
 
 
-def test_interests_are_distinct_and_every_set_is_alike():
+def test_interests_are_distinct_and_all_sets_equally_probable():
   draws = np.random.default_rng(0).random((20_000, 2))
   chosen_UK = interests_of(draws, 4)
   sets, counts = np.unique(chosen_UK, axis=0, return_counts=True)
@@ -134,7 +134,7 @@ def test_interests_are_distinct_and_every_set_is_alike():
   assert interests_of(draws, 2).tolist() == [[0, 1]] * 20_000
 
 
-def test_drift_puts_any_other_tag_in_the_place_of_any_interest():
+def test_drift_replaces_any_interest_by_any_other_tag():
   options = dataclasses.replace(SMALL, tags=5, interests=2, drift=0.3)
   before_UK = np.tile([1, 3], (40_000, 1))
   after_UK = drifted(before_UK, np.random.default_rng(1).random(40_000), options)
@@ -149,7 +149,7 @@ def test_drift_puts_any_other_tag_in_the_place_of_any_interest():
   np.testing.assert_array_equal(drifted(before_UK, np.zeros(40_000), none), before_UK)
 
 
-def test_grouped_auc_is_the_mean_of_the_groups_own():
+def test_grouped_auc_is_the_mean_of_the_groups_aucs():
   rng = np.random.default_rng(3)
   group_N, score_N = rng.integers(0, 60, 900), rng.integers(-3, 4, 900) / 2  # many ties
   label_N = (rng.random(900) < 0.15 + 0.1 * (group_N % 3)).astype(np.uint8)
@@ -191,7 +191,7 @@ def test_grouped_auc_is_the_mean_of_the_groups_own():
     ('--raw=x', 'reads no raw file'),
   ],
 )
-def test_mistakes_are_one_line(flag, expected, tmp_path, capsys):
+def test_mistakes_are_one_line_errors(flag, expected, tmp_path, capsys):
   try:
     code = build.main([*FLAGS, f'--out={tmp_path / "out"}', flag])
   except SystemExit as stop:
