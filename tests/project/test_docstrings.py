@@ -15,9 +15,6 @@ STUMBLES = re.compile(
   r'|\bsays? so\b|\bwithout a word\b|\bstands? (beside|together|in it)\b|(^|[.:] )What [a-z]',
   re.MULTILINE,
 )
-# Files that do not follow the form yet.
-UNMENDED = {
-}
 
 
 def _one_line_property(node) -> bool:
@@ -66,5 +63,4 @@ def test_public_things_have_a_docstring(path):
 
 @pytest.mark.parametrize('path', FILES, ids=_name)
 def test_first_lines_are_one_plain_sentence(path):
-  if _name(path) not in UNMENDED:
-    assert not list(_malformed(ast.parse(path.read_text())))
+  assert not list(_malformed(ast.parse(path.read_text())))

@@ -106,7 +106,7 @@ BAD_USER_LINES = {
 
 @pytest.mark.parametrize('at', [0, 5, 8])
 @pytest.mark.parametrize('lines', [1, 4, 100])
-def test_bad_side_rows_are_reported_by_file_and_line(mistake, raw, tmp_path, monkeypatch, at, lines):
+def test_bad_side_rows_are_reported_by_line(mistake, raw, tmp_path, monkeypatch, at, lines):
   monkeypatch.setattr('data_pipelines.datasets.kuairand.side_tables._LINES', lines)
   folder = shutil.copytree(raw, tmp_path / 'raw')
   text = (folder / USERS).read_text().splitlines()

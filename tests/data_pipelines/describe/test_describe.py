@@ -243,7 +243,7 @@ def test_a_click_rate_beyond_the_axis_is_hollow():
     'rank_frequency': [[1, 1000], [2, 3]],
   }
   svg = drawing.svg(charts.field(x, {'ids': 2, 'rows': 1003, 'mean': 0.1, 'rate': 0.3}), 'x', '')
-  test_pictures_stay_within_their_frames(svg)
+  test_charts_stay_within_their_frames(svg)
   assert svg.count('class="dot"') == svg.count('class="beyond"') == 1
   assert 'long &amp; …' in svg
 
@@ -275,7 +275,7 @@ def test_one_class_and_empty_splits(tmp_path, clicks):
   assert figures['splits']['validation']['rows'] == 0
   page = (out / 'describe/describe.html').read_text()
   Node(page)
-  test_pictures_stay_within_their_frames(page)
+  test_charts_stay_within_their_frames(page)
 
 
 def test_mistakes_are_one_line_errors(folder, tmp_path, capsys):
