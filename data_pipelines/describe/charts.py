@@ -10,7 +10,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import NullLocator
 
 from deres_jax.report import charts
-from deres_jax.report.charts import Look, compact, paint, tag
+from deres_jax.report.charts import Look, paint, tag
+from deres_jax.report.wording import compact
 
 WIDTH, LEFT, RIGHT, TOP, BOTTOM = 340, 42, 8, 8, 34
 PLOT = 156  # height of axes with their ticks and name

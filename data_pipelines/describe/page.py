@@ -10,7 +10,7 @@ from data_pipelines.describe.figures import ENOUGH_ROWS
 from data_pipelines.describe.text import percent
 from deres_jax.report import charts as drawing
 from deres_jax.report import html
-from deres_jax.report.charts import compact
+from deres_jax.report.wording import compact
 
 MOST_BARS = 34
 

@@ -26,10 +26,11 @@ from matplotlib.lines import Line2D
 from matplotlib.markers import MarkerStyle
 from matplotlib.patches import FancyArrowPatch, PathPatch
 from matplotlib.ticker import MaxNLocator, NullLocator
-from matplotlib.transforms import Affine2D
+from matplotlib.transforms import Affine2D, Transform
 
 from deres_jax.core import files
 from deres_jax.core.errors import printable
+from deres_jax.report import inline
 
 # A user's matplotlibrc changes no page.
 matplotlib.rcdefaults()
@@ -63,7 +64,6 @@ _VARIABLES = {light: f'var(--{name})' for name, (light, _) in COLOURS.items()}
 SHAPES = 'os^DPv*X'  # matplotlib's markers
 CURVE_COLOURS = [name for name in COLOURS if re.fullmatch(r'c\d', name)]
 _PNG_DPI, _SHEET_WIDTH = 144, 2200
-_SUPERSCRIPT = str.maketrans('-0123456789', '⁻⁰¹²³⁴⁵⁶⁷⁸⁹')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,30 +122,13 @@ def log_ticks(low: float, high: float, most: int = 7) -> tuple[list[float], list
   return inside((1,), every), minor if every == 1 else inside((1,))
 
 
-def compact(value: float) -> str:
-  """Returns a short label: 1, 20k, 2.5M, 3G, 4T, 5·10¹⁵."""
-  if value >= 1e15:
-    power = math.floor(math.log10(value) + 1e-12)
-    digits = f'{value / 10.0**power:.3g}'
-    return ('' if digits == '1' else f'{digits}·') + f'10{str(power).translate(_SUPERSCRIPT)}'
-  for size, unit in ((1e12, 'T'), (1e9, 'G'), (1e6, 'M'), (1e3, 'k')):
-    if value >= size:
-      return f'{value / size:.3g}{unit}'
-  return f'{value:.3g}'
-
-
 # Parts of a figure.
 
 
 def axes(
-  width: float,
-  height: float,
-  left: float = 0,
-  top: float = 0,
-  right: float = 0,
-  bottom: float = 0,
-  figure: Figure | None = None,
-) -> Axes:
+  width: float, height: float, left: float = 0, top: float = 0, right: float = 0,
+  bottom: float = 0, figure: Figure | None = None,
+) -> Axes:  # fmt: skip
   """Returns bare axes with these margins, in a new figure of this size unless one is given."""
   figure = figure or Figure((width / 72, height / 72), dpi=72, facecolor='none')
   share = (left / width, bottom / height, 1 - (left + right) / width, 1 - (top + bottom) / height)
@@ -190,41 +173,22 @@ def y_ticks(ax: Axes, ticks: Sequence[float], labels: Sequence[str]):
 
 
 def label(
-  ax: Axes,
-  words: str,
-  at: tuple[float, float],
-  offset: tuple[float, float] = (0, 0),
-  ha: str = 'left',
-  va: str = 'baseline',
-  coords: str = 'data',
-  colour: str = 'soft',
-  size: float = 12,
-  bold: bool = False,
-  rotation: float = 0,
-  kind: str = 'label',
+  ax: Axes, words: str, at: tuple[float, float], offset: tuple[float, float] = (0, 0),
+  ha: str = 'left', va: str = 'baseline', coords: str | Transform = 'data', colour: str = 'soft',
+  size: float = 12, bold: bool = False, rotation: float = 0, kind: str = 'label',
   leader: bool = False,
-):
+):  # fmt: skip
   """Writes words at a point of the axes, moved by an offset in pixels (right, up).
 
   Args:
+    coords: of the point, in matplotlib's terms.
     leader: whether a thin line leads to the point.
   """
   line = dict(arrowstyle='-', color=paint(colour), alpha=0.5, shrinkA=0, shrinkB=5, relpos=(0, 0.5))
   ax.annotate(
-    printable(words),
-    at,
-    offset,
-    coords,
-    'offset points',
-    arrowprops=line if leader else None,
-    annotation_clip=False,
-    ha=ha,
-    va=va,
-    color=paint(colour),
-    fontsize=size,
-    fontweight='bold' if bold else 'normal',
-    rotation=rotation,
-    gid=tag(kind),
+    printable(words), at, offset, coords, 'offset points', line if leader else None,
+    annotation_clip=False, ha=ha, va=va, color=paint(colour), fontsize=size,
+    fontweight='bold' if bold else 'normal', rotation=rotation, gid=tag(kind),
   )  # fmt: skip
 
 
@@ -238,40 +202,23 @@ def axis_names(ax: Axes, x: str = '', y: str = '', below: float = 40):
 
 
 def mark(
-  ax: Axes,
-  x: float,
-  y: float,
-  look: Look,
-  radius: float,
-  kind: str,
-  tip: str = '',
+  ax: Axes, x: float, y: float, look: Look, radius: float, kind: str, tip: str = '',
   hollow: bool = False,
-):
+):  # fmt: skip
   """Draws the marker of a look; the tip is shown when a pointer rests on it."""
   colour = paint(look.colour)
   size = 2 * radius * (0.9 if look.shape in 'sD' else 1.1)
+  face, edge = (paint('page'), 1.4) if hollow else (colour, 0)
   ax.plot(
-    [x],
-    [y],
-    look.shape,
-    color=colour,
-    markersize=size,
-    markerfacecolor=paint('page') if hollow else colour,
-    markeredgewidth=1.4 if hollow else 0,
-    clip_on=False,
-    zorder=4 if hollow else 5,
-    gid=tag(kind, tip),
+    [x], [y], look.shape, color=colour, markersize=size, markerfacecolor=face,
+    markeredgewidth=edge, clip_on=False, zorder=4 if hollow else 5, gid=tag(kind, tip),
   )  # fmt: skip
 
 
 def whisker(
-  ax: Axes,
-  y: float,
-  ends: tuple[float | None, float | None],
-  look: Look,
-  width: float = 2,
+  ax: Axes, y: float, ends: tuple[float | None, float | None], look: Look, width: float = 2,
   arrows: tuple[bool, bool] = (False, False),
-):
+):  # fmt: skip
   """Draws a horizontal interval; None is infinite, and an end beyond the axis becomes an arrow."""
   to_share = ax.transScale + ax.transLimits
   shares = [
@@ -331,8 +278,7 @@ def svg(
     figure.savefig(
       text, format='svg', metadata=dict.fromkeys(('Creator', 'Date', 'Format', 'Type'))
     )
-  root = ElementTree.fromstring(text.getvalue())
-  _clean(root, name, {})
+  root = inline.element(text.getvalue(), name, _VARIABLES)
   root.attrib = {
     'viewBox': root.attrib['viewBox'],
     'class': f'chart {kind}'.strip(),
@@ -342,64 +288,6 @@ def svg(
   if full_size:
     root.set('style', f'width:{72 * figure.get_figwidth():.0f}px')
   return Markup(ElementTree.tostring(root, encoding='unicode'))
-
-
-def _clean(element: ElementTree.Element, name: str, ids: dict[str, str]):
-  """Makes an element of matplotlib's SVG, and all below it, fit to stand inside a page."""
-
-  def new_id(old: str) -> str:
-    return ids.setdefault(old, f'{name}-{len(ids)}')
-
-  element.tag = element.tag.rpartition('}')[2]
-  element.tail = None
-  if element.tag not in ('text', 'title'):
-    element.text = None
-  attributes = {key.rpartition('}')[2]: value for key, value in element.attrib.items()}
-  gid = attributes.pop('id', '') if element.tag == 'g' else ''
-  element.attrib = {}
-  for key, value in attributes.items():
-    if key == 'id':
-      value = new_id(value)
-    elif key == 'href':
-      value = f'#{new_id(value[1:])}'
-    elif key == 'clip-path':
-      value = f'url(#{new_id(value[5:-1])})'
-    elif key == 'style':
-      value = _style(value)
-    elif key == 'transform' and value.startswith('rotate(-0 '):
-      continue
-    else:
-      value = _rounded(value)
-    element.set(key, value)
-  children = []
-  for child in element:
-    _clean(child, name, ids)
-    bare = child.tag == 'g' and not child.attrib
-    children += list(child) if bare else [child] if child.tag not in ('style', 'metadata') else []
-  element[:] = [child for child in children if child.tag not in ('g', 'defs') or len(child)]
-  if ':' in gid:
-    kind, _, tip = gid.partition(':')
-    element.set('class', kind)
-    if tip:
-      title = ElementTree.Element('title')
-      title.text = tip
-      element.insert(0, title)
-
-
-def _style(style: str) -> str:
-  """Colours as variables, and no font but the page's."""
-  values = dict(x.split(': ', 1) for x in style.split('; ') if ': ' in x)
-  values.pop('font-family', None)
-  if font := values.pop('font', None):  # matplotlib before 3.10
-    values['font-size'] = re.search(r'[\d.]+px', font)[0]
-    if weight := re.search(r'\b[67]00\b', font):
-      values['font-weight'] = weight[0]
-  return ';'.join(f'{key}:{_VARIABLES.get(value, value)}' for key, value in values.items())
-
-
-def _rounded(value: str) -> str:
-  value = re.sub(r'-?\d+\.\d{3,}', lambda x: f'{float(x[0]):.2f}', value)
-  return ' '.join(value.split())
 
 
 @functools.cache

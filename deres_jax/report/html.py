@@ -16,7 +16,7 @@ _PAGES = jinja2.Environment(
   extensions=['jinja2.ext.do'],
 )
 _PAGES.globals.update(colours=charts.COLOURS, symbol=charts.symbol)
-_PAGES.filters.update(compact=charts.compact, interval=wording.interval, number=wording.number)
+_PAGES.filters.update(compact=wording.compact, interval=wording.interval, number=wording.number)
 _PAGES.globals.update(ui=_PAGES.get_template('macros.html').module)
 
 

@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Numbers of fit.json and inspect.json as text, the same on a terminal and on a page."""
 
+import math
 from typing import Any
+
+_SUPERSCRIPT = str.maketrans('-0123456789', '⁻⁰¹²³⁴⁵⁶⁷⁸⁹')
 
 
 def number(value: float | None, form: str) -> str:
@@ -15,6 +18,18 @@ def number(value: float | None, form: str) -> str:
   text = f'{value:{form}}'
   zero = float(text.rstrip('%')) == 0
   return ('' if zero else '−') + text[1:] if text.startswith('-') else text
+
+
+def compact(value: float) -> str:
+  """Returns a short label: 1, 20k, 2.5M, 3G, 4T, 5·10¹⁵."""
+  if value >= 1e15:
+    power = math.floor(math.log10(value) + 1e-12)
+    digits = f'{value / 10.0**power:.3g}'
+    return ('' if digits == '1' else f'{digits}·') + f'10{str(power).translate(_SUPERSCRIPT)}'
+  for size, unit in ((1e12, 'T'), (1e9, 'G'), (1e6, 'M'), (1e3, 'k')):
+    if value >= size:
+      return f'{value / size:.3g}{unit}'
+  return f'{value:.3g}'
 
 
 def interval(x: dict[str, Any], form: str = '.4g') -> str:

@@ -150,7 +150,7 @@ def _compute_axes(c: dict[str, Any], bayes_auc: float | None, right: float, wide
   charts.limits(ax, min(budgets), max(budgets), log=True, room=0.035)
   _auc_axis(ax, [*aucs, *levels.values()])
   major, minor = charts.log_ticks(*ax.get_xlim())
-  charts.x_ticks(ax, major, [charts.compact(x) for x in major], minor)
+  charts.x_ticks(ax, major, [wording.compact(x) for x in major], minor)
   charts.axis_names(ax, f'{c["compute_unit"]} (logarithmic)', 'AUC, test split')
   for name, auc in levels.items():
     ax.axhline(
@@ -177,7 +177,7 @@ def joined(c: dict[str, Any], all_looks: dict[str, Look], figure: str) -> Figure
     major, minor = _apart(ax, values), []
   else:
     major, minor = charts.log_ticks(*ax.get_xlim(), most=6)
-  charts.x_ticks(ax, major, [charts.compact(x) for x in major], minor)
+  charts.x_ticks(ax, major, [wording.compact(x) for x in major], minor)
 
   def place(point: dict[str, Any]) -> float:
     x = ax.transData.transform((point[figure], point['auc']))[0]

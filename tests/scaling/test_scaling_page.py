@@ -256,7 +256,7 @@ def test_every_run_is_listed_with_a_link_to_its_config(good, tree):
     assert not pathlib.Path(link.attrs['href']).is_absolute() and file.resolve().is_file()
     assert file.resolve() == run.config_file.resolve()
     assert f'{run.result.auc:.5f}' in row.text and f'{run.result.params_dense:,}' in row.text
-    assert charts.compact(run.result.flops_forward_per_row) in row.text
+    assert wording.compact(run.result.flops_forward_per_row) in row.text
     [shown] = row.all('pre')
     assert shlex.split(shown.text) == rerun.arguments(run)
   seeds = [row.all('td')[1].text for row in rows]
@@ -431,11 +431,11 @@ def test_round_ticks_are_round_and_inside(low, high):
 def test_log_ticks_are_round_and_few(low, high):
   major, minor = charts.log_ticks(low, high)
   assert 2 < len(major) <= 7 and all(low <= x <= high for x in [*major, *minor])
-  assert len({charts.compact(x) for x in major}) == len(major)
+  assert len({wording.compact(x) for x in major}) == len(major)
 
 
 def test_compact_figures():
-  shown = [charts.compact(x) for x in (0.5, 1, 2500, 2e6, 53.2e6, 3e9, 4e12, 1e15, 5e15, 2.5e18)]
+  shown = [wording.compact(x) for x in (0.5, 1, 2500, 2e6, 53.2e6, 3e9, 4e12, 1e15, 5e15, 2.5e18)]
   assert shown == ['0.5', '1', '2.5k', '2M', '53.2M', '3G', '4T', '10¹⁵', '5·10¹⁵', '2.5·10¹⁸']
 
 
