@@ -64,3 +64,25 @@ def test_public_things_have_a_docstring(path):
 @pytest.mark.parametrize('path', FILES, ids=_name)
 def test_first_lines_are_one_plain_sentence(path):
   assert not list(_malformed(ast.parse(path.read_text())))
+
+
+@pytest.mark.parametrize(
+  'text',
+  [
+    'lower case.',
+    'No full stop',
+    'Two\nlines.',
+    'What it holds.',
+    'Rows, so many.',
+    'All is told.',
+  ],
+)
+def test_malformed_docstrings_are_found(text):
+  assert list(_malformed(ast.parse(f'"""{text}"""')))
+
+
+def test_missing_docstrings_are_found():
+  tree = ast.parse(
+    'class A:\n  def run(self): pass\nclass B(A):\n  """B."""\n  def run(self): pass'
+  )
+  assert list(_undocumented(tree, '')) == ['A', 'A.run']
