@@ -20,25 +20,25 @@ from ml_collections import ConfigDict
 
 from deres_jax.config import checks, fields
 from deres_jax.config import overrides as overrides_lib
-from deres_jax.core.errors import UserError, shown
+from deres_jax.core.errors import UserError, excerpt
 
 
 def base(overrides: str = '') -> ConfigDict:
   """Returns every field at its default, locked: an unknown name is an error.
 
   Args:
-    overrides: what stands after the colon in `--config=NAME:model.depth=16,seed=1`.
+    overrides: a config string, the part of `--config=NAME:model.depth=16,seed=1` after the colon.
   """
   config = ConfigDict(dataclasses.asdict(fields.Config())).lock()
   return update(config, overrides)
 
 
 def load(file: str, sibling: str) -> types.ModuleType:
-  """Another experiment in the same folder, as a module. It is executed.
+  """Executes another experiment in the same folder and returns its module.
 
   Args:
-    file: `__file__` of the experiment that asks.
-    sibling: file name of the other, such as 'criteo_8l.py'.
+    file: `__file__` of the calling experiment.
+    sibling: file name of the other one, such as 'criteo_8l.py'.
   """
   path = pathlib.Path(file).with_name(sibling)
   spec = importlib.util.spec_from_file_location(path.stem, path)
@@ -48,28 +48,28 @@ def load(file: str, sibling: str) -> types.ModuleType:
 
 
 def variant_of(file: str, sibling: str) -> ConfigDict:
-  """What `get_config()` of another experiment in the same folder returns, to be changed."""
+  """Returns the config of another experiment in the same folder, to be changed."""
   return load(file, sibling).get_config()
 
 
 def update(config: ConfigDict, overrides: str) -> ConfigDict:
-  """Applies 'a.b=v,w=1' to `config`, as `deres_jax.config.overrides` says."""
+  """Applies a config string such as 'a.b=v,w=1' to `config` (`deres_jax.config.overrides`)."""
   return overrides_lib.apply(config, overrides)
 
 
 def resolve(config: ConfigDict) -> fields.Config:
-  """Freezes `config` and checks it; raises UserError with one line for the first mistake."""
+  """Freezes and checks a config; raises UserError for the first mistake."""
   frozen = _freeze(fields.Config, config, '')
   checks.check(frozen)
   return frozen
 
 
-_MOST = 2**53  # of a whole number that every reader of JSON takes as it is; no field needs more
+_MOST = 2**53  # larger whole numbers are not exact in every reader of JSON
 
 
 def _freeze(kind: type, node, path: str):
   if not isinstance(node, ConfigDict | dict):
-    raise UserError(f'config {path or "root"} is {shown(node)}: expected a section')
+    raise UserError(f'config {path or "root"} is {excerpt(node)}: expected a section')
   known = typing.get_type_hints(kind)
   for key in node:
     if key not in known:
@@ -84,22 +84,22 @@ def _freeze(kind: type, node, path: str):
     elif hint is float and type(value) is int:
       value = overrides_lib.as_float(value)
     elif type(value) is not hint:
-      raise UserError(f'config {path}{key}={shown(value)}: expected a {hint.__name__}')
+      raise UserError(f'config {path}{key}={excerpt(value)}: expected a {hint.__name__}')
     if hint is float and not math.isfinite(value):
       raise UserError(f'config {path}{key}={value}: expected a finite number')
     if hint is int and not -_MOST < value < _MOST:
-      raise UserError(f'config {path}{key}={shown(value)}: expected a number below 2^53')
+      raise UserError(f'config {path}{key}={excerpt(value)}: expected a number below 2^53')
     values[key] = value
   return kind(**values)
 
 
 def as_dict(config: fields.Config) -> dict[str, Any]:
-  """The whole config as nested plain dicts (what `config.json` holds)."""
+  """Returns the config as nested dicts, as in `config.json`."""
   return dataclasses.asdict(config)
 
 
 def identity(config: fields.Config) -> dict[str, Any]:
-  """The fields that decide what a run computes, flat: {'model.depth': 8, ...}."""
+  """Returns the fields that decide what a run computes: {'model.depth': 8, ...}."""
   out = {}
 
   def walk(node, prefix):
@@ -117,6 +117,6 @@ def identity(config: fields.Config) -> dict[str, Any]:
 
 
 def config_hash(config: fields.Config) -> str:
-  """Run identity: 12 hex digits of SHA-256 over `identity(config)`."""
+  """Returns the id of a run: 12 hex digits of SHA-256 over `identity(config)`."""
   text = json.dumps(identity(config), sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()[:12]

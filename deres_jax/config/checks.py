@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks a config, section by section, before touching data or devices."""
+"""Checks a config, section by section, before data or devices are touched."""
 
 import itertools
 import re
 from typing import Any
 
-from deres_jax.core.errors import UserError, shown
+from deres_jax.core.errors import UserError, excerpt
 
 
 def _one_of(section: Any, prefix: str, key: str, *names: str):
   value = getattr(section, key)
   if value not in names:
-    raise UserError(f'config {prefix}.{key}={shown(value)}: choose one of {", ".join(names)}')
+    raise UserError(f'config {prefix}.{key}={excerpt(value)}: choose one of {", ".join(names)}')
 
 
 def _at_least(section: Any, prefix: str, least: float, *keys: str):
@@ -22,7 +22,7 @@ def _at_least(section: Any, prefix: str, least: float, *keys: str):
 
 
 def check(c: Any):
-  """Raises UserError with one line for the first mistake in a `deres_jax.config.Config`."""
+  """Raises UserError for the first mistake in a `config.fields.Config`."""
   if not 0 <= c.seed < 2**31:
     raise UserError(f'config seed={c.seed}: expected 0 to {2**31 - 1}')
   _at_least(c.data, 'data', 1, 'batch_size', 'eval_batch_size', 'window_blocks', 'threads')
@@ -66,7 +66,7 @@ def _check_model(m: Any):
   if m.tokenizer == 'global' and m.tokens < 2:
     raise UserError(f'config model.tokens={m.tokens}: tokenizer=global needs at least 2')
   narrow(m)
-  # A setting that a backbone would silently ignore is a mistake.
+  # A setting that a backbone would ignore is a mistake.
   for key, off, readers in (
     ('causal', False, ('transformer', 'onetrans', 'hstu')),
     ('pyramid_events', -1, ('transformer', 'onetrans')),
@@ -79,16 +79,16 @@ def _check_model(m: Any):
 
 
 def narrow(m: Any) -> tuple[tuple[int, int], ...]:
-  """Parses `embed_dim_of_few` as pairs (ids, width), both rising; raises UserError otherwise."""
-  pairs = [pair.split(':') for pair in filter(None, m.embed_dim_of_few.split('/'))]
-  found = [tuple(map(int, p)) for p in pairs if len(p) == 2 and all(x.isdecimal() for x in p)]
-  rising = all(a < b and c < d for (a, c), (b, d) in itertools.pairwise([(0, 0), *found]))
-  if len(found) < len(pairs) or not rising or (found and found[-1][1] >= m.embed_dim):
+  """Returns `embed_dim_of_few` as pairs (ids, width); raises UserError unless both rise."""
+  texts = [pair.split(':') for pair in filter(None, m.embed_dim_of_few.split('/'))]
+  pairs = [tuple(map(int, p)) for p in texts if len(p) == 2 and all(x.isdecimal() for x in p)]
+  rising = all(a < b and c < d for (a, c), (b, d) in itertools.pairwise([(0, 0), *pairs]))
+  if len(pairs) < len(texts) or not rising or (pairs and pairs[-1][1] >= m.embed_dim):
     raise UserError(
       f'config model.embed_dim_of_few={m.embed_dim_of_few!r}: expected ids:width pairs, both '
       f'rising and every width below model.embed_dim={m.embed_dim}, such as 100:4/10000:8'
     )
-  return tuple(found)
+  return tuple(pairs)
 
 
 def _check_rates(section: Any, prefix: str, *keys: str):
@@ -191,7 +191,7 @@ def _check_durations(t: Any):
 
 
 def window(profile: str) -> tuple[int, int]:
-  """First and last step of train.profile, 'START:STEPS', both from 1. Raises UserError."""
+  """Returns the first and last step, from 1, of train.profile 'START:STEPS'; raises UserError."""
   match = re.fullmatch(r'([1-9]\d{0,14}):([1-9]\d{0,14})', profile, re.ASCII)
   if not match:
     raise UserError(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lists what a run changes of the defaults, for its first lines."""
+"""The fields of a config that differ from the defaults, as a run prints them at its start."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ _EMPTY = "''"
 
 
 def text(config: fields.Config, rows: int) -> str:
-  """Lists the fields that differ from `config.base()`, aligned, in at most `rows` lines.
+  """Returns the fields that differ from `config.base()`, aligned, in `rows` lines at most.
 
   Args:
     rows: lines of the screen, at least 3.
@@ -35,7 +35,7 @@ def text(config: fields.Config, rows: int) -> str:
 
 
 def flat(config: fields_lib.Config) -> dict[str, Any]:
-  """Every field by its dotted name."""
+  """Returns every field by its dotted name."""
   out = {}
   for key, value in config_lib.as_dict(config).items():
     out |= {f'{key}.{k}': v for k, v in value.items()} if isinstance(value, dict) else {key: value}

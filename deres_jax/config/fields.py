@@ -3,13 +3,13 @@
 
 import dataclasses
 
-# Fields that say where or how fast a run happens, not what it computes. They may change between a
-# run and its resumption and do not enter the run's identity.
+# Fields that decide where or how fast a run happens, not what it computes. They may change when a
+# run is resumed and are not part of its identity.
 _operational = {'operational': True}
 
 
-# Fields that came later. At their default a run computes what it did without them, and its identity
-# leaves them out: runs from before keep their name.
+# Fields of later versions. At their default a run computes what it did without them, and its
+# identity leaves them out, so that older runs keep their ids.
 _later = {'later': True}
 
 

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Config strings: 'connector=mhc,depth=16', what stands after the colon of --config.
+"""Config strings: 'connector=mhc,depth=16', the part of --config after the colon.
 
-A field is named by its path (model.depth), or by its last name alone where only one section has it
-(depth). Names that several sections have (block_layers, dropout, path) are never guessed: the error
-lists the fields, and the long name is to be given.
+A field is named by its path (model.depth), or by its last part alone if only one section has it
+(depth). For a name of several sections (block_layers, dropout, path) the error lists the fields.
 """
 
 import ast
@@ -13,11 +12,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from deres_jax.core.errors import UserError, shown
+from deres_jax.core.errors import UserError, excerpt
 
 
 def apply(config: ConfigDict, overrides: str) -> ConfigDict:
-  """Sets fields of `config`, each text read in the type of the field's default.
+  """Sets fields of `config`; each text is parsed as the type of the field's default.
 
   Raises: UserError.
   """
@@ -34,7 +33,7 @@ def apply(config: ConfigDict, overrides: str) -> ConfigDict:
 
 
 def settings(config: ConfigDict, overrides: str) -> list[tuple[str, str]]:
-  """Full names of fields and the texts that they are set to, in order. Raises UserError."""
+  """Returns the full names of fields and the texts they are set to, in order; raises UserError."""
   out = []
   for item in filter(None, overrides.split(',')):
     name, equals, text = item.partition('=')
@@ -48,11 +47,11 @@ def _full_name(config: ConfigDict, name: str) -> str:
   if name in config:
     return name
   nested = [(k, field) for k, v in config.items() if isinstance(v, ConfigDict) for field in v]
-  found = [f'{section}.{field}' for section, field in nested if field == name]
-  if len(found) == 1:
-    return found[0]
-  if found:
-    raise UserError(f'config field {name!r} is in several sections: give {" or ".join(found)}')
+  matches = [f'{section}.{field}' for section, field in nested if field == name]
+  if len(matches) == 1:
+    return matches[0]
+  if matches:
+    raise UserError(f'config field {name!r} is in several sections: give {" or ".join(matches)}')
   near = difflib.get_close_matches(name, {field for _, field in nested})
   close = [f'{section}.{field}' for section, field in nested if field in near]
   meant = f'did you mean {" or ".join(close)}? ' if close else ''
@@ -83,11 +82,11 @@ def _parse(text: str, kind: type, name: str):
     return as_float(value)
   if kind is int and type(value) is int:
     return value
-  raise UserError(f'config {name}={shown(text)}: expected a {kind.__name__}')
+  raise UserError(f'config {name}={excerpt(text)}: expected a {kind.__name__}')
 
 
 def as_float(value: float) -> float:
-  """Infinity, which `config.resolve` refuses, for a whole number that no float holds."""
+  """Returns a float; infinity, which `resolve` refuses, for a number that is too large."""
   try:
     return float(value)
   except OverflowError:
@@ -98,10 +97,10 @@ Overrides = dict[str, Any]
 
 
 def as_text(overrides: Overrides) -> str:
-  """Formats overrides: 'model.depth=8, optim.dense_lr=0.003'."""
+  """Returns 'model.depth=8, optim.dense_lr=0.003'."""
   return ', '.join(f'{k}={as_flag(v)}' for k, v in overrides.items())
 
 
 def as_flag(value: Any) -> str:
-  """As a flag takes it: exact for every type of field."""
+  """Returns a value as a flag takes it, exactly for every type of field."""
   return str(value).lower() if isinstance(value, bool) else str(value)

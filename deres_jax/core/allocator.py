@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The malloc of a run: jemalloc where it is installed.
 
-XLA:CPU takes its temporary buffer from malloc at every call. glibc gives large blocks back to the
-kernel, so each step pays for their pages anew; jemalloc keeps them, those above 8 MB too
-(oversize_threshold). A process can only be started with another malloc (LD_PRELOAD), so a run
-starts itself once more, in place. DERES_JAX_ALLOCATOR says what it takes:
+XLA:CPU allocates its temporary buffer with malloc at every call. glibc returns large blocks to the
+kernel, so each step pays for their pages again; jemalloc is set to keep them, also those above 8 MB
+(oversize_threshold). A process gets another malloc only at its start (LD_PRELOAD), so a run
+replaces itself. DERES_JAX_ALLOCATOR chooses:
 
   auto      jemalloc on Linux, if it is installed
-  jemalloc  it must be
-  system    what the process has anyway
+  jemalloc  jemalloc, or an error
+  system    the malloc that the process has
 
-A malloc that LD_PRELOAD names already stays, and so does a MALLOC_CONF.
+A malloc in LD_PRELOAD and a MALLOC_CONF stay as they are.
 """
 
 import ctypes
@@ -27,13 +27,13 @@ from deres_jax.core.errors import UserError
 VARIABLE = 'DERES_JAX_ALLOCATOR'
 _CHOICES = ('auto', 'jemalloc', 'system')
 _LIBRARY = 'libjemalloc.so.2'
-_KEEP = 'oversize_threshold:0,dirty_decay_ms:-1,muzzy_decay_ms:-1'  # all pages are kept
+_KEEP = 'oversize_threshold:0,dirty_decay_ms:-1,muzzy_decay_ms:-1'  # keep all pages
 _ALL_ARENAS = 4096  # MALLCTL_ARENAS_ALL of jemalloc.h
 _KNOWN = re.compile(r'\blib(jemalloc|tcmalloc|mimalloc)[^/\s:]*\.so\b')
 
 
 def find() -> str | None:
-  """Path of jemalloc's library; None where there is none, and on other systems than Linux."""
+  """Returns the path of jemalloc's library; None without one, and on other systems than Linux."""
   if sys.platform != 'linux':
     return None
   system = f'/usr/lib/{platform.machine()}-linux-gnu', '/usr/lib64', '/usr/lib', '/usr/local/lib'
@@ -44,17 +44,17 @@ def find() -> str | None:
 
 
 def name() -> str:
-  """Which malloc this process has: glibc, jemalloc, tcmalloc or mimalloc; system: not known."""
+  """Returns the malloc of this process: glibc, jemalloc, tcmalloc, mimalloc, or system."""
   maps = pathlib.Path('/proc/self/maps')
-  found = _KNOWN.search(maps.read_text()) if maps.exists() else None
-  return found[1] if found else platform.libc_ver()[0] or 'system'
+  match = _KNOWN.search(maps.read_text()) if maps.exists() else None
+  return match[1] if match else platform.libc_ver()[0] or 'system'
 
 
 def give_back():
-  """Returns to the kernel the pages that jemalloc keeps and nothing uses; others do so anyway.
+  """Returns unused pages that jemalloc keeps to the kernel; does nothing with another malloc.
 
-  For now and then, such as after a save: kept pages are split and never joined, and would grow by
-  some 60 KiB a save for ever. It takes 11 ms for 256 MiB; steps get anew what they need of them.
+  Called after each save: kept pages are split and never joined, and would grow by some 60 KiB a
+  save. It takes 11 ms for 256 MiB.
   """
   process = ctypes.CDLL(None)
   if hasattr(process, 'mallctl'):
@@ -62,18 +62,15 @@ def give_back():
 
 
 def environment(environ: Mapping[str, str]) -> dict[str, str]:
-  """Returns the environment to start a process with; `environ` if that needs no change.
-
-  Raises: UserError.
-  """
-  asked = environ.get(VARIABLE) or 'auto'
-  if asked not in _CHOICES:
-    raise UserError(f'{VARIABLE}={asked}: expected one of {", ".join(_CHOICES)}')
+  """Returns the environment of a process with the chosen malloc; raises UserError."""
+  choice = environ.get(VARIABLE) or 'auto'
+  if choice not in _CHOICES:
+    raise UserError(f'{VARIABLE}={choice}: expected one of {", ".join(_CHOICES)}')
   preloaded = environ.get('LD_PRELOAD', '')
-  if asked == 'system' or _KNOWN.search(preloaded):
+  if choice == 'system' or _KNOWN.search(preloaded):
     return dict(environ)
   library = find()
-  if library is None and asked == 'jemalloc':
+  if library is None and choice == 'jemalloc':
     raise UserError(
       f'{VARIABLE}=jemalloc: {_LIBRARY} is not installed: apt install libjemalloc2, '
       f'or {VARIABLE}=auto'
@@ -84,14 +81,14 @@ def environment(environ: Mapping[str, str]) -> dict[str, str]:
     'MALLOC_CONF': _KEEP,
     **environ,
     'LD_PRELOAD': ' '.join([library, *preloaded.split()]),
-    VARIABLE: 'system',  # whatever becomes of LD_PRELOAD: no third start
+    VARIABLE: 'system',  # no third start, even if LD_PRELOAD fails
   }
 
 
 def preload():
-  """Starts this process anew if it should have another malloc: the same pid, with nothing done yet.
+  """Replaces this process, under the same pid, if it should have another malloc.
 
-  A user's mistake ends it with a line and exit code 2.
+  A wrong choice ends it with one line and exit code 2.
   """
   try:
     environ = environment(os.environ)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How every command ends.
+"""Parses the flags of a command, prints --help, and turns errors into exit codes.
 
-0 done, 1 our fault, 2 a user's mistake in one line, 75 run the same command again (preempted,
-another process or the coordinator lost, timed out), 130 interrupted.
+Exit codes: 0 done, 1 a bug, 2 a user's mistake, told in one line, 75 run the same command again
+(preempted, another process or the coordinator lost, timed out), 130 interrupted.
 """
 
 import shutil
@@ -15,7 +15,7 @@ from absl import flags, logging
 from deres_jax.core import experiments, files
 from deres_jax.core.errors import Retry, UserError, printable
 
-# What ml_collections raises for a wrong override, and Python for a wrong experiment file.
+# Raised by ml_collections for a wrong override, and by Python for a wrong experiment file.
 MISTAKES = (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, UserError)
 
 
@@ -29,14 +29,14 @@ _HELP_FULL = {'--helpfull', '-helpfull'}
 
 
 def parse(argv: list[str]) -> list[str]:
-  """Parses flags; a wrong one costs one line and exit code 2. For `app.run(flags_parser=...)`.
+  """Parses flags for `app.run(flags_parser=...)`; a wrong one ends in one line and exit code 2.
 
   --help prints a screen, --helpfull the flags of all modules; both end with code 0. --config may be
   the name of an experiment.
   """
-  ours = argv[: argv.index('--')] if '--' in argv else argv
-  if not (_HELP | _HELP_FULL).isdisjoint(ours):
-    _help(not _HELP_FULL.isdisjoint(ours))
+  own = argv[: argv.index('--')] if '--' in argv else argv
+  if not (_HELP | _HELP_FULL).isdisjoint(own):
+    _help(not _HELP_FULL.isdisjoint(own))
     sys.exit()
   try:
     return flags.FLAGS(experiments.in_arguments(argv))
@@ -53,17 +53,17 @@ def _help(full: bool):
 
 
 def this_command() -> list[str]:
-  """The command line of this process, to start it once more."""
+  """Returns the command line of this process, to start it once more."""
   return [sys.executable, *sys.orig_argv[1:]]
 
 
 def fail(e: Exception):
   """Prints `e` as one line and exits with code 2."""
-  _say('error', e)
+  _print('error', e)
   sys.exit(MISTAKE)
 
 
-def _say(kind: str, e: Exception):
+def _print(kind: str, e: Exception):
   cause = e
   while cause.args and isinstance(cause.args[0], Exception):  # ml_collections wraps a KeyError
     cause = cause.args[0]
@@ -75,18 +75,18 @@ def _say(kind: str, e: Exception):
 
 
 def code_of(e: BaseException) -> int | None:
-  """Prints the line of a mistake, a retry or an interruption and returns its exit code.
+  """Prints one line for a mistake, a retry or an interruption and returns its exit code.
 
-  None, and nothing printed, for every other exception.
+  Returns None for every other exception.
   """
   if isinstance(e, UserError):
-    _say('error', e)
+    _print('error', e)
     return MISTAKE
   if isinstance(e, Retry):
-    _say('stopped', e)
+    _print('stopped', e)
     return AGAIN
   if isinstance(e, OSError) and (text := files.mendable(e)):
-    _say('error', UserError(text))
+    _print('error', UserError(text))
     return MISTAKE
   if isinstance(e, KeyboardInterrupt):
     print('interrupted: the same command goes on from the last checkpoint', file=sys.stderr)
@@ -95,7 +95,7 @@ def code_of(e: BaseException) -> int | None:
 
 
 def guarded(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
-  """Wraps `main`: turns user errors and interruptions into one line and an exit code."""
+  """Wraps `main` so that mistakes and interruptions end in one line and an exit code."""
 
   def run(argv: list[str]):
     logging.set_verbosity(logging.WARNING)
@@ -111,7 +111,7 @@ def guarded(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
 
 
 def no_arguments(argv: list[str]):
-  """Raises UserError for anything that is not a flag."""
+  """Raises UserError for arguments that are not flags."""
   if len(argv) > 1:
     raise UserError(f'unexpected argument {argv[1]!r}: settings are flags, --name=value')
 
@@ -122,29 +122,29 @@ ROWS, COLUMNS = 24, 80
 _LAST = '--helpfull lists the flags of every library too; docs/commands.md says more.'
 
 
-def screen(doc: str, own: Sequence[flags.Flag]) -> str:
-  """The first sentence and the command lines of a module's docstring, and its flags.
+def screen(doc: str, own_flags: Sequence[flags.Flag]) -> str:
+  """Returns the help screen of a command.
 
   Args:
     doc: docstring of the command: a paragraph, then its command lines, indented.
-    own: flags that the command defines; those of libraries are left out.
+    own_flags: flags that the command defines, without those of libraries.
   """
   columns = min(COLUMNS, shutil.get_terminal_size((COLUMNS, ROWS)).columns)
   about, lines = doc.split('\n\n')[:2]
   parts = [
     textwrap.wrap(about, columns),
     [x for line in lines.splitlines() for x in _wrapped(line.strip(), '  ', ' ' * 6, columns)],
-    _flags(own, columns),
+    _flags(own_flags, columns),
     textwrap.wrap(_LAST, columns),
   ]
   room = ROWS - sum(map(len, parts)) - len(parts)
   return ('\n' if room < 0 else '\n\n').join('\n'.join(part) for part in parts)
 
 
-def _flags(own: Sequence[flags.Flag], columns: int) -> list[str]:
-  width = max((len(flag.name) for flag in own), default=0) + 6
+def _flags(own_flags: Sequence[flags.Flag], columns: int) -> list[str]:
+  width = max((len(flag.name) for flag in own_flags), default=0) + 6
   out = []
-  for flag in sorted(own, key=lambda x: x.name):
+  for flag in sorted(own_flags, key=lambda x: x.name):
     out += _wrapped(_about(flag), f'  --{flag.name}'.ljust(width), ' ' * width, columns)
   return out
 

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a command says that it cannot go on: one line and an exit code, never a stack trace."""
+"""Errors that end a command with one line and an exit code, without a stack trace."""
 
 
 class UserError(Exception):
-  """A mistake of the user's: says what was given, what was expected, and what to do.
+  """A mistake of the user's. The message says what was given, what was expected, and what to do.
 
-  The message is one line and holds the numbers. The commands print it to stderr and exit with 2;
-  every other exception is a fault of ours, keeps its trace and exits with 1. Of a message above
-  `LONGEST` characters, which repeats what was given at length, begin and end are kept.
+  It is one line; commands print it to stderr and exit with code 2. Every other exception is a bug,
+  keeps its trace and exits with 1. Of a message longer than `LONGEST` characters the beginning and
+  the end are kept.
   """
 
   LONGEST = 4000
@@ -21,19 +21,19 @@ class UserError(Exception):
 
 
 class Retry(Exception):
-  """Nothing is wrong with the command: run it again and it goes on. Exit code 75 (EX_TEMPFAIL).
+  """The same command, run again, will go on. Exit code 75 (EX_TEMPFAIL).
 
-  The message is one line that says what happened: a preemption, a lost process, a time-out.
+  The message is one line that names the cause: a preemption, a lost process, a time-out.
   """
 
 
 def printable(text: str) -> str:
-  """Text that comes from a file, as a terminal may show it: what would steer it is escaped."""
+  """Escapes control characters of a text, so that a terminal can print it."""
   return ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in text)
 
 
-def shown(value: object) -> str:
-  """A value (as Python writes it) or an error as part of a line: its beginning if it is long."""
+def excerpt(value: object) -> str:
+  """Returns a value's repr, or an error's message, as part of a line; cut if it is long."""
   text = ' '.join(str(value).split()) if isinstance(value, Exception) else repr(value)
   return text if len(text) <= 300 else text[:300] + '...'
 
@@ -41,5 +41,5 @@ def shown(value: object) -> str:
 def choose(name: str, choices: dict, what: str):
   """Returns choices[name], or raises UserError naming the valid ones."""
   if name not in choices:
-    raise UserError(f'unknown {what} {shown(name)}: choose one of {", ".join(sorted(choices))}')
+    raise UserError(f'unknown {what} {excerpt(name)}: choose one of {", ".join(sorted(choices))}')
   return choices[name]

@@ -6,18 +6,20 @@ import pathlib
 
 from deres_jax.core.errors import UserError
 
-# Of the current folder; else the one beside the package, in a source checkout.
+# In the current folder, or beside the package in a source checkout.
 _FOLDERS = pathlib.Path('experiments'), pathlib.Path(__file__).parents[2] / 'experiments'
 _FLAG = '--config', '-config'
 
 
 def find(text: str) -> str:
-  """The file that --config means, with its config string.
+  """Returns the file that --config names, with its config string.
 
   Args:
-    text: a path or a name, then, after a colon, the config string if there is one: 'criteo_8l',
+    text: a path or a name, and after a colon the config string, if any: 'criteo_8l',
       'criteo_8l.py:depth=16', 'my/experiment.py'.
-  Raises: UserError, with the names that are close and all names.
+
+  Raises:
+    UserError: no such experiment; lists those with similar names, and all.
   """
   name, colon, overrides = text.partition(':')
   path = pathlib.Path(name)
@@ -36,7 +38,7 @@ def find(text: str) -> str:
 
 
 def in_arguments(argv: list[str]) -> list[str]:
-  """A command line with the value of --config replaced by the file that it means."""
+  """Returns a command line with the value of --config replaced by the file that it names."""
   out = list(argv)
   for i, argument in enumerate(argv[1:], 1):
     if argument == '--':

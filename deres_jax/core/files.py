@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from deres_jax.core.errors import UserError, shown
+from deres_jax.core.errors import UserError, excerpt
 
 T = TypeVar('T')
 
@@ -87,7 +87,7 @@ def decode_json(data: bytes | str, kind: type[T], where: Any, advice: str) -> T:
     raise UserError(f'{where}: {place or "`$`"}: {problem}: {advice}') from e
   # Text that is no JSON, bytes that are no text, brackets without end.
   except (ValueError, RecursionError) as e:
-    raise UserError(f'{where}: not valid JSON ({shown(e)}): {advice}') from e
+    raise UserError(f'{where}: not valid JSON ({excerpt(e)}): {advice}') from e
 
 
 # Writing.

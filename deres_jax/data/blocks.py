@@ -15,7 +15,7 @@ import tensorflow_datasets as tfds
 from google.protobuf import json_format
 
 from deres_jax.core import files as files_lib
-from deres_jax.core.errors import UserError, shown
+from deres_jax.core.errors import UserError, excerpt
 from deres_jax.data.schema import Schema, advice
 
 # Errors that TFDS raises for missing, truncated or edited files.
@@ -122,7 +122,7 @@ class Blocks:
 
   def _damaged(self, e: Exception) -> UserError:
     return UserError(
-      f'data.path={self.schema.path}: split {self.split} cannot be read ({shown(e)}): '
+      f'data.path={self.schema.path}: split {self.split} cannot be read ({excerpt(e)}): '
       f'{advice(self.schema.path)}'
     )
 
@@ -139,7 +139,7 @@ def _check_classes(file: pathlib.Path, then: str):
       name = node.get('pythonClassName', _CLASSES[0])
       if name not in _CLASSES:
         raise UserError(
-          f'{file}: names the Python class {shown(name)}, expected one of {", ".join(_CLASSES)}: '
+          f'{file}: names the Python class {excerpt(name)}, expected one of {", ".join(_CLASSES)}: '
           f'data_pipelines did not write it: {then}'
         )
       nodes += node.values()

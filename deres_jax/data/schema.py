@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from deres_jax.core import files
-from deres_jax.core.errors import UserError, shown
+from deres_jax.core.errors import UserError, excerpt
 
 FIRST_TOKEN_ID = 2  # 0 pads events, 1 is an unknown or missing value
 
@@ -102,12 +102,12 @@ class Schema(msgspec.Struct, frozen=True):
     others = [self.group.name] if self.group else []
     for text in (self.dataset, self.tfds, *names, *(a.name for a in self.attributes), *others):
       if not text or not text.isprintable():
-        raise ValueError(f'{shown(text)} is not a line of text')
+        raise ValueError(f'{excerpt(text)} is not a line of text')
     for name in [a.field for a in self.attributes if a.field] + [
       i.field for i in [self.items] if i
     ]:
       if name not in names:
-        raise ValueError(f'field {shown(name)} is named, but not in fields')
+        raise ValueError(f'field {excerpt(name)} is named, but not in fields')
     if any(attribute.field for attribute in self.attributes[len(self.shared_columns) :]):
       raise ValueError('an attribute shares a field after one that does not')
 

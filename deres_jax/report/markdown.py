@@ -11,7 +11,7 @@ UNIT = 1e-4
 
 
 def number(value: float, half: float | None = None, sign: bool = True) -> str:
-  """An AUC difference in units of 0.0001; two decimals where the interval or the value is small."""
+  """Returns an AUC difference in units of 0.0001, with fewer decimals the larger its scale."""
   x = value / UNIT
   scale = abs(x) if half is None else half / UNIT
   digits = 2 if scale < 3 else 1 if scale < 100 else 0
@@ -19,7 +19,7 @@ def number(value: float, half: float | None = None, sign: bool = True) -> str:
 
 
 def interval(x: dict[str, Any]) -> str:
-  """Formats a figure and its interval: '+1.2 [-0.5, +2.9]'."""
+  """Returns '+1.2 [-0.5, +2.9]'."""
   if x['difference'] is None:
     return 'no pairs'
   if x['low'] is None:
@@ -30,12 +30,12 @@ def interval(x: dict[str, Any]) -> str:
 
 
 def half(half_width: float | None) -> str:
-  """Half the width of an interval, or nothing."""
+  """Returns half the width of an interval, or nothing."""
   return '' if half_width is None else number(half_width, sign=False)
 
 
 def profile(x: dict[str, Any], scale: float = 1.0) -> str:
-  """Formats an interval of fit.json, times `scale`: '1.66 [1.5, 1.8]'."""
+  """Returns an interval of fit.json times `scale`, as '1.66 [1.5, 1.8]'."""
   if x['estimate'] is None and x['low_open'] and x['high_open']:
     return 'not bounded'
   ends = {k: x[k] and scale * x[k] for k in ('estimate', 'low', 'high')}
@@ -43,15 +43,15 @@ def profile(x: dict[str, Any], scale: float = 1.0) -> str:
 
 
 def cell(text: Any) -> str:
-  """Text of others as it can stand in a line or a table: no new cell, line or tag."""
-  one = ' '.join(str(text).split())
+  """Escapes text for a cell or a line: it starts no other cell, line or tag."""
+  line = ' '.join(str(text).split())
   for sign in ('\\', '|', '`'):
-    one = one.replace(sign, f'\\{sign}')
-  return one.replace('<', '&lt;')
+    line = line.replace(sign, f'\\{sign}')
+  return line.replace('<', '&lt;')
 
 
 def table(head: list[Any], rows: list[list[Any]], left: int = 1) -> list[str]:
-  """Markdown: the first `left` columns to the left, the others to the right."""
+  """Returns the lines of a table, the first `left` columns aligned left, the others right."""
   rule = '|' + ' --- |' * left + ' ---: |' * (len(head) - left)
   lines = ['| ' + ' | '.join(map(cell, x)) + ' |' for x in [head, *rows]]
   return [lines[0], rule, *lines[1:]]

@@ -33,7 +33,7 @@ _PACKAGES = ('deres_jax', 'numpy', 'scipy')
 
 
 def versions() -> dict[str, str]:
-  """Of what computes the figures."""
+  """Returns the versions of the packages that compute the figures."""
   return {
     'python': platform.python_version(),
     **{name: metadata.version(name) for name in _PACKAGES},
@@ -49,7 +49,7 @@ def fit(
   data: str | None,
   options: analysis.Options,
 ) -> tuple[dict[str, Any], list[curves_lib.Curve], list]:
-  """The content of fit.json, its curves and all finished runs; raises UserError."""
+  """Returns the content of fit.json, its curves and all finished runs; raises UserError."""
   curves, finished = curves_lib.load(folders, compute, partial)
   base_auc, curves = _baseline(curves, baseline)
   names = [curve.name for curve in curves]
@@ -85,18 +85,18 @@ def fit(
 def _baseline(
   curves: list[curves_lib.Curve], text: str | None
 ) -> tuple[float | None, list[curves_lib.Curve]]:
-  """AUC_0 from a number, or the mean AUC of a curve, which then is none; and the others."""
+  """Returns AUC_0, a number or the mean AUC of a curve, and the curves without that one."""
   if text is None:
     return None, curves
   try:
     return float(text), curves
   except ValueError:
     pass
-  own = [curve for curve in curves if curve.name == text]
-  if not own:
+  named = [curve for curve in curves if curve.name == text]
+  if not named:
     names = ', '.join(curve.name for curve in curves)
     raise UserError(f'--baseline={text}: expected an AUC or one of {names}')
-  aucs = [auc for cell in own[0].cells for auc in cell.aucs.values()]
+  aucs = [auc for cell in named[0].cells for auc in cell.aucs.values()]
   return float(np.mean(aucs)), [curve for curve in curves if curve.name != text]
 
 
@@ -104,7 +104,7 @@ def _baseline(
 
 
 def text(c: dict[str, Any]) -> str:
-  """The exponents, ratios and compute to match of the shared-alpha law, and the warnings."""
+  """Returns the exponents, ratios, compute to match and warnings, for a terminal."""
   law = c['laws']['saturating']
   lines = [f'AUC = alpha - beta C^-gamma, one alpha; C: {c["compute_unit"]}; 95 % F-profiles', '']
   at = f'gain of a doubling at C = {c["compute_reference"]:.3g}'
@@ -138,7 +138,7 @@ def text(c: dict[str, Any]) -> str:
 
 
 def power_text(c: dict[str, Any]) -> str:
-  """The table of a simulation."""
+  """Returns the tables of a simulation, for a terminal."""
   truth = c['truth']
   lines = [
     f'gamma {truth["gammas"][1]} against {truth["gammas"][0]}, sd of a run {truth["noise_sd"]:.2g}',
@@ -198,17 +198,17 @@ def _numbers(name: str, kind: type) -> list:
     raise UserError(f'--{name}={",".join(values)}: expected {what} separated by commas') from e
 
 
-def _seen(folders: list[str]) -> tuple[float, float]:
-  """Standard deviation of a run and gap to alpha of the reference, as a sweep shows them."""
+def _noise_and_gap(folders: list[str]) -> tuple[float, float]:
+  """Returns the sd of a run and the reference's gap to alpha, as sweeps show them."""
   curves, _ = curves_lib.load(folders, flags.FLAGS.compute, flags.FLAGS.partial)
   only = flags.FLAGS.curves
   curves = [curve for curve in curves if not only or curve.name in only]
   p = curves_lib.problem(curves)
-  found = fits.fit(p, family.form('saturating', p))
+  fit = fits.fit(p, family.form('saturating', p))
   k = p.names.index(analysis.reference_of(curves, flags.FLAGS.reference).name)
-  pure = float(p.pure_T[0]) / p.df_pure if p.df_pure else float(found.s2_T[0])
+  pure = float(p.pure_T[0]) / p.df_pure if p.df_pure else float(fit.s2_T[0])
   smallest = p.compute0 * math.exp(float(p.t_N[p.connector_N == k].min()))
-  return p.scale * math.sqrt(pure), float(found.alpha_TK[0, k]) - found.auc(k, smallest)
+  return p.scale * math.sqrt(pure), float(fit.alpha_TK[0, k]) - fit.auc(k, smallest)
 
 
 def _power(out: pathlib.Path):
@@ -218,9 +218,9 @@ def _power(out: pathlib.Path):
     raise UserError(f'--gammas={",".join(f.gammas)}: expected two exponents, such as 0.071,0.118')
   noise_sd, gap = f.noise_sd, f.gap
   if f.sweep:
-    seen_sd, seen_gap = _seen(f.sweep)
-    noise_sd = seen_sd if noise_sd is None else noise_sd
-    gap = seen_gap if gap is None else gap
+    sweep_sd, sweep_gap = _noise_and_gap(f.sweep)
+    noise_sd = sweep_sd if noise_sd is None else noise_sd
+    gap = sweep_gap if gap is None else gap
     if not math.isfinite(gap):
       raise UserError('the sweep shows no saturation, alpha is infinite: say --gap=AUC')
   if noise_sd is None:
@@ -246,7 +246,7 @@ def _power(out: pathlib.Path):
 
 
 def main(argv: list[str]):
-  """The command: fits the laws of finished sweeps, or simulates their power."""
+  """Runs the command: fits the laws of finished sweeps, or simulates their power."""
   cli.no_arguments(argv)
   f = flags.FLAGS
   if not f.out:

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Everything that fit.json says, from curves to plain sentences. Nothing is rendered here.
+"""The figures and warnings of fit.json, from curves. Nothing is rendered here.
 
-All figures are plain numbers and text, so that a page needs nothing else. An interval is a dict
-estimate, low, high, low_open, high_open; an infinite end is null and open.
+An interval is a dict estimate, low, high, low_open, high_open; an infinite end is null and open.
 """
 
 import dataclasses
@@ -34,13 +33,14 @@ METHOD = {
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-  """Options of an analysis.
+  """Options of the analysis.
 
   Attributes:
-    reference: a curve's name, or None for the first pre-norm one.
-    baseline_auc: AUC_0 of the power law of the gain, or None to leave that law out.
+    reference: name of the curve to compare with; None: the first pre-norm one.
+    baseline_auc: AUC_0 of the power law of the gain; None: without that law.
     match: 'largest' or fields of the reference's cells, such as 'depth=16' or 'depth=16,dim=128'.
-    bootstraps, seed: replicates of each kind and their seed; 0: none.
+    bootstraps: replicates of each bootstrap; 0: none.
+    seed: of the bootstraps.
   """
 
   reference: str | None = None
@@ -51,7 +51,7 @@ class Options:
 
 
 def reference_of(curves: list[Curve], name: str | None) -> Curve:
-  """The curve that others are compared with; raises UserError for an unknown name."""
+  """Returns the curve that others are compared with; raises UserError for an unknown name."""
   by_name = {curve.name: curve for curve in curves}
   if name is not None:
     return choose(name, by_name, 'reference (--reference)')
@@ -59,20 +59,21 @@ def reference_of(curves: list[Curve], name: str | None) -> Curve:
 
 
 def analyse(curves: list[Curve], o: Options) -> dict[str, Any]:
-  """The content of fit.json, but for where it comes from.
+  """Returns the content of fit.json, without its sources.
 
-  Raises UserError for fewer than four budgets of a curve, an unknown reference or match, and a
-  baseline that is not below all AUCs.
+  Raises:
+    UserError: a curve with fewer than four budgets, an unknown reference or match, or a baseline
+      that is not below all AUCs.
   """
   reference = reference_of(curves, o.reference)
   goals = _goals(reference, o.match)
   p = problem(curves)
   names = ['saturating', 'saturating_free', 'log_linear']
   names += ['power_gain'] if o.baseline_auc is not None else []
-  found = {name: fits.fit(p, family.form(name, p, o.baseline_auc)) for name in names}
+  fitted = {name: fits.fit(p, family.form(name, p, o.baseline_auc)) for name in names}
   base = p.names.index(reference.name)
-  reports = {name: _law(one, base, reference.cells, goals, o) for name, one in found.items()}
-  shared = found['saturating']
+  reports = {name: _law(one, base, reference.cells, goals, o) for name, one in fitted.items()}
+  shared = fitted['saturating']
   out = {
     'level': LEVEL,
     'method': METHOD,
@@ -82,7 +83,7 @@ def analyse(curves: list[Curve], o: Options) -> dict[str, Any]:
     'noise': _noise(p, shared),
     'points': [_point(curve, cell) for curve in curves for cell in curve.cells],
     'laws': reports,
-    'shared_alpha_p': fits.shared_alpha_p(shared, found['saturating_free']),
+    'shared_alpha_p': fits.shared_alpha_p(shared, fitted['saturating_free']),
     'comparisons': comparisons(curves, reference),
     'shallower': [x for goal in goals for x in shallower(curves, reference, goal)],
   }
@@ -124,20 +125,20 @@ def _point(curve: Curve, cell: Cell) -> dict[str, Any]:
 
 
 def _law(
-  found: Fit,
+  fit: Fit,
   base: int,
   base_cells: tuple[Cell, ...],
   goals: list[Cell],
   o: Options,
 ) -> dict[str, Any]:
-  p, f = found.p, found.f
+  p, f = fit.p, fit.f
   drawn = {}
   if o.bootstraps:
     for kind in ('residual', 'seeds') if p.df_pure else ('residual',):
-      drawn[kind] = bootstrap.bootstrap(found, kind, o.bootstraps, o.seed)
+      drawn[kind] = bootstrap.bootstrap(fit, kind, o.bootstraps, o.seed)
 
   def interval(target: targets.Target) -> dict[str, Any]:
-    out = intervals.profile(found, target).as_json()
+    out = intervals.profile(fit, target).as_json()
     for kind, fits_B in drawn.items():
       ends = bootstrap.percentile(fits_B, target)
       out[f'bootstrap_{kind}'] = [x if math.isfinite(x) else None for x in ends]
@@ -147,14 +148,14 @@ def _law(
   return {
     'formula': _FORMULAS[f.name],
     'baseline_auc': o.baseline_auc if f.name == 'power_gain' else None,
-    'parameters': int(found.q_TQ.shape[1]),
-    'aicc': fits.aicc(found),
-    'residual_sd': p.scale * math.sqrt(float(found.s2_T[0])) if found.df_T[0] > 0 else None,
-    'df': int(found.df_T[0]),
-    'lack_of_fit_p': _number(found.lack_T[0]),
-    'boundary': found.notes(),
+    'parameters': int(fit.q_TQ.shape[1]),
+    'aicc': fits.aicc(fit),
+    'residual_sd': p.scale * math.sqrt(float(fit.s2_T[0])) if fit.df_T[0] > 0 else None,
+    'df': int(fit.df_T[0]),
+    'lack_of_fit_p': _number(fit.lack_T[0]),
+    'boundary': fit.notes(),
     'alpha': interval(targets.alpha(p, f)) if f.kappas == 1 else None,
-    'curves': [_curve(found, k, interval) for k in range(len(p.names))],
+    'curves': [_curve(fit, k, interval) for k in range(len(p.names))],
     'against_reference': [
       {
         'curve': p.names[k],
@@ -163,9 +164,9 @@ def _law(
       }
       for k in others
     ],
-    'match': [_match(found, k, base, goal, interval) for goal in goals for k in others],
-    'extrapolation': fits.holdout_largest(found),
-    'line': _line(found),
+    'match': [_match(fit, k, base, goal, interval) for goal in goals for k in others],
+    'extrapolation': fits.holdout_largest(fit),
+    'line': _line(fit),
   }
 
 
@@ -181,16 +182,16 @@ def _number(x) -> float | None:
   return float(x) if math.isfinite(x) else None
 
 
-def _curve(found: Fit, k: int, interval) -> dict[str, Any]:
-  p, f = found.p, found.f
-  kappa, m, sigma = (float(x[0, k]) for x in found.curve_params)
-  alpha = float(found.alpha_TK[0, k])
+def _curve(fit: Fit, k: int, interval) -> dict[str, Any]:
+  p, f = fit.p, fit.f
+  kappa, m, sigma = (float(x[0, k]) for x in fit.curve_params)
+  alpha = float(fit.alpha_TK[0, k])
   level = p.centre + p.scale * m
-  own = np.exp(p.t_N[p.connector_N == k]) * p.compute0
+  compute_N = np.exp(p.t_N[p.connector_N == k]) * p.compute0
   return {
     'curve': p.names[k],
-    'compute': [float(own.min()), float(own.max())],
-    'budgets': len(set(own.tolist())),
+    'compute': [float(compute_N.min()), float(compute_N.max())],
+    'budgets': len(set(compute_N.tolist())),
     'gamma': None if f.name == 'log_linear' else interval(targets.gamma(p, f, k)),
     'alpha': interval(targets.alpha(p, f, k)) if f.kappas > 1 else _number(alpha),
     # beta C_0^-gamma: the distance to alpha at the reference compute.
@@ -201,43 +202,44 @@ def _curve(found: Fit, k: int, interval) -> dict[str, Any]:
   }
 
 
-def _match(found: Fit, k: int, base: int, goal: Cell, interval) -> dict[str, Any]:
-  found_at = interval(targets.compute_to_match(found.p, found.f, k, base, goal.compute))
+def _match(fit: Fit, k: int, base: int, goal: Cell, interval) -> dict[str, Any]:
+  compute = interval(targets.compute_to_match(fit.p, fit.f, k, base, goal.compute))
   ends = ('estimate', 'low', 'high')
-  ratio = {x: None if found_at[x] is None else found_at[x] / goal.compute for x in ends}
-  own = np.exp(found.p.t_N[found.p.connector_N == k]) * found.p.compute0
-  within = found_at['estimate'] is not None and own.min() <= found_at['estimate'] <= own.max()
+  ratio = {x: None if compute[x] is None else compute[x] / goal.compute for x in ends}
+  budgets_N = np.exp(fit.p.t_N[fit.p.connector_N == k]) * fit.p.compute0
+  estimate = compute['estimate']
+  within = estimate is not None and budgets_N.min() <= estimate <= budgets_N.max()
   return {
-    'curve': found.p.names[k],
+    'curve': fit.p.names[k],
     'goal': goal.size,
     'goal_compute': goal.compute,
     'goal_auc': float(
-      found.predict(np.array([base]), np.array([found.p.log_compute(goal.compute)]))[0, 0]
+      fit.predict(np.array([base]), np.array([fit.p.log_compute(goal.compute)]))[0, 0]
     ),
-    'compute': found_at,
+    'compute': compute,
     'share': ratio,
     'within_budgets': bool(within),
   }
 
 
-def _line(found: Fit) -> list[dict[str, Any]]:
-  """Each fitted curve with the 95 % band of its mean (linearised), to be drawn."""
-  p = found.p
+def _line(fit: Fit) -> list[dict[str, Any]]:
+  """Returns points of each fitted curve with the linearised 95 % band of its mean, for charts."""
+  p = fit.p
   out, count = [], 60
-  covariance_QQ = found.covariance()[0]
-  root = float(np.sqrt(special.fdtri(1, max(int(found.df_T[0]), 1), LEVEL)))
+  covariance_QQ = fit.covariance()[0]
+  root = float(np.sqrt(special.fdtri(1, max(int(fit.df_T[0]), 1), LEVEL)))
   for k, name in enumerate(p.names):
-    own = p.t_N[p.connector_N == k]
-    t = np.linspace(own.min(), own.max(), count)
+    t_K = p.t_N[p.connector_N == k]
+    t = np.linspace(t_K.min(), t_K.max(), count)
     which = np.full(count, k)
     grid = dataclasses.replace(
       p, connector_N=which, t_N=t, runs_N=np.ones(count, int), y_TN=np.zeros((1, count))
     )
-    _, j_TNQ = family.Residuals(grid, found.f)(found.q_TQ, np.zeros(1, int))
+    _, j_TNQ = family.Residuals(grid, fit.f)(fit.q_TQ, np.zeros(1, int))
     variance = np.einsum('nq,qr,nr->n', j_TNQ[0], covariance_QQ, j_TNQ[0])
     half = p.scale * root * np.sqrt(np.maximum(variance, 0))
-    auc = found.predict(which, t)[0]
-    known = found.df_T[0] > 0
+    auc = fit.predict(which, t)[0]
+    known = fit.df_T[0] > 0
     out.append({
       'curve': name,
       'compute': (p.compute0 * np.exp(t)).tolist(),
@@ -248,20 +250,20 @@ def _line(found: Fit) -> list[dict[str, Any]]:
   return out
 
 
-# Comparisons that trust no law.
+# Comparisons without a law.
 
 
 def _goals(reference: Curve, text: str) -> list[Cell]:
-  """The reference's cells that others are to match."""
+  """Returns the reference's cells that --match names."""
   if text == 'largest':
     return [reference.cells[-1]]
-  wanted = {}
+  fields = {}
   for item in text.split(','):
     name, _, value = item.partition('=')
     if name not in ('depth', 'dim') or not value.isdigit():
       raise UserError(f'--match={text}: expected largest, depth=N, dim=N or depth=N,dim=M')
-    wanted[name] = int(value)
-  goals = [c for c in reference.cells if all(vars(c)[k] == v for k, v in wanted.items())]
+    fields[name] = int(value)
+  goals = [c for c in reference.cells if all(vars(c)[k] == v for k, v in fields.items())]
   if not goals:
     sizes = '; '.join(cell.size for cell in reference.cells)
     raise UserError(f'--match={text}: {reference.name} has no such size; it has {sizes}')
@@ -274,7 +276,7 @@ def _with_holm(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def comparisons(curves: list[Curve], reference: Curve) -> list[dict[str, Any]]:
-  """Each curve less the reference at every size both have; Holm over all of these tests."""
+  """Compares each curve with the reference at every size of both; Holm over all of these tests."""
   by_size = {cell.size: cell for cell in reference.cells}
   return _with_holm([
     {
@@ -291,7 +293,7 @@ def comparisons(curves: list[Curve], reference: Curve) -> list[dict[str, Any]]:
 
 
 def shallower(curves: list[Curve], reference: Curve, goal: Cell) -> list[dict[str, Any]]:
-  """Cells of other curves with the goal's width and less depth, less the goal: paired seeds."""
+  """Compares cells of the goal's width and less depth with the goal, paired by seed."""
   return _with_holm([
     {
       'curve': curve.name,
@@ -309,7 +311,7 @@ def shallower(curves: list[Curve], reference: Curve, goal: Cell) -> list[dict[st
 
 
 def delong(curves: list[Curve], reference: Curve, labels_N: np.ndarray) -> list[dict[str, Any]]:
-  """Each run less the reference's of the same size and seed; Holm over all of these tests."""
+  """Compares each run with the reference's of the same size and seed; Holm over all of them."""
   by_size = {cell.size: cell for cell in reference.cells}
   lines = [
     {

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The runs of sweeps as points of scaling laws: who belongs to one curve, and at what compute.
+"""The runs of sweeps as points of scaling laws: which runs form a curve, and at what compute.
 
-A curve is what a sweep varies besides sizes (depth, width, ..., length of training), learning
-rates and seeds: in the end the connector with its switches. Settings that differ in `optim.*` at
-one size are candidates; the best mean validation AUC is taken, as in `deres_jax.compare`.
+Runs of one curve differ only in sizes (depth, width, ..., length of training), learning rates and
+seeds: a curve is a connector with its switches. Of the settings of `optim.*` at one size the one
+with the best mean validation AUC is taken, as in `deres_jax.compare`.
 """
 
 import csv
@@ -33,11 +33,11 @@ COMPUTE = {'forward': 'flops_forward_per_row', 'train': 'train_flops'}
 class Cell:
   """Runs of one curve at one size, by seed."""
 
-  size: str  # 'depth 8, dim 64'; sizes that two cells share are the same text
+  size: str  # 'depth 8, dim 64'; the same text for cells of the same size
   depth: int
   dim: int
   compute: float
-  setting: str  # of the rates tried here, the chosen one
+  setting: str  # the chosen one of the rates tried
   runs: dict[int, runs_lib.Run]
 
   @property
@@ -56,10 +56,11 @@ class Curve:
 
 
 def load(folders: list[str], compute: str, partial: bool) -> tuple[list[Curve], list[runs_lib.Run]]:
-  """Curves, in the order of the sweeps, and all finished runs.
+  """Reads sweeps: returns curves, in the order of the sweeps, and all finished runs.
 
-  Raises UserError for what `compare.load` refuses, for sweeps on different data, and for missing
-  runs unless `partial`.
+  Raises:
+    UserError: runs that are not comparable (`compare.runs.load`), sweeps on different data, or
+      missing runs if not `partial`.
   """
   runs = runs_lib.load(folders)
   finished = [run for run in runs if run.result]
@@ -81,8 +82,8 @@ def load(folders: list[str], compute: str, partial: bool) -> tuple[list[Curve], 
   names = _names(by_curve)
   figure = choose(compute, COMPUTE, 'compute (--compute)')
   curves = [
-    Curve(names[key], key[0], key[1], _cells(names[key], some, figure))
-    for key, some in by_curve.items()
+    Curve(names[key], key[0], key[1], _cells(names[key], runs, figure))
+    for key, runs in by_curve.items()
   ]
   return curves, finished
 
@@ -103,16 +104,16 @@ def _curve_key(run: runs_lib.Run) -> tuple[str, str, str]:
 
 
 def _names(by_curve: dict[tuple, list[runs_lib.Run]]) -> dict[tuple, str]:
-  """Returns the common part of the names of a curve's points."""
+  """Names each curve by the words that the names of its runs begin with."""
   out = {}
-  for key, some in by_curve.items():
-    words = [run.name.split() for run in some]
+  for key, runs in by_curve.items():
+    words = [run.name.split() for run in runs]
     shared = []
     for column in zip(*words, strict=False):
       if len(set(column)) > 1:
         break
       shared.append(column[0])
-    # A point without a name is called by its fields, which end at the first that differs.
+    # A point without a name has its fields for one, which end at the first that differs.
     name = ' '.join(shared).rstrip(',')
     out[key] = name if name and '=' not in name else f'{key[0]} {key[1]}'
   for key, name in list(out.items()):
@@ -121,17 +122,17 @@ def _names(by_curve: dict[tuple, list[runs_lib.Run]]) -> dict[tuple, str]:
   return out
 
 
-def _cells(name: str, some: list[runs_lib.Run], figure: str) -> tuple[Cell, ...]:
+def _cells(name: str, runs: list[runs_lib.Run], figure: str) -> tuple[Cell, ...]:
   by_size: dict[str, dict[str, list[runs_lib.Run]]] = {}
-  for run in some:
+  for run in runs:
     by_size.setdefault(_size(run), {}).setdefault(run.setting, []).append(run)
   cells = []
   for size, by_setting in by_size.items():
-    tried = [
-      runs_lib.Setting(name, setting, {run.key: run for run in own}, 0)
-      for setting, own in by_setting.items()
+    settings = [
+      runs_lib.Setting(name, setting, {run.key: run for run in members}, 0)
+      for setting, members in by_setting.items()
     ]
-    best = runs_lib.chosen(tried)
+    best = runs_lib.chosen(settings)
     by_seed = _by_seed(name, size, best)
     result = next(iter(by_seed.values())).result
     compute = statistics.fmean(getattr(run.result, figure) for run in by_seed.values())
@@ -146,7 +147,7 @@ def _by_seed(name: str, size: str, setting: runs_lib.Setting) -> dict[int, runs_
     if other is not run:
       raise UserError(
         f'{name} at {size} has seed {run.seed} twice, run {other.id} in {other.folder} and '
-        f'{run.id} in {run.folder}: their configs differ elsewhere; take one'
+        f'{run.id} in {run.folder}: their configs differ in another field; take one of them'
       )
   return out
 
@@ -172,21 +173,21 @@ def problem(curves: list[Curve]) -> family.Problem:
 
 
 def write_csv(path: pathlib.Path, curves: list[Curve], finished: list[runs_lib.Run]):
-  """A row for every finished run; `used` says if it is on a curve (its rates were chosen)."""
+  """Writes a row for every finished run; `used`: it is on a curve, its rates were chosen."""
   name_of = {id(r): c.name for c in curves for cell in c.cells for r in cell.runs.values()}
   with files.replacing(path) as partial, partial.open('w', newline='') as file:
     out = csv.writer(file)
     out.writerow(COLUMNS)
     for run in finished:
       curve = name_of.get(id(run), '')
-      own = {'id': run.id, 'curve': curve, 'flops': run.result.flops_forward_per_row}
-      own |= {'params': run.result.params_dense, 'used': int(bool(curve)), 'name': run.name}
-      own |= {'seed': run.seed, 'config': run.config_file}
-      out.writerow([own[c] if c in own else getattr(run.result, c) for c in COLUMNS])
+      values = {'id': run.id, 'curve': curve, 'flops': run.result.flops_forward_per_row}
+      values |= {'params': run.result.params_dense, 'used': int(bool(curve)), 'name': run.name}
+      values |= {'seed': run.seed, 'config': run.config_file}
+      out.writerow([values[c] if c in values else getattr(run.result, c) for c in COLUMNS])
 
 
 def inputs(folders: list[str], finished: list[runs_lib.Run]) -> list[dict[str, Any]]:
-  """SHA-256 of every file that was read, by path."""
+  """Returns the path and SHA-256 of every file that was read."""
   paths = [pathlib.Path(folder) / 'sweep.json' for folder in folders]
   paths += [run.workdir / 'result.json' for run in finished]
   return [{'file': str(p), 'sha256': hashlib.sha256(p.read_bytes()).hexdigest()} for p in paths]
