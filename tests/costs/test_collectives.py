@@ -40,10 +40,10 @@ def exchange(mesh):
   """The collectives of a training step on a sharded table."""
 
   def body(table, params, ids):
-    asked = lax.all_to_all(ids, 'data', 0, 0, tiled=True)
-    rows = lax.all_to_all(table.at[asked].get(mode='clip'), 'data', 0, 0, tiled=True)
+    requested = lax.all_to_all(ids, 'data', 0, 0, tiled=True)
+    rows = lax.all_to_all(table.at[requested].get(mode='clip'), 'data', 0, 0, tiled=True)
     home = lax.all_to_all(rows * 2, 'data', 0, 0, tiled=True)
-    return table.at[asked].add(home, mode='drop'), lax.psum(params * jnp.sum(rows), 'data')
+    return table.at[requested].add(home, mode='drop'), lax.psum(params * jnp.sum(rows), 'data')
 
   D = mesh.size
   return compiled(
@@ -53,20 +53,20 @@ def exchange(mesh):
 
 
 def only(text):
-  (found,) = collectives.parse(text)
-  return found
+  (collective,) = collectives.parse(text)
+  return collective
 
 
 def check_exchange(text):
-  found = collectives.parse(text)
-  assert sorted(c.kind for c in found) == ['all-reduce', *['all-to-all'] * 3]
-  assert {c.group_size for c in found} == {D}
-  assert not any(c.in_loop for c in found)
-  moved = sorted((c.dtype, c.operand_bytes) for c in found if c.kind == 'all-to-all')
+  program = collectives.parse(text)
+  assert sorted(c.kind for c in program) == ['all-reduce', *['all-to-all'] * 3]
+  assert {c.group_size for c in program} == {D}
+  assert not any(c.in_loop for c in program)
+  moved = sorted((c.dtype, c.operand_bytes) for c in program if c.kind == 'all-to-all')
   assert moved == [('f32', 4 * D * K * E)] * 2 + [('s32', 4 * D * K)]
-  assert sorted({c.op_name.split('/')[-1] for c in found}) == ['all_to_all', 'psum']
+  assert sorted({c.op_name.split('/')[-1] for c in program}) == ['all_to_all', 'psum']
   away = (D - 1) / D
-  assert collectives.wire_bytes_by_kind(found) == {
+  assert collectives.wire_bytes_by_kind(program) == {
     'all-to-all': pytest.approx(away * 4 * D * K * (2 * E + 1)),
     'all-reduce': pytest.approx(2 * away * 4 * 5000),
   }
@@ -107,10 +107,10 @@ def test_bytes_of_each_kind(op, kind, operand, result, wire):
     *(cpu_mesh(D), lambda x: op(x, 'data'), (SHARDED,), SHARDED),
     ((D * rows, 16), jnp.float32),
   )
-  found, unit = only(text), 64 * 16 * 4
-  assert (found.kind, found.dtype, found.group_size) == (kind, 'f32', D)
-  assert (found.operand_bytes, found.result_bytes) == (operand * unit, result * unit)
-  assert collectives.wire_bytes(found) == pytest.approx(wire * unit)
+  collective, unit = only(text), 64 * 16 * 4
+  assert (collective.kind, collective.dtype, collective.group_size) == (kind, 'f32', D)
+  assert (collective.operand_bytes, collective.result_bytes) == (operand * unit, result * unit)
+  assert collectives.wire_bytes(collective) == pytest.approx(wire * unit)
 
 
 def test_groups_of_a_mesh_of_two_axes():
@@ -131,10 +131,10 @@ def test_what_xla_makes_of_a_gather_on_a_sharded_table():
   table = jax.ShapeDtypeStruct((D * 1000, E), jnp.float32, sharding=NamedSharding(mesh, SHARDED))
   ids = jax.ShapeDtypeStruct((D * K,), jnp.int32, sharding=NamedSharding(mesh, SHARDED))
   text = jax.jit(lambda table, ids: table[ids]).lower(table, ids).compile().as_text()
-  found = collectives.parse(text)
-  assert found and {c.group_size for c in found} == {D}
+  program = collectives.parse(text)
+  assert program and {c.group_size for c in program} == {D}
   # Rows come to every device before each keeps its own: far more than (1 - 1 / D) K rows.
-  assert sum(map(collectives.wire_bytes, found)) > (D - 1) * 4 * K * E
+  assert sum(map(collectives.wire_bytes, program)) > (D - 1) * 4 * K * E
 
 
 def test_one_device_sends_nothing():
@@ -149,8 +149,8 @@ def test_a_loop_is_marked():
     once = lax.psum(x, 'data')
     return lax.scan(lambda c, _: (lax.psum(c, 'data') + once, None), x, None, length=5)[0]
 
-  found = collectives.parse(compiled(cpu_mesh(D), body, (P(),), P(), ((100,), jnp.float32)))
-  assert sorted(c.in_loop for c in found) == [False, True]
+  program = collectives.parse(compiled(cpu_mesh(D), body, (P(),), P(), ((100,), jnp.float32)))
+  assert sorted(c.in_loop for c in program) == [False, True]
 
 
 HEAD = 'HloModule jit_step, is_scheduled=true, num_partitions=16, replica_count=1\n'
@@ -178,8 +178,8 @@ ROOT %r = pred[7]{0} ragged-all-to-all(%x, %y, %i, %s, %o, %t), replica_groups=[
 
 
 def test_asynchronous_lines_by_hand():
-  found = collectives.parse(HEAD + BY_HAND)
-  assert [(c.name, c.kind, c.group_size, c.operand_bytes, c.result_bytes) for c in found] == [
+  program = collectives.parse(HEAD + BY_HAND)
+  assert [(c.name, c.kind, c.group_size, c.operand_bytes, c.result_bytes) for c in program] == [
     ('ids', 'all-to-all', 4, 128, 128),
     ('ag', 'all-gather', 4, 256, 1024),
     ('ar', 'all-reduce', 16, 64, 64),
@@ -190,7 +190,7 @@ def test_asynchronous_lines_by_hand():
     ('m', 'all-reduce', 8, 32, 32),
     ('n', 'all-reduce', 8, 32, 32),
   ]
-  by_name = {c.name: c for c in found}
+  by_name = {c.name: c for c in program}
   assert by_name['ag'].op_name == 'jit(f)/all_gather' and by_name['ids'].op_name == ''
   assert by_name['ar'].shapes == ((10,), (3, 2))
   assert collectives.wire_bytes(by_name['cp']) == 0

@@ -230,8 +230,8 @@ def test_shard_map_counts_all_devices():
     axis_names={'data'},
   )
   per_part = 4 * (8 * 32 + 32 * 8 + 8 * 8)
-  found = flops.count(jax.jit(partial), *args)
-  assert found == dataclasses.replace(plain, matmul_bytes=2 * per_part)
+  counted = flops.count(jax.jit(partial), *args)
+  assert counted == dataclasses.replace(plain, matmul_bytes=2 * per_part)
 
 
 def test_what_cannot_be_counted_is_named():
@@ -337,10 +337,10 @@ def test_matmul_bytes_and_types():
     return jnp.tanh(x @ w).astype(half) @ v
 
   x, w, v = spec(16, 32), spec(32, 64), spec(64, 8, dtype=half)
-  found = flops.count(two, x, w, v)
-  assert found.matmul_by_dtype == {'float32': 2 * 16 * 32 * 64, 'bfloat16': 2 * 16 * 64 * 8}
+  counted = flops.count(two, x, w, v)
+  assert counted.matmul_by_dtype == {'float32': 2 * 16 * 32 * 64, 'bfloat16': 2 * 16 * 64 * 8}
   first, second = 4 * (16 * 32 + 32 * 64 + 16 * 64), 2 * (16 * 64 + 64 * 8 + 16 * 8)
-  assert found.matmul_bytes == first + second
+  assert counted.matmul_bytes == first + second
   mixed = functools.partial(jnp.einsum, 'ij,jk->ik', preferred_element_type=jnp.float32)
   assert flops.count(mixed, v.update(shape=(3, 5)), v.update(shape=(5, 7))).matmul_bytes == (
     2 * (3 * 5 + 5 * 7) + 4 * 3 * 7
@@ -358,13 +358,13 @@ def test_matmul_bytes_of_loops_branches_and_gradients():
   def branch(i, x, w):
     return lax.cond(i > 0, lambda: x @ w, lambda: x)
 
-  found = flops.count(branch, spec(dtype=jnp.int32), x, w)
-  assert (found.matmul_bytes, found.matmul_by_dtype) == (once, {'float32': 2 * 16 * 32 * 32})
+  counted = flops.count(branch, spec(dtype=jnp.int32), x, w)
+  assert (counted.matmul_bytes, counted.matmul_by_dtype) == (once, {'float32': 2 * 16 * 32 * 32})
   looped = flops.count(
     lambda i, x, w: lax.scan(lambda c, _: (branch(i, c, w), None), x, None, length=3)[0],
     *(spec(dtype=jnp.int32), x, w),
   )
   assert looped.matmul_bytes == 3 * once
-  assert looped.matmul_by_dtype == {'float32': looped.matmul} == {'float32': 3 * found.matmul}
+  assert looped.matmul_by_dtype == {'float32': looped.matmul} == {'float32': 3 * counted.matmul}
   both = jax.grad(lambda x, w: jnp.sum(jnp.tanh(x @ w)), argnums=(0, 1))
   assert flops.count(both, x, w).matmul_bytes == 3 * once

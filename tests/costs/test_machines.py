@@ -109,8 +109,8 @@ mesh, note = machines.mesh(machines.find('h200-64'))
 fn = jax.shard_map(lambda x: jax.lax.all_to_all(x, 'data', 0, 0, tiled=True),
                    mesh=mesh, in_specs=P('data'), out_specs=P('data'))
 x = jax.ShapeDtypeStruct((64 * 64 * 2, 16), jnp.float32, sharding=NamedSharding(mesh, P('data')))
-found, = collectives.parse(jax.jit(fn).lower(x).compile().as_text())
-print(json.dumps([found.kind, found.group_size, found.operand_bytes, note]))
+collective, = collectives.parse(jax.jit(fn).lower(x).compile().as_text())
+print(json.dumps([collective.kind, collective.group_size, collective.operand_bytes, note]))
 """
 
 
@@ -145,27 +145,27 @@ WORK = roofline.Work(
 
 def test_bound_by_hand():
   machine = machines.find('h200-8')
-  found = roofline.bound(WORK, machine)
+  bound = roofline.bound(WORK, machine)
   assert WORK.memory == {'matmuls': 3e9, 'table': 1000 * (64 + 2 * 68), 'dense state': 1e9}
-  assert found.compute_seconds == pytest.approx(2e12 / 494.7e12 + 1e12 / 989.4e12)
-  assert found.memory_seconds == pytest.approx((4e9 + 200_000) / 4.8e12)
-  assert found.network_seconds == pytest.approx(10e9 / 450e9)
-  assert found.step_seconds == pytest.approx(found.compute_seconds + found.network_seconds)
-  assert found.rows_per_second == pytest.approx(80_000 / found.step_seconds)
-  assert found.limit == 'network'
+  assert bound.compute_seconds == pytest.approx(2e12 / 494.7e12 + 1e12 / 989.4e12)
+  assert bound.memory_seconds == pytest.approx((4e9 + 200_000) / 4.8e12)
+  assert bound.network_seconds == pytest.approx(10e9 / 450e9)
+  assert bound.step_seconds == pytest.approx(bound.compute_seconds + bound.network_seconds)
+  assert bound.rows_per_second == pytest.approx(80_000 / bound.step_seconds)
+  assert bound.limit == 'network'
   assert any('NVLink' in line for line in roofline.assumptions(machine))
 
 
 def test_one_device_has_no_network():
-  found = roofline.bound(dataclasses.replace(WORK, wire={}), machines.find('v5e-1'))
-  assert found.network_seconds == 0 and found.limit == 'compute'
-  assert found.step_seconds == found.compute_seconds == pytest.approx(3e12 / 197e12)
+  bound = roofline.bound(dataclasses.replace(WORK, wire={}), machines.find('v5e-1'))
+  assert bound.network_seconds == 0 and bound.limit == 'compute'
+  assert bound.step_seconds == bound.compute_seconds == pytest.approx(3e12 / 197e12)
 
 
 def test_each_kind_has_its_rate():
   t = machines.find('v5e-8')
-  found = roofline.bound(WORK, t)
-  assert found.network_seconds == pytest.approx(9e9 / t.all_to_all + 1e9 / t.all_reduce)
+  bound = roofline.bound(WORK, t)
+  assert bound.network_seconds == pytest.approx(9e9 / t.all_to_all + 1e9 / t.all_reduce)
   assert t.all_to_all < t.all_reduce
 
 

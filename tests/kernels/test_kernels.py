@@ -265,8 +265,8 @@ def test_results_do_not_depend_on_the_number_of_cores():
     )
     return done.stdout
 
-  mine = os.sched_getaffinity(0)
-  assert bits({min(mine)}) == bits(mine)
+  cores = os.sched_getaffinity(0)
+  assert bits({min(cores)}) == bits(cores)
 
 
 def test_without_a_compiler_one_is_told(monkeypatch, tmp_path):

@@ -121,25 +121,23 @@ def test_a_pair_runs_and_every_parameter_learns(backbone, connector, dtype):
     assert np.any(g != 0), name
 
 
+def at_start(connector):
+  """Logits under a connector and under prenorm: the same tokens, sub-layers, norms and head."""
+  plain, module = build('onetrans', 'prenorm'), build('onetrans', connector)
+  shared, params = init(plain), init(module)
+  stack = {**shared['stack'], 'connector': params['stack']['connector']}
+  got = module.apply({'params': {**shared, 'stack': stack}}, ROWS, Context())
+  return got, plain.apply({'params': shared}, ROWS, Context())
+
+
 @pytest.mark.parametrize('connector', START_AS_PRENORM)
 def test_start_as_prenorm(connector):
-  """The same tokens, sub-layers, norms and head under both connectors."""
-  plain, module = build('onetrans', 'prenorm'), build('onetrans', connector)
-  theirs, mine = init(plain), init(module)
-  shared = {**theirs['stack'], 'connector': mine['stack']['connector']}
-  mine = {**theirs, 'stack': shared}
-  want = plain.apply({'params': theirs}, ROWS, Context())
-  got = module.apply({'params': mine}, ROWS, Context())
-  np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+  np.testing.assert_allclose(*at_start(connector), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
   'connector', ['postnorm', 'siamese', 'interval', 'rezero', 'layerscale', 'highway']
 )
 def test_the_others_do_not(connector):
-  plain, module = build('onetrans', 'prenorm'), build('onetrans', connector)
-  theirs, mine = init(plain), init(module)
-  mine = {**theirs, 'stack': {**theirs['stack'], 'connector': mine['stack']['connector']}}
-  want = plain.apply({'params': theirs}, ROWS, Context())
-  got = module.apply({'params': mine}, ROWS, Context())
+  got, want = at_start(connector)
   assert float(jnp.abs(got - want).max()) > 1e-4

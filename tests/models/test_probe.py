@@ -87,15 +87,15 @@ def same(got, want):
 @pytest.mark.parametrize('name', ['deres', 'attnres'])
 def test_recorded_weights_equal_the_equation(name, monkeypatch):
   module, params, switches = made_of(name)
-  structure, found = recorded(module, params)
+  structure, statistics = recorded(module, params)
   _, want = looped(params, switches, monkeypatch)
   for site, a in enumerate(want):
-    m = found['weights'][f'recall {site}']
+    m = statistics['weights'][f'recall {site}']
     by_token = a.reshape(B, T, -1)
     assert_close(m.mean, by_token.mean(axis=0))
     assert_close(stats.merged([m]).std() + 1, by_token.std(axis=0) + 1)
     np.testing.assert_array_equal(m.negative, (by_token < 0).sum(axis=0))
-    assert_close(found['rows'][f'recall {site}'], by_token.mean(axis=1))
+    assert_close(statistics['rows'][f'recall {site}'], by_token.mean(axis=1))
   blocks = tuple(f'block {i}' for i in range(1, DEPTH + 1))
   assert structure.sources['recall', SITES] == ('embedding', *blocks)
   opened = ('open block',) if name == 'attnres' else ()
@@ -105,17 +105,17 @@ def test_recorded_weights_equal_the_equation(name, monkeypatch):
 
 def test_recorded_gates_and_paths_equal_the_equation():
   module, params, _ = made_of('deres')
-  structure, found = recorded(module, params)
+  structure, statistics = recorded(module, params)
   assert structure.gates == set(range(SITES + 1))
   for site in range(SITES + 1):
     g = 1 / (1 + np.exp(-np.float64(params['gate'][site])))
     bins = np.bincount((g * probes.BINS).astype(int), minlength=probes.BINS)
-    assert np.abs(np.cumsum(bins) - np.cumsum(found['gates'][str(site)])).max() <= 1
-    assert found['gates'][str(site)].sum() == D
+    assert np.abs(np.cumsum(bins) - np.cumsum(statistics['gates'][str(site)])).max() <= 1
+    assert statistics['gates'][str(site)].sum() == D
   x_BTD = embedding()
   size_BT = np.sqrt(np.mean(x_BTD**2, axis=-1))
-  assert_close(found['norms']['identity 0'].mean, size_BT.mean(axis=0))
-  assert_close(found['cosine']['0'].mean, _cosine(params, x_BTD).mean(axis=0))
+  assert_close(statistics['norms']['identity 0'].mean, size_BT.mean(axis=0))
+  assert_close(statistics['cosine']['0'].mean, _cosine(params, x_BTD).mean(axis=0))
 
 
 def _cosine(params, x_BTD):
@@ -185,11 +185,11 @@ def test_fixed_gate_leaves_one_path_or_the_mean_of_both(gate, path, monkeypatch)
 
 def test_denseformer_s_weights_and_a_layer_removed():
   module, params, _ = made_of('denseformer')
-  structure, found = recorded(module, params)
+  structure, statistics = recorded(module, params)
   without = double(params)
   for l in range(DEPTH):
     a = params[f'weights_{l}']
-    np.testing.assert_array_equal(found['weights'][f'recall {LAYER * (l + 1)}'].mean[0], a)
+    np.testing.assert_array_equal(statistics['weights'][f'recall {LAYER * (l + 1)}'].mean[0], a)
     without[f'weights_{l}'][1] = 0
   assert structure.sources['recall', 4] == ('embedding', 'layer 1', 'layer 2')
   assert ('recall', 4) in structure.static
@@ -201,12 +201,12 @@ def test_denseformer_s_weights_and_a_layer_removed():
 def test_stream_maps_equal_the_equation(name):
   """At the first site, where all streams are the tokens."""
   module, params, _ = made_of(name)
-  _, found = recorded(module, params)
+  _, statistics = recorded(module, params)
   x_BTD, p = embedding(), double(params)
   if name == 'hc':
     a_BTNK, post_BTN = streams.hyper_maps(p, 0, [x_BTD] * 4)
-    assert_close(found['weights']['pre_res 0'].mean, np.swapaxes(a_BTNK, 2, 3).mean(axis=0))
-    assert_close(found['weights']['post 0'].mean, post_BTN.mean(axis=0))
+    assert_close(statistics['weights']['pre_res 0'].mean, np.swapaxes(a_BTNK, 2, 3).mean(axis=0))
+    assert_close(statistics['weights']['post 0'].mean, post_BTN.mean(axis=0))
     return
   maps = [
     [streams.manifold_maps(p, 0, [x_BTD[b, t]] * 4, 20, name == 'mhc_lite') for t in range(T)]
@@ -214,18 +214,18 @@ def test_stream_maps_equal_the_equation(name):
   ]
   for k, kind in enumerate(('pre', 'post', 'res')):
     want = np.array([[np.array(token[k]) for token in row] for row in maps]).mean(axis=0)
-    assert_close(found['weights'][f'{kind} 0'].mean, want)
+    assert_close(statistics['weights'][f'{kind} 0'].mean, want)
 
 
 def test_masked_tokens_are_not_counted():
   module, params, _ = made_of('deres')
   there = np.ones((B, T), bool)
   there[:2, 0] = False
-  _, found = recorded(module, params, jnp.asarray(there))
-  m, whole = found['weights']['recall 6'], recorded(module, params)[1]['weights']['recall 6']
+  _, statistics = recorded(module, params, jnp.asarray(there))
+  m, whole = statistics['weights']['recall 6'], recorded(module, params)[1]['weights']['recall 6']
   assert m.count.tolist() == [B - 2, *[B] * (T - 1)]
   assert_close(m.mean[1:], whole.mean[1:])
-  assert found['scatter']['6'].count == there.sum()
+  assert statistics['scatter']['6'].count == there.sum()
 
 
 # Whole models.
@@ -259,21 +259,28 @@ def test_every_connector_can_be_inspected(name):
       return module.apply({'params': params}, rows, Context())
 
     plain = forward()
-    logits, found, by_row = probes.record(structure, ones, forward)
+    logits, statistics, by_row = probes.record(structure, ones, forward)
     tried.update(findings.ablations(structure))
     out = {k: probes.ablated(what, forward) for k, what in list(tried.items())[:4]}
-    return plain, logits, found, by_row, out, probes.gradients(structure, ones, labels, forward)
+    return (
+      plain,
+      logits,
+      statistics,
+      by_row,
+      out,
+      probes.gradients(structure, ones, labels, forward),
+    )
 
-  plain, logits, found, by_row, out, gradients = jax.device_get(jax.jit(everything)(params))
+  plain, logits, statistics, by_row, out, gradients = jax.device_get(jax.jit(everything)(params))
   np.testing.assert_allclose(logits, plain, atol=1e-6)
   np.testing.assert_allclose(out[''], plain, atol=1e-6)
   assert gradients.keys() == {-1, 0, 1} and all(g.mean > 0 for g in gradients.values())
-  assert set(found['cosine']) == {'0', '1', '2'}
+  assert set(statistics['cosine']) == {'0', '1', '2'}
   schema = made.schema([5] * FIELDS)
   whole = Trained(c, schema, types.SimpleNamespace(layout=models.Layout(FIELDS)), 0, (), 7, None)
   early = findings._early(structure, by_row, 8)
   content = findings.summarise(
-    whole, findings.Measurements(structure, found, gradients, early, out, labels)
+    whole, findings.Measurements(structure, statistics, gradients, early, out, labels)
   )
   content |= {'claims': claims.claims(content), 'rows': 8, 'rows_of_split': 8, 'dim': 8}
   content |= dict.fromkeys(('workdir', 'config_hash', 'backbone', 'dataset', 'split'), 'x')

@@ -84,8 +84,8 @@ def test_switches_that_meet(switches):
 def random_combinations(count):
   """Settings of all switches at once that config.resolve takes."""
   rng = random.Random(3)
-  found = []
-  while len(found) < count:
+  combinations = []
+  while len(combinations) < count:
     switches = {name: rng.choice(values) for name, values in ALONE.items()}
     if switches['path'] == 'identity':  # every other switch but one is idle
       continue
@@ -99,8 +99,8 @@ def random_combinations(count):
       resolve({**SMALL, **switches})
     except UserError:
       continue
-    found.append(switches)
-  return found
+    combinations.append(switches)
+  return combinations
 
 
 @pytest.mark.parametrize('index', range(20))

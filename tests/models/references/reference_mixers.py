@@ -340,8 +340,8 @@ def block_details(outputs, per_layer):
   for signs in patterns:
     d_BTD = sum(s * y_BTD for s, y_BTD in zip(signs, outputs, strict=True))
     for b, t in np.ndindex(d_BTD.shape[:2]):
-      wanted, found = (np.mean(v[b, t] ** 2) + 1e-6 for v in (total_BTD, d_BTD))
-      d_BTD[b, t] *= math.sqrt(wanted / found)
+      size, detail_size = (np.mean(v[b, t] ** 2) + 1e-6 for v in (total_BTD, d_BTD))
+      d_BTD[b, t] *= math.sqrt(size / detail_size)
     details.append(d_BTD)
   return details
 
