@@ -21,14 +21,14 @@ def open_split(folder: Path, split: str):
 
 
 def criteo_line(rng: random.Random) -> str:
-  """One valid line without newline: small alphabets, so that tokens repeat."""
+  """Returns a valid line without newline; few values, so that tokens repeat."""
   ints = ['' if rng.random() < 0.2 else str(rng.choice([-2, -1, *range(40)])) for _ in range(13)]
   hexes = ['' if rng.random() < 0.2 else f'{rng.randrange(7) * 0x1234567:08x}' for _ in range(26)]
   return '\t'.join([str(rng.randrange(2)), *ints, *hexes])
 
 
 def criteo_lines(count: int, seed: int = 0) -> list[str]:
-  """Valid lines."""
+  """Returns valid lines."""
   rng = random.Random(seed)
   return [criteo_line(rng) for _ in range(count)]
 

@@ -67,7 +67,7 @@ def log_rows(count: int, seed: int = 0) -> list[dict]:
 
 
 def user_rows(seed: int = 0) -> list[dict]:
-  """Features of the users but 7: quoted ranges, floats, empty values."""
+  """Features of the users except 7: quoted ranges, floats, empty values."""
   rng = random.Random(seed)
   rows = []
   for user in (3, 2, 1, 0, COLD_USER, 8, 12345678901, -4, 99):
@@ -86,7 +86,7 @@ def user_rows(seed: int = 0) -> list[dict]:
 
 
 def video_rows(seed: int = 0) -> list[dict]:
-  """Features of the videos but 9 and 43, in no order: lists of tags, floats, empty values."""
+  """Features of the videos except 9 and 43, in no order: lists of tags, floats, empty values."""
   rng = random.Random(seed)
   videos = [0, 3, 7, *range(20, 43), 1000]
   rng.shuffle(videos)
@@ -130,7 +130,7 @@ def write_folder(folder: Path, logs: dict[str, list[dict]], packed: bool = False
 
 
 def _token(text: str) -> str | None:
-  """Text of a value of a side table; None if it is missing."""
+  """Returns the text of a value of a side table; None if it is missing."""
   first = text.split(',')[0] if text[:1] not in ('(', '[') else text
   return first.removesuffix('.0') or None
 
@@ -171,7 +171,7 @@ def past_of(row: dict, rows: list[dict], length: int) -> list[dict]:
 
 
 def cut(times: list[int], tenths: int) -> int:
-  """The time at which rows are cut, found by trying all."""
+  """Finds the time at which rows are cut by trying all."""
   tries = sorted({*times, max(times) + 1})
   below = {t: sum(time < t for time in times) for t in tries}
   return min(tries, key=lambda t: (abs(10 * below[t] - tenths * len(times)), t))
@@ -196,7 +196,7 @@ def reference(rows: list[dict], label: str, length: int, min_count: int, seed: i
     counts = collections.Counter(tokens[i][name] for i in splits['train'])
     counts.pop(None, None)
     kept = [token for token in counts if counts[token] >= min_count]
-    # Bytes, since that is how tokens are compared.
+    # Tokens are compared as bytes.
     vocabularies[name] = sorted(kept, key=lambda token: (-counts[token], token.encode()))
     counts_of[name] = [counts[token] for token in vocabularies[name]]
   ids_of = {name: {t: 2 + i for i, t in enumerate(v)} for name, v in vocabularies.items()}

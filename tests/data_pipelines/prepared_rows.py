@@ -26,7 +26,7 @@ Columns = dict[str, np.ndarray]
 
 @dataclasses.dataclass
 class ArraySource:
-  """Rows that are given: by split `ids`, `label` and, where there are, `events` and `group`."""
+  """Rows in memory: by split `ids`, `label` and, if there are any, `events` and `group`."""
 
   shape: RecordShape
   columns: dict[str, Columns]

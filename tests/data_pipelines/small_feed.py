@@ -20,19 +20,19 @@ FLAGS = ['--dataset=synthetic_social', '--items=200', '--tags=10', '--authors=30
 
 @functools.cache
 def teacher_of(options: FeedOptions = SMALL):
-  """The teacher and what its calibration measures, on an eighth of the usual population."""
+  """Returns the teacher and its measurements, on an eighth of the usual population."""
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(calibration, 'CALIBRATION_ROWS', 1 << 14)
     return calibrate(options)
 
 
 def source_of(**changes) -> FeedSource:
-  """The small feed with other options, under the small feed's teacher."""
+  """Returns the small feed with other options and the small feed's teacher."""
   return FeedSource(dataclasses.replace(SMALL, **changes), teacher_of()[0])
 
 
 def logit_of(teacher, ids, events, user_effect: float) -> float:
-  """The logit of one row from its written ids, term by term as the teacher's head says."""
+  """Computes the logit of one row from its ids, term by term as the teacher's docstring says."""
   _, item, author, tag, hour = (int(i) - 2 for i in ids)
   main = math.sqrt(0.8) * teacher.catalogue.effect_I[item] + math.sqrt(0.1) * user_effect
   main += math.sqrt(0.1) * math.sqrt(2) * math.cos(2 * math.pi * (hour - 20) / 24)
@@ -59,7 +59,7 @@ def user_effect_of(options, user: int) -> float:
 
 
 def simulate_user(teacher, options, user: int):
-  """One user, impression by impression: (ids, events, logit, label) of those after the warm-up."""
+  """Simulates one user; returns (ids, events, logit, label) of impressions after the warm-up."""
   o, catalogue = options, teacher.catalogue
   own = uniforms(o.seed, 16, user, 1, 2 + o.interests)[0]
   free, interests = list(range(o.tags)), []

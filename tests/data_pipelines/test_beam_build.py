@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The same bytes from Apache Beam's direct runner as from a local build, of every data set."""
+"""Apache Beam's direct runner writes the bytes of a local build."""
 
 import gzip
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every mistake of a user's gets one line on standard error and exit code 2."""
+"""Every user's mistake gives a one-line error and exit code 2."""
 
 import collections
 import gzip
@@ -22,7 +22,7 @@ from deres_jax.core.errors import UserError
 
 @pytest.fixture
 def mistake(capsys, tmp_path):
-  """Runs a build that must fail; returns its one line."""
+  """Runs a build that must fail; returns its one-line error."""
 
   def run(*flags: str) -> str:
     try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Raw rows become the ids that the build of the data gave them, row by row."""
+"""A server encodes raw rows to the ids of the build, row by row."""
 
 import csv
 
@@ -107,7 +107,7 @@ def test_a_missing_key_is_an_empty_value(tmp_path):
 
 @pytest.mark.parametrize('protocol', ['x4', 'x1'])
 def test_avazu_rows_become_the_ids_of_the_build(tmp_path, protocol):
-  """Hours become calendar fields; rows of a split by time hold tokens that training has not."""
+  """Hours become calendar fields; a split by time has tokens that are not in training."""
   lines = invented_rows.avazu_lines(1200, seed=3)
   raw = invented_rows.write_lines(tmp_path / 'raw.csv', [invented_rows.AVAZU_HEADER, *lines])
   flags = [f'--protocol={protocol}', '--min_count=20']
@@ -120,12 +120,12 @@ def test_avazu_rows_become_the_ids_of_the_build(tmp_path, protocol):
     assert np.isnat(avazu.dates_of(np.array([int(hour)])))  # so the build refuses the row
     with pytest.raises(UserError, match=r'^row 0: hour is .*expected YYMMDDHH'):
       encoder.encode([{**rows[0], 'hour': hour}])
-  # It has no word for a missing value: unknown.
+  # The format has no missing value, so it is unknown.
   assert (encoder.encode([{}]) == 1).all()
 
 
 def kuairand_request(row, rows, users, videos):
-  """A row of the logs with what the side tables know of it, and the user's events before it."""
+  """Joins a row of the logs with the side tables and the user's earlier events."""
 
   def known(row):
     logged = {name: str(row[name]) for name in ('user_id', 'video_id', 'tab')}
@@ -153,7 +153,7 @@ def test_histories_become_the_ids_of_the_build(tmp_path):
   assert build.main(flags) == 0
   users = {row['user_id']: row for row in kuairand_rows.user_rows()}
   videos = {row['video_id']: row for row in kuairand_rows.video_rows()}
-  # The order of the rows in the folder, and so which row is which, is that of the reference.
+  # The reference has the rows in the order of the folder.
   rows = sorted(logs, key=lambda r: (r['user_id'] * 0x9E3779B97F4A7C15 % 2**64, r['time_ms']))
   times = [row['time_ms'] for row in rows]
   borders = [kuairand_rows.cut(times, 8), kuairand_rows.cut(times, 9)]

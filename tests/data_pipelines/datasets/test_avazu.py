@@ -75,7 +75,7 @@ def reference(lines: list[str], protocol: str, seed: int, min_count: int):
 
 
 def bad_rows(line: str) -> dict[str, str]:
-  """Lines that must be rejected, by what is said of them."""
+  """Lines that must be rejected, by the expected reason."""
   return {
     'hour: expected YYMMDDHH, a date and an hour, found 14102124': with_value(
       line, 'hour', '14102124'
@@ -173,7 +173,7 @@ def test_header_may_be_absent(tmp_path):
 
 @pytest.fixture
 def mistake(tmp_path, capsys):
-  """Builds from some text, which must fail; returns its one line."""
+  """Runs a build of a text that must fail; returns its one-line error."""
 
   def run(text: str, *flags: str) -> str:
     raw = tmp_path / 'train.csv'
@@ -217,7 +217,7 @@ def test_unsorted_hours_are_accepted_where_rows_are_split_at_random(tmp_path):
 
 
 def test_the_first_fall_is_found_for_all_chunk_sizes(mistake, monkeypatch):
-  """By its line, whether it lies within what is parsed at a time or between two such parts."""
+  """The reported line is right within a parsed part and between two parts."""
   lines = avazu_lines(24)
   for part, place in itertools.product((150, 400, 900), range(1, 23)):
     monkeypatch.setattr('data_pipelines.text.ingest._PARSE_BYTES', part)
@@ -230,7 +230,7 @@ def test_the_first_fall_is_found_for_all_chunk_sizes(mistake, monkeypatch):
 
 
 def test_the_order_of_chunks_parsed_by_an_earlier_build_is_known(tmp_path, monkeypatch):
-  """A stopped build leaves parsed chunks; the one that goes on has not seen their rows."""
+  """A stopped build leaves parsed chunks; the next one knows their order only from the results."""
   lines = avazu_lines(60)
   raw = write_lines(tmp_path / 'raw', [AVAZU_HEADER, *lines])
   monkeypatch.setattr('data_pipelines.text.ingest.CHUNK_BYTES', 700)

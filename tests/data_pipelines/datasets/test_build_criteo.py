@@ -180,7 +180,7 @@ def test_other_raw_file_is_refused_and_overwrite_replaces(tmp_path, capsys):
 
 
 def test_overwriting_removes_the_old_vocabularies(tmp_path):
-  """In one process: the look-ups that a worker keeps are those of the build at hand."""
+  """In one process: a worker uses the look-ups of the current build."""
   raw = write_lines(tmp_path / 'rows', criteo_lines(60, seed=1))
   assert prepare(raw, tmp_path / 'out', '--min_count=1') == 0
   write_lines(raw, criteo_lines(90, seed=2))
@@ -260,7 +260,7 @@ def test_chunks_shards_and_workers_change_nothing(tmp_path, monkeypatch):
 
 
 def workers_that_pickle(self, function, tasks):
-  """Workers.map in this process, with tasks and results as another one would get them."""
+  """Runs Workers.map in this process, with pickled tasks and results."""
   for task in tasks:
     function_there, task_there = pickle.loads(pickle.dumps((function, task)))
     yield pickle.loads(pickle.dumps(function_there(task_there)))

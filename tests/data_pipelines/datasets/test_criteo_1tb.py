@@ -132,7 +132,7 @@ def test_chunks_workers_and_wide_row_numbers_change_nothing(days, tmp_path, monk
 
 
 def test_missing_and_unseen_values(tmp_path):
-  """A value that no training row has keeps an id of its own; a missing one has id 1."""
+  """A value that is not in training keeps its own id; a missing one has id 1."""
   raw = tmp_path / 'raw'
   raw.mkdir()
   lines = [line.split('\t') for line in criteo_lines(40)]
@@ -237,7 +237,7 @@ def test_doctor_finds_an_id_beyond_the_cap(days, tmp_path, capsys):
 
 @pytest.fixture
 def mistake(capsys, tmp_path):
-  """Runs a build that must fail; returns its one line."""
+  """Runs a build that must fail; returns its one-line error."""
 
   def run(raw, *flags: str) -> str:
     assert prepare(raw, tmp_path / 'out', *flags) == 2
@@ -368,7 +368,7 @@ def test_sample_builds_and_is_whole(sample, tmp_path, capsys):
     if f >= 13:  # modulo 40,000,000 hardly any of so few values fall together
       found = len(np.unique(ids_NF[:, f])) - (schema['fields'][f]['missing_rate_train'] > 0)
       assert distinct - 2 <= found <= distinct
-  # Nothing is wrong but that the last day's rows are the first day's.
+  # The only fault: the last day has the first day's rows.
   capsys.readouterr()
   assert doctor.main([str(tmp_path / 'out')]) == 2
   error = capsys.readouterr().err

@@ -77,7 +77,7 @@ def test_vocabulary_may_be_empty():
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(-(2**63), 2**63 - 1), unique=True, max_size=300), st.integers(0, 9))
 def test_lookup_is_a_dictionary(keys, step):
-  """Also of keys that collide: neighbours, multiples, both signs."""
+  """Keys that collide too: neighbours, multiples, both signs."""
   keys += [k for k in range(-40, 40 * step, max(step, 1)) if k not in keys]
   ids = {key: i + 2 for i, key in enumerate(keys)}
   asked = [*keys, *(k ^ 1 for k in keys), 0, -1, 2**63 - 1]

@@ -49,7 +49,7 @@ def raw(logs, tmp_path_factory):
 
 
 def assert_is(expected: dict, out) -> dict:
-  """All of a prepared folder that a reference says; returns the schema."""
+  """Compares a prepared folder with a reference; returns the schema."""
   schema, arrays = read_kuairand(out)
   for split, wanted in expected['splits'].items():
     for name, values in wanted.items():
@@ -102,7 +102,7 @@ def test_the_build_equals_the_plain_protocol(
   assert gaps == ['0', *(str(2**k) for k in range(25))]
   assert (schema['raw']['rows_read'], schema['raw']['rows_rejected']) == (len(rows), 0)
   assert doctor.main([str(out)]) == 0
-  # Else the rows would not show what they are for.
+  # The rows must have all lengths, or the test would show nothing.
   lengths = [(np.array(e)[:, 0] > 0).sum() for e in expected['splits']['train']['events']]
   assert min(lengths) == 0 and max(lengths) == min(length, max(lengths)) >= min(length, 20)
 
@@ -112,7 +112,7 @@ def files_of(folder) -> dict:
 
 
 def cut_small(monkeypatch) -> None:
-  """Chunks, buckets and all else that is handled at a time become tiny."""
+  """Makes chunks, buckets and all other working sizes tiny."""
   for name, size in (
     ('text.ingest._PARSE_BYTES', 300),
     ('datasets.kuairand.histories.BUCKET_ROWS', 90),
@@ -179,7 +179,7 @@ def test_workers_change_nothing(raw, tmp_path, monkeypatch):
 def test_stopped_build_goes_on_and_ends_in_the_same_bytes(
   raw, tmp_path, monkeypatch, capsys, place, after
 ):
-  """Stopped before and after the second task of a kind is done."""
+  """Stops before and after the second task of a kind is done."""
   cut_small(monkeypatch)
   monkeypatch.setattr('data_pipelines.text.ingest.CHUNK_BYTES', 4000)
   given = [raw, '--workers=1', '--events=4']
@@ -268,7 +268,7 @@ def test_feedback_of_a_row_is_seen_by_later_rows_only(logs, tmp_path):
     raw = write_folder(tmp_path / f'raw{k}', {EARLY: rows[:260], LATE: rows[260:]})
     assert prepare(raw, tmp_path / f'out{k}') == 0
     arrays.append(read_kuairand(tmp_path / f'out{k}')[1])
-  # Rows are written in an order that does not hang on feedback, so they can be told by place.
+  # The order of rows does not depend on feedback, so their positions identify them.
   order = sorted(rows, key=lambda r: (r['user_id'] * 0x9E3779B97F4A7C15 % 2**64, r['time_ms']))
   times = [row['time_ms'] for row in order]
   borders, generator = [cut(times, 8), cut(times, 9)], np.random.default_rng(0)
@@ -287,7 +287,7 @@ def test_feedback_of_a_row_is_seen_by_later_rows_only(logs, tmp_path):
 
 
 def test_side_integers_beyond_int32_and_batches_of_plain_digits(tmp_path, monkeypatch):
-  """The quick and the slow way of reading a column give the same."""
+  """The fast and the slow way of reading a column agree."""
   monkeypatch.setattr('data_pipelines.datasets.kuairand.side_tables._LINES', 2)
   path = tmp_path / 'table.csv'
   path.write_text('n,a\n7,12\n5,999999999999999999\n6,-3\n4,\n99999999999,1.0\n1,"7,8"\n')

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every mistake with a KuaiRand folder is one line, exit code 2, and leaves nothing."""
+"""Every mistake with a KuaiRand folder gives a one-line error and code 2, and leaves nothing."""
 
 import gzip
 import shutil
@@ -40,7 +40,7 @@ def raw(logs, tmp_path_factory):
 
 @pytest.fixture
 def mistake(tmp_path, capsys):
-  """Runs a build that must fail; returns its one line."""
+  """Runs a build that must fail; returns its one-line error."""
 
   def run(raw, *flags: str) -> str:
     assert prepare(raw, tmp_path / 'out', *flags) == 2
@@ -125,7 +125,7 @@ def test_bad_side_rows_are_reported_by_line(mistake, raw, tmp_path, monkeypatch,
   for reason, line in bad:
     (folder / USERS).write_text('\n'.join([*text[: at + 1], line, *text[at + 2 :], '']))
     said = mistake(folder)
-    # Of two rows of one user the second is named.
+    # The second of two rows of one user is reported.
     number = 3 if at == 0 and 'already' in reason else at + 2
     assert f'{USERS}: line {number}: ' in said and reason in said, said
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The parser's statistics on a real Criteo sample, where one is at hand (no row is kept here)."""
+"""The parser's statistics on a real Criteo sample, if there is one (none of its rows is here)."""
 
 import os
 from pathlib import Path

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Figures of describe against plain loops; its page is well-formed, alone and safe."""
+"""Figures of describe equal plain loops; its page is well-formed, self-contained and safe."""
 
 import json
 import re
@@ -206,7 +206,7 @@ def test_page_is_well_formed_alone_and_escaped(page):
   links = {node.attrs['href'] for node in nodes if node.tag in ('a', 'use')}
   assert len(ids) == len(set(ids)) and {f'#f{f}' for f in range(3)} <= links
   assert {link[1:] for link in links if link.startswith('#')} <= set(ids)
-  # A picture of lengths, one of users, and one of each field.
+  # A chart of lengths, one of users, and one of each field.
   assert len(tree.all('svg')) == 2 + 3
 
 

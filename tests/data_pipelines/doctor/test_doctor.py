@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Doctor finds every kind of damage and names it."""
+"""Doctor finds and reports every kind of damage."""
 
 import dataclasses
 import json
@@ -35,7 +35,7 @@ def folder(whole, tmp_path):
 
 
 def diagnose(folder, capsys) -> str:
-  """The one line of a doctor that must fail."""
+  """Runs a doctor that must fail; returns its one-line error."""
   capsys.readouterr()
   assert doctor.main([str(folder)]) == 2
   error = capsys.readouterr().err
@@ -145,7 +145,7 @@ def test_flags(capsys):
 
 @dataclasses.dataclass
 class ConstantSource:
-  """Rows whose ids are all 2, but for one."""
+  """Rows whose ids are all 2 except one."""
 
   value: int
   shape = RecordShape(fields=2)
@@ -181,7 +181,7 @@ def test_ids_out_of_range(tmp_path, capsys, value):
 
 
 class Forgetful(ArrayRecordDataSource):
-  """A store that gives back its first record in place of every other."""
+  """A store that returns its first record for every index."""
 
   def __getitem__(self, k):
     return super().__getitem__(0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Doctor tells rows that stand in two splits, and vocabularies that saw more than training."""
+"""Doctor finds rows that are in two splits, and vocabularies counted on more than training."""
 
 import re
 from collections import Counter
@@ -22,7 +22,7 @@ PAIRS = (('validation', 'train'), ('test', 'train'), ('test', 'validation'))
 
 
 def encoded(values, min_count=1, counted=('train',)):
-  """Fields and columns of values by split, int [rows, fields]; a vocabulary of some of them."""
+  """Encodes values, int [rows, fields] by split; counts the vocabulary on some of the splits."""
   width = values['train'].shape[1]
   ids = {split: np.ones(rows.shape, np.int32) for split, rows in values.items()}
   fields = []
@@ -52,7 +52,7 @@ def draw(seed, rows, highs):
 
 
 def diagnose(folder, capsys):
-  """Exit code, what was printed, and the one line of error."""
+  """Runs doctor; returns exit code, output and the one-line error."""
   capsys.readouterr()
   code = doctor.main([str(folder), '--workers=1'])
   printed = capsys.readouterr()
@@ -61,7 +61,7 @@ def diagnose(folder, capsys):
 
 
 def told(printed):
-  """By pair of splits, the rows that are said to stand in both; of training, those repeated."""
+  """Parses the reported numbers of rows in both splits of a pair, and of repeated training rows."""
   found = {
     (a, b): int(count.replace(',', ''))
     for a, b, count in re.findall(
@@ -73,7 +73,7 @@ def told(printed):
 
 
 def social(rows=(5000, 700, 600)):
-  """Rows with events and users, of so few values that many are equal."""
+  """Rows with events and users and few values, so that many are equal."""
   fields, columns = encoded(draw(1, rows, (4, 9)), min_count=0)
   rng = np.random.default_rng(2)
   for split, count in zip(columns, rows, strict=True):
@@ -135,7 +135,7 @@ def test_duplicates_without_a_leak_pass(tmp_path, capsys):
 
 @pytest.mark.parametrize('most', [1 << 27, 10_000])
 def test_rare_tokens_are_compared_as_if_held_out(tmp_path, capsys, monkeypatch, most):
-  # A token of which there are two in training is known there, but a held-out row that has one of
+  # A token that occurs twice in training is known there, but a held-out row that has one of
   # only one is unknown, and equal to all other unknown ones.
   monkeypatch.setattr(rows_lib, 'MAX_HASHES', most)
   values = draw(6, (16_000, 1000, 1000), (8000, 2000))
@@ -145,7 +145,7 @@ def test_rare_tokens_are_compared_as_if_held_out(tmp_path, capsys, monkeypatch, 
   assert too_many(found['test', 'train'], 1000 // part, within, 16_000 // part)
   assert not too_many(0, 1000 // part, within, 16_000 // part)
   assert code == 0 and 'ok      test: rows that stand in train too' in printed
-  # And yet a leak is seen.
+  # A leak is still found.
   values['train'][:400] = values['test'][:400]
   code, _, error = diagnose(write_folder(tmp_path / 'y', *encoded(values, 2)), capsys)
   assert code == 2 and 'test: rows that stand in train too' in error
@@ -331,6 +331,6 @@ def test_row_hashes():
     changed[name][place] = values
     seen.append(row_hashes(changed, shape))
   assert len(np.unique(np.concatenate(seen))) == 4096 * len(seen)
-  # A row's hash does not depend on the rows about it.
+  # A row's hash does not depend on other rows.
   part = {name: array[10:20] for name, array in changed.items()}
   assert (row_hashes(part, shape) == seen[-1][10:20]).all()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Damaged raw files: each fault is named by file and line, or the file is refused in one line."""
+"""Damaged raw files: each fault is reported by file and line, or the file by a one-line error."""
 
 import gzip
 import os
@@ -28,7 +28,7 @@ def value(column: int, text: bytes) -> bytes:
 HEADER = b'\t'.join(
   [b'label', *(b'I%d' % i for i in range(1, 14)), *(b'C%d' % i for i in range(1, 27))]
 )
-# What stands in place of one line, and what is said of it.
+# A replacement of one line, and the expected reason.
 BAD_LINES = {
   'empty': (b'', 'empty line'),
   'only spaces': (b'   ', 'expected 40 tab-separated columns, found 1'),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Raw files that somebody damaged: rows in = written + rejected, or one line; never a crash."""
+"""Damaged raw files: rows read = written + rejected, or a one-line error; never a crash."""
 
 import contextlib
 import io
@@ -36,7 +36,7 @@ def logs(tmp_path_factory) -> Path:
 
 
 def command(*args) -> tuple[int, str, str]:
-  """Exit code, and what is said on stdout and stderr."""
+  """Runs a command; returns exit code, stdout and stderr."""
   out, error = io.StringIO(), io.StringIO()
   with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
     code = build.main([str(a) for a in args])
@@ -44,7 +44,7 @@ def command(*args) -> tuple[int, str, str]:
 
 
 def check(code: int, said: str, error: str, out: Path) -> None:
-  """A whole folder whose rows add up, or one line and nothing."""
+  """Checks for a complete folder whose rows add up, or a one-line error and no folder."""
   assert all(c.isprintable() or c in '\n\t' for c in said + error)
   if code == 2:
     assert error.startswith('error: ') and error.count('\n') == 1 and not out.exists()
@@ -64,7 +64,7 @@ TABLES = {'criteo': CRITEO_TEXT, 'avazu': AVAZU_TEXT, 'social': log_table('is_cl
 @examples(150)
 @given(rng=st.randoms(use_true_random=False))
 def test_a_line_is_a_row_exactly_if_explain_finds_no_fault(name, logs, rng):
-  """Against `explain`, which looks at a line value by value."""
+  """Compares with `explain`, which reads a line value by value."""
   text = RAW[name] if name in RAW else (logs / EARLY).read_bytes()
   data = damaged(text, rng)
   rows, bad, count = parse(TABLES[name], data, 1)

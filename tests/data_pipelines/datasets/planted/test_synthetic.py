@@ -61,7 +61,7 @@ def test_splits_are_different_rows(teacher):
   source = SyntheticSource(DEFAULT, teacher)
   ids = [source.draw(split, 0, 1000)[0] for split in ('train', 'validation', 'test')]
   for one, other in itertools.combinations(ids, 2):
-    # Chance finds a few equal pairs among the million, never one in every row.
+    # A million rows have a few equal pairs by chance, not one in every row.
     assert (one[:, None] == other[None]).all(axis=-1).sum() < 100
 
 
@@ -140,12 +140,12 @@ def test_variance_by_order_is_exact_on_a_tiny_configuration():
   covariance = (parts_NO * probability_N[:, None]).T @ parts_NO
   expected = np.diag(np.array(options.order_shares) * options.logit_std**2)
   np.testing.assert_allclose(covariance, expected, atol=1e-12)
-  # No function of one field sees any of the orders 2 to 4.
+  # Orders 2 to 4 are uncorrelated with every function of one field.
   for f, card in enumerate(cards):
     for v in range(card):
       inside = values_NF[:, f] == v
       np.testing.assert_allclose(probability_N[inside] @ parts_NO[inside, 1:], 0, atol=1e-12)
-  # And none of two fields sees order 3 or 4.
+  # Orders 3 and 4 are uncorrelated with every function of two fields.
   for a, b in itertools.combinations(range(5), 2):
     for v, w in itertools.product(range(cards[a]), range(cards[b])):
       inside = (values_NF[:, a] == v) & (values_NF[:, b] == w)
@@ -178,7 +178,7 @@ def test_click_rate_is_that_of_the_option(teacher):
 
 
 def test_noise_labels_need_no_factors_and_do_not_change_values(teacher):
-  """So a vocabulary may be far larger than what factors could be made for."""
+  """A vocabulary may then be far larger than factors would allow."""
   noise = dataclasses.replace(DEFAULT, logit_std=0.0)
   planted, drawn = SyntheticSource(DEFAULT, teacher), SyntheticSource(noise, make_teacher(noise))
   np.testing.assert_array_equal(planted.draw('test', 0, 99)[0], drawn.draw('test', 0, 99)[0])

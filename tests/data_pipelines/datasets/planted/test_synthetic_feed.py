@@ -79,7 +79,7 @@ def test_a_shard_is_the_same_alone_and_with_more_users(monkeypatch):
 
 
 def test_splits_follow_each_other_in_time_within_every_user(monkeypatch):
-  """Every row of a split is one of its steps of a user, once; see the loop for their order."""
+  """Every row of a split is one step of a user, exactly once; the loop gives their order."""
   monkeypatch.setattr(shards, 'SHARD_BLOCKS', 1)
   source = source_of(impressions=50)  # so that a user lies across two shards
   rows = source.impressions(0, SMALL.users, (0, 50), events=True)
@@ -111,7 +111,7 @@ def test_events_are_exactly_the_earlier_clicks_of_the_user():
 
 
 def test_labels_have_the_planted_probabilities(rows):
-  """Nothing of the label's own draw may have leaked into its row: in every bin 4 sigma."""
+  """The label's draw must not leak into its row: within 4 sigma in every bin."""
   probability_N = 1 / (1 + np.exp(-rows.logit_US.ravel()))
   label_N = rows.label_US.ravel()
   for chosen in np.array_split(np.argsort(probability_N, kind='stable'), 12):
@@ -120,7 +120,7 @@ def test_labels_have_the_planted_probabilities(rows):
 
 
 def test_interests_are_parallel():
-  """Neighbours change interest as often as independent draws do, and all stay to the end."""
+  """Neighbouring rows change interest as often as independent draws, and all interests stay."""
   rows = source_of(affinity=1.0, drift=0.0).impressions(0, 300, ALL, events=True)
   tag_US = rows.ids_USF[..., 3]
   change = tag_US[:, 1:] != tag_US[:, :-1]
@@ -211,7 +211,7 @@ def test_metrics_are_those_of_the_stored_rows(folder):
 
 
 def remembered(block, source, teacher):
-  """The mean history part of the training rows of each row's user and tag."""
+  """Computes the mean history part of the training rows of each row's user and tag."""
   cells = collections.defaultdict(list)
   train = joined(source, 'train', 0, 3)
   for ids, part in zip(

@@ -23,7 +23,7 @@ ALL = (0, SMALL.impressions)
 
 @pytest.fixture(scope='module')
 def many():
-  """Impressions of users whom the calibration has not seen."""
+  """Simulates users that are not in the calibration."""
   return source_of(users=4_000).impressions(0, 4_000, ALL, events=False)
 
 
@@ -48,7 +48,7 @@ def test_catalogue_is_complete_and_sorted():
 
 
 def test_items_are_as_frequent_as_their_ids_say(many):
-  """Chi-square with blocks of users: their rows are not independent, users are."""
+  """Chi-square test by blocks of users: rows of one user are dependent, users are not."""
   c = make_catalogue(SMALL)
   item_US = many.ids_USF[..., 1] - 2
   share_UI = np.stack([np.bincount(items, minlength=200) for items in item_US]) / 40
@@ -68,7 +68,7 @@ def test_the_parts_have_their_shares_on_new_users(many):
   assert abs(np.corrcoef(main_N, history_NP.sum(axis=1))[0, 1]) < 0.06
   probability_N = 1 / (1 + np.exp(-many.logit_US.ravel()))
   assert probability_N.mean() == pytest.approx(SMALL.click_rate, abs=0.01)
-  # Neither the tag nor the author says how much history a candidate has behind it.
+  # Neither tag nor author determines the length of the history.
   tag_N, author_N = many.ids_USF[..., 3].ravel(), many.ids_USF[..., 2].ravel()
   for number_N, p in ((tag_N, 0), (author_N, 1), (tag_N, 2)):
     mean = np.bincount(number_N, weights=history_NP[:, p])[2:] / np.bincount(number_N)[2:]
