@@ -276,14 +276,13 @@ def _finish(
   run: Run, services: RunServices, clock: store.Clock, workdir: pathlib.Path
 ) -> dict[str, Any]:
   """Evaluates the best checkpoint on the test split and writes result.json."""
-  best = services.checkpoints.best()
-  chosen = best[0] if best else services.checkpoints.latest()
+  chosen, auc = services.checkpoints.best() or (services.checkpoints.latest(), None)
   params, tables = services.checkpoints.restore_params(chosen, step.abstract_state(run.spec))
   services.progress.line(f'evaluating step {chosen}, the best on validation, on the test split')
   figures, logits_N = _evaluate(run, services, params, tables, chosen, 'test')
   services.metrics.write(run.steps, 'test', figures)
   content = result.content(run, clock, figures, workdir)
-  content |= {'step_chosen': chosen, 'auc_validation': best[1] if best else None}
+  content |= {'step_chosen': chosen, 'auc_validation': auc}
   if processes.is_process_0():
     np.save(workdir / 'test_logits.npy', logits_N)
     files.sync(workdir / 'test_logits.npy')
@@ -299,8 +298,7 @@ def evaluate_best(c: fields.Config, workdir: pathlib.Path) -> dict[str, Any]:
   with locked(workdir), files.faults(workdir), processes.Stop() as stop:
     processes.on_process_0(lambda: bind_workdir(c, run.schema, workdir))
     checkpoints, null = store.Checkpoints(workdir / 'checkpoints'), metrics_file.NullWriter()
-    best = checkpoints.best()
-    chosen = best[0] if best else checkpoints.latest()
+    chosen, _ = checkpoints.best() or (checkpoints.latest(), None)
     if chosen is None:
       raise UserError(f'workdir {workdir} holds no finished checkpoint: train on (--mode=train)')
     watchdog, profile = processes.Watchdog(0), profiling.Window('', workdir)

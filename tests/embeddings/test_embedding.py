@@ -77,7 +77,7 @@ def test_lookup_equals_take(devices):
   np.testing.assert_array_equal(found, plain(rows, places))
 
 
-def test_places_are_a_bijection_that_spreads_neighbours():
+def test_storage_is_a_bijection_that_spreads_neighbours():
   t = layout.Tables((700, 1500, 3, 5000), 8, 1, ((10, 2), (1000, 4)))
   assert [p.dim for p in t.parts] == [8, 5, 3] and t.table_of == (1, 0, 2, 0)
   assert [p.rows for p in t.parts] == [6500, 700, 3]
@@ -256,7 +256,7 @@ def rounded(x, rows, salt):
   return optimizers.from_bits(optimizers.round_stochastically(x, rows, jnp.int32(salt)))
 
 
-def test_rounding_at_random_keeps_the_mean_and_is_the_same_for_a_row():
+def test_stochastic_rounding_keeps_the_mean_and_is_the_same_for_a_row():
   rows = jnp.arange(20_000)
   x = jnp.full((20_000, 2), 1 + 1 / 1024)  # an eighth of the way to the next bfloat16
   out = rounded(x, rows, 3)
@@ -299,7 +299,7 @@ def test_bfloat16_slots_follow_float32_ones_where_rounding_to_nearest_would_not(
   np.testing.assert_allclose(half_w[:2000].mean(), w[:2000].mean(), rtol=0.01)
 
 
-def test_offsets_and_padding_lie_where_they_should():
+def test_offsets_and_padding():
   t = tables()
   np.testing.assert_array_equal(t.column_offsets, [0, 700, 2200])
   assert t.rows == 2203 and t.padding == 3 * layout.GROUP

@@ -49,7 +49,7 @@ def test_a_full_and_a_read_only_disk(planted, tmp_path):
 
 
 @pytest.mark.parametrize('name', ['ENOSPC', 'EDQUOT', 'EFBIG', 'EROFS', 'EACCES', 'EPERM'])
-def test_what_a_user_can_mend_is_one_line_that_names_the_file(name, tmp_path):
+def test_mendable_errors_are_one_line_that_names_the_file(name, tmp_path):
   number = getattr(errno, name)
   with pytest.raises(UserError, match=rf'^/a/b: {os.strerror(number)}: '), files.faults(tmp_path):
     raise OSError(number, os.strerror(number), '/a/b')

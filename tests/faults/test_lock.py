@@ -48,7 +48,7 @@ def test_a_second_process_is_refused_until_the_first_is_dead(tmp_path, monkeypat
     holder.kill()
 
 
-def test_a_file_system_without_locks_is_told_and_used(tmp_path, monkeypatch, capsys):
+def test_a_file_system_without_locks_is_reported_and_used(tmp_path, monkeypatch, capsys):
   def no_locks(file, flags):
     raise OSError(95, 'Operation not supported')
 

@@ -80,7 +80,9 @@ def assert_equal(workdir, whole):
 
 
 @pytest.mark.parametrize('damaged', [['20'], ['20', '16']])
-def test_a_run_falls_back_and_ends_as_if_nothing_had_been(workdir, whole, planted, capsys, damaged):
+def test_a_run_falls_back_to_an_older_checkpoint_and_ends_the_same(
+  workdir, whole, planted, capsys, damaged
+):
   for name in damaged:
     flip(table(workdir / 'checkpoints' / name))
   loop.train(settings(planted), workdir)
@@ -92,7 +94,7 @@ def test_a_run_falls_back_and_ends_as_if_nothing_had_been(workdir, whole, plante
 
 
 @pytest.mark.parametrize('how', ['deleted', 'emptied', 'cut'])
-def test_lost_figures_are_told_and_the_run_goes_on(workdir, whole, planted, capsys, how):
+def test_lost_figures_are_reported_and_the_run_goes_on(workdir, whole, planted, capsys, how):
   record = workdir / 'metrics.jsonl'
   before = record.read_text().splitlines()
   if how == 'deleted':
@@ -137,7 +139,7 @@ def test_a_run_stopped_where_no_figures_are_due_has_lost_none(
   assert_equal(tmp_path / 'w', whole)
 
 
-def test_a_run_that_is_not_damaged_says_nothing_of_it(workdir, whole, planted, capsys):
+def test_an_undamaged_run_prints_no_remark(workdir, whole, planted, capsys):
   loop.train(settings(planted), workdir)
   said = capsys.readouterr().err
   assert 'damaged' not in said and 'gone' not in said
@@ -185,7 +187,7 @@ def test_lines_are_on_the_disk_before_a_checkpoint_is_begun(planted, tmp_path, m
   assert steps == [4, 8]
 
 
-def test_data_altered_under_a_run_is_told_and_mended(
+def test_data_altered_under_a_run_is_reported_and_mended(
   workdir, whole, planted, tmp_path, monkeypatch
 ):
   """One bit of the training records, under the same schema.json."""
@@ -203,7 +205,7 @@ def test_data_altered_under_a_run_is_told_and_mended(
   assert_equal(workdir, whole)
 
 
-def test_a_config_json_that_is_damaged_is_told(workdir, planted):
+def test_a_damaged_config_json_is_reported(workdir, planted):
   os.truncate(workdir / 'config.json', 30)
   with pytest.raises(UserError, match=r'config.json: not valid JSON .*put the file back'):
     loop.train(settings(planted), workdir)

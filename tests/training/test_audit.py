@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What result.json says of how it was made."""
+"""The audit in result.json."""
 
 import json
 import pathlib
@@ -31,7 +31,7 @@ def repository(tmp_path):
   return tmp_path
 
 
-def test_git_is_that_of_the_source_or_nothing(repository, monkeypatch):
+def test_the_git_revision_is_that_of_the_source_file(repository, monkeypatch):
   source = repository / 'source.py'
   found = result.git(source)
   assert len(found['revision']) == 40 and found['dirty'] is False
@@ -47,19 +47,19 @@ def test_git_is_that_of_the_source_or_nothing(repository, monkeypatch):
   assert result.git(source) is None
 
 
-def test_a_repository_names_no_program_that_is_run(repository):
+def test_no_program_that_a_repository_names_is_run(repository):
   made = repository / 'made'
   git(repository, 'config', 'core.fsmonitor', f'touch {made}')
   assert result.git(repository / 'source.py')['dirty'] is False
   assert not made.exists()
 
 
-def test_the_environment_is_limited_to_what_is_named():
+def test_only_listed_environment_variables_are_recorded():
   given = {'XLA_FLAGS': '--a', 'JAX_ENABLE_X64': '0', 'JAX_API_KEY': 's', 'AWS_SECRET': 's'}
   assert result.environment(given) == {'XLA_FLAGS': '--a', 'JAX_ENABLE_X64': '0'}
 
 
-def test_all_of_it_is_json_and_has_every_split(planted):
+def test_the_audit_is_json_and_has_every_split(planted):
   found = json.loads(json.dumps(result.audit(load_schema(str(planted))), allow_nan=False))
   schema = json.loads((planted / 'schema.json').read_text())
   for split, x in schema['splits'].items():

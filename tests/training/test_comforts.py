@@ -94,7 +94,7 @@ def test_a_run_that_goes_on_is_the_same_run_of_wandb(planted, tmp_path, wandb):
 
 
 @pytest.mark.parametrize(('fails', 'calls'), [('init', 1), ('log', 3), ('finish', 5)])
-def test_what_fails_in_wandb_costs_one_line(planted, tmp_path, wandb, capsys, fails, calls):
+def test_a_failure_in_wandb_prints_one_line(planted, tmp_path, wandb, capsys, fails, calls):
   wandb.FAIL.add(fails)
   sink = wandb_lib.WandB(*identified(tiny(planted)), tmp_path)
   for step in (1, 2):
@@ -107,7 +107,7 @@ def test_what_fails_in_wandb_costs_one_line(planted, tmp_path, wandb, capsys, fa
   assert len(wandb.CALLS) == calls
 
 
-def test_wandb_that_is_not_installed_is_a_mistake(planted, tmp_path, monkeypatch):
+def test_missing_wandb_is_a_user_error(planted, tmp_path, monkeypatch):
   monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
   with pytest.raises(UserError, match=r"train\.wandb='ctr'.*not installed: pip install wandb"):
     loop.train(tiny(planted, ',wandb=ctr'), tmp_path / 'w')

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A NaN or an infinity is noticed in its step, moves nothing, is explained, and is not saved."""
+"""A NaN or an infinity is detected in its step, changes nothing, is explained, and is not saved."""
 
 import json
 import os
@@ -55,7 +55,7 @@ def one_step(spec, state, batch):
 
 @pytest.mark.parametrize('devices', [1, 8])
 @pytest.mark.parametrize('limit', [0, 1])
-def test_a_step_that_is_not_finite_moves_nothing(planted, devices, limit):
+def test_a_step_that_is_not_finite_changes_nothing(planted, devices, limit):
   """Nor do later ones beyond the limit; the step number goes on within it only."""
   more = f'train.on_nan=skip,train.nan_bound={limit},optim.table=lazy_adam'
   spec, batches = make(planted, devices, more)
@@ -73,7 +73,7 @@ def test_a_step_that_is_not_finite_moves_nothing(planted, devices, limit):
 
 
 @pytest.mark.parametrize('devices', [1, 8])
-def test_an_infinite_loss_of_finite_gradients_is_noticed(planted, devices):
+def test_an_infinite_loss_with_finite_gradients_is_detected(planted, devices):
   """On whatever device it is: an infinite logit of a row that is no click."""
   spec, batches = make(planted, devices)
   state = step.init_state(spec)
@@ -95,7 +95,7 @@ def poison(state, batches, table_place=None, parameter=None):
 
 
 @pytest.mark.parametrize('devices', [1, 8])
-def test_what_is_not_finite_is_named_with_its_rows(planted, devices, monkeypatch):
+def test_the_cause_is_named_with_its_rows(planted, devices, monkeypatch):
   spec, batches = make(planted, devices)
   state = step.init_state(spec)
   number = int(batches.examples(3).ids[faulty.ROW, 2])
@@ -119,7 +119,7 @@ def test_what_is_not_finite_is_named_with_its_rows(planted, devices, monkeypatch
   assert 'exceeds float32' in said and 'from 2 blocks' in said
 
 
-def test_the_whole_state_is_looked_at_before_it_is_saved(planted):
+def test_the_whole_state_is_checked_before_it_is_saved(planted):
   spec, _ = make(planted, 1, 'optim.table_slots=bfloat16')
   state, check = step.init_state(spec), nonfinite.make_finite_leaves(spec)
   assert nonfinite.first_of_state(check(state)) is None
@@ -249,7 +249,7 @@ def _environ():
   return {**os.environ, 'PYTHONPATH': str(REPO)}
 
 
-def test_a_logit_that_is_nan_in_evaluation_is_a_line(planted):
+def test_a_nan_logit_in_evaluation_is_a_one_line_error(planted):
   spec, _ = make(planted, 1)
   schema = load_schema(str(planted))
   batches = batches_lib.Batches(Blocks(schema, 'test'), spec.tables, 512, 1, 64, None)
@@ -262,7 +262,7 @@ def test_a_logit_that_is_nan_in_evaluation_is_a_line(planted):
     )  # fmt: skip
 
 
-def test_hashes_of_runs_from_before_there_was_the_setting_stay():
+def test_config_hashes_from_before_on_nan_stay():
   stop, skip = (config.resolve(config.base(f'train.on_nan={x}')) for x in ('stop', 'skip'))
   assert 'train.on_nan' not in config.identity(stop) and 'train.on_nan' in config.identity(skip)
   assert config.config_hash(stop) != config.config_hash(skip)

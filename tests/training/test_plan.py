@@ -214,7 +214,7 @@ def test_figures_are_those_of_the_rows(planted):
   assert 'no bound' in said and 'memory of a device is not known' in said
 
 
-def test_what_does_not_fit_says_by_how_much(planted):
+def test_a_step_that_does_not_fit_reports_the_excess(planted):
   small = dataclasses.replace(machines.find('h200-8'), memory=100_000)
   _, _, p = planned(planted, '', machine=small)
   over = p.bytes_total - 100_000

@@ -56,7 +56,7 @@ def bfloat16(variables):
     'model.backbone=rankmixer,model.connector=attnres,model.dropout=0.1,model.dim=9,model.heads=3',
   ],
 )
-def test_what_needs_float32_is_float32(more):
+def test_sensitive_operations_stay_float32(more):
   equations, args, out = traced(more)
   assert any(e.primitive.name == 'dot_general' and bfloat16(e.invars) for e in equations)
   names = {e.primitive.name for e in equations}

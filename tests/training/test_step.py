@@ -133,7 +133,7 @@ def test_micro_batches_equal_the_whole_batch(planted, micro):
   ('backbone', 'batch', 'want'),
   [('onetrans', 4096, 128), ('dnn', 4096, 2048), ('dnn', 1024, 1024), ('xdeepfm', 4096, 128)],
 )
-def test_rows_that_a_cpu_works_on_at_a_time(backbone, batch, want):
+def test_micro_batch_sizes_on_cpus(backbone, batch, want):
   c = config.resolve(config.base(f'model.backbone={backbone},data.batch_size={batch}'))
   mesh = mesh_lib.make_mesh(1)
   assert micro_batch(c, mesh) == want
@@ -203,7 +203,7 @@ def test_a_plain_pmap_step_gives_the_same_dense_part(planted):
   np.testing.assert_allclose(in_order(spec.tables, state.tables), first[2], rtol=1e-3, atol=2e-6)
 
 
-def test_state_is_born_sharded_and_stays_so(planted):
+def test_the_state_is_created_sharded_and_stays_so(planted):
   spec, batches = make(planted, 8)
   state = step.init_state(spec)
   wanted = jax.tree.map(lambda x: x.sharding, step.abstract_state(spec))

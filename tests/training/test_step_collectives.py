@@ -186,7 +186,7 @@ def gathered(monkeypatch):
   'broken',
   [masked, *(pytest.param(x, marks=pytest.mark.slow) for x in (in_parts, by_leaf, gathered))],
 )
-def test_a_step_that_sends_otherwise_is_noticed(monkeypatch, broken):
+def test_a_step_that_sends_more_is_detected(monkeypatch, broken):
   spec, batch = spec_of(), batch_of()
   broken(monkeypatch)
   seen = found(compile_train(spec, batch))

@@ -59,7 +59,7 @@ def write(folder: pathlib.Path, content: dict[str, Any]):
 
 def save(folder: pathlib.Path, content: dict[str, Any]):
   """Replaces the manifest; it has a checksum of its own."""
-  files_lib.write_json(folder / NAME, {'crc32': zlib.crc32(_canonical(content)), **content})
+  files_lib.write_json(folder / NAME, {'crc32': _checksum(content), **content})
 
 
 def read(folder: pathlib.Path) -> dict[str, Any]:
@@ -79,36 +79,34 @@ def read(folder: pathlib.Path) -> dict[str, Any]:
     raise Damaged(f'{NAME} is missing') from e
   except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
     raise Damaged(f'{NAME} cannot be read') from e
-  if checksum != zlib.crc32(_canonical(content)):
+  if checksum != _checksum(content):
     raise Damaged(f'{NAME} is not what was written')
   if content['format'] != FORMAT:
     raise _other_format(folder, content['format'])
   return content
 
 
-def verify(folder: pathlib.Path, content: dict[str, Any]):
-  """Reads every file that a manifest names; raises Damaged if one differs."""
-  with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-    checks = [pool.submit(_check, folder, name, *x) for name, x in content['files'].items()]
-    for check in checks:
-      check.result()
+def check(folder: pathlib.Path, expected: dict[str, list], partial: bool = False) -> list[str]:
+  """Checks a checkpoint before it is restored, reading all its files; returns remarks.
 
+  Args:
+    expected: `structure` of the state to restore.
+    partial: ignore parts of the checkpoint that `expected` lacks.
 
-def check_versions(folder: pathlib.Path, content: dict[str, Any]) -> str | None:
-  """Returns a remark if other versions wrote the checkpoint; UserError if a major one differs."""
+  Raises:
+    Damaged: a file differs from the manifest.
+    UserError: an incompatible version wrote it, or it holds another state.
+  """
+  content = read(folder)
   old, new = content['versions'], versions()
-  changed = [f'{name} {old[name]} -> {new[name]}' for name in _PACKAGES if old[name] != new[name]]
+  changed = ', '.join(f'{k} {old[k]} -> {new[k]}' for k in _PACKAGES if old[k] != new[k])
   if any(old[name].split('.')[0] != new[name].split('.')[0] for name in _PACKAGES):
     raise UserError(
-      f'checkpoint {folder} was written by other versions ({", ".join(changed)}): install those, '
-      'or take another --workdir'
+      f'checkpoint {folder} was written by other versions ({changed}): install those, or take '
+      'another --workdir'
     )
-  return f'the checkpoint is of other versions: {", ".join(changed)}' if changed else None
-
-
-def check_structure(folder: pathlib.Path, content: dict[str, Any], expected: dict[str, list]):
-  """Raises UserError if the saved state has another `structure` than expected."""
-  saved = content['tree']
+  parts = tuple(path.partition(']')[0] for path in expected) if partial else ''
+  saved = {path: array for path, array in content['tree'].items() if path.startswith(parts)}
   differ = [
     f'{path}: {_array(saved, path)} -> {_array(expected, path)}'
     for path in sorted({*saved, *expected})
@@ -118,16 +116,23 @@ def check_structure(folder: pathlib.Path, content: dict[str, Any], expected: dic
     more = f' and {len(differ) - 3} more' if len(differ) > 3 else ''
     raise UserError(
       f'checkpoint {folder} holds another state than this version and config make '
-      f'({"; ".join(differ[:3])}{more}), by deres_jax {content["versions"]["deres_jax"]}: '
-      'take that version or another --workdir'
+      f'({"; ".join(differ[:3])}{more}), by deres_jax {old["deres_jax"]}: take that version or '
+      'another --workdir'
     )
+  verify(folder, content)
+  return [f'the checkpoint is of other versions: {changed}'] if changed else []
+
+
+def verify(folder: pathlib.Path, content: dict[str, Any]):
+  """Reads every file that a manifest names; raises Damaged if one differs."""
+  with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+    checks = [pool.submit(_check, folder, name, *x) for name, x in content['files'].items()]
+    for future in checks:
+      future.result()
 
 
 def _array(tree: dict[str, list], path: str) -> str:
-  if path not in tree:
-    return 'none'
-  kind, shape = tree[path]
-  return f'{kind}{shape}'
+  return '{}{}'.format(*tree[path]) if path in tree else 'none'
 
 
 def _other_format(folder: pathlib.Path, number: Any) -> UserError:
@@ -143,8 +148,8 @@ def _is_format_0(folder: pathlib.Path) -> bool:
   return file.is_file() and '"wall_seconds"' in file.read_text(errors='replace')
 
 
-def _canonical(content: dict[str, Any]) -> bytes:
-  return json.dumps(content, sort_keys=True).encode()
+def _checksum(content: dict[str, Any]) -> int:
+  return zlib.crc32(json.dumps(content, sort_keys=True).encode())
 
 
 def _crc32(file) -> tuple[int, int]:

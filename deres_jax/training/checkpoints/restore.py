@@ -23,21 +23,15 @@ from deres_jax.training.step_spec import StepSpec, make_step_spec
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-  """The best state of a run.
-
-  Attributes:
-    params, tables: as in `step.State`.
-    at: the step of the checkpoint.
-    auc: on the validation split; None if it was never evaluated.
-  """
+  """The best state of a run."""
 
   config: fields.Config
   schema: Schema
   spec: StepSpec
   params: Any
   tables: tuple[jax.Array, ...]
-  at: int
-  auc: float | None
+  at: int  # step of the checkpoint
+  auc: float | None  # on the validation split; None: never evaluated
 
 
 def config_of(workdir: pathlib.Path) -> tuple[fields.Config, dict[str, Any]]:
@@ -80,8 +74,7 @@ def load(workdir: pathlib.Path, data: str | None = None) -> Trained:
   home = workdir / 'checkpoints'
   checkpoints = store.Checkpoints(home, writes=False)
   try:
-    best = checkpoints.best()
-    at, auc = best if best else (checkpoints.latest(), None)
+    at, auc = checkpoints.best() or (checkpoints.latest(), None)
     if at is None:
       raise UserError(f'--workdir={workdir}: holds no finished checkpoint: train on (--mode=train)')
     try:

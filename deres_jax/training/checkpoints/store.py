@@ -52,21 +52,14 @@ tensorstore.KvStore.Spec.to_json = _folder_spec
 
 @dataclasses.dataclass(frozen=True)
 class Clock:
-  """Time and data that a run has spent so far, over all its starts.
-
-  Attributes:
-    evaluated: whether the validation due at this step was done; False if a stop interrupted it.
-    lines: number of lines in metrics.jsonl.
-    skipped: number of steps skipped because they were not finite.
-    rollbacks: how often the run returned to a checkpoint because a step was not finite.
-  """
+  """Time and data that a run has spent so far, over all its starts."""
 
   wall_seconds: float
   rows_seen: int
-  evaluated: bool = True
-  lines: int = 0
-  skipped: int = 0
-  rollbacks: int = 0
+  evaluated: bool = True  # whether the validation due here was done; False if a stop interrupted it
+  lines: int = 0  # in metrics.jsonl
+  skipped: int = 0  # steps skipped because they were not finite
+  rollbacks: int = 0  # returns to a checkpoint because a step was not finite
 
 
 # Names in the files of a checkpoint, where they differ from the fields of a state.
@@ -91,11 +84,15 @@ class Checkpoints:
     self._writes = writes
     self._pool = concurrent.futures.ThreadPoolExecutor(1, 'checkpoint')
     self._saving: concurrent.futures.Future | None = None
-    listed = processes.on_process_0(self._open)
-    self._saved = {step: _Saved(auc, Clock(**clock)) for step, auc, clock in listed['saved']}
-    self._damaged = dict(listed['damaged'])  # step -> why its manifest cannot be read
+    saved, damaged = processes.on_process_0(self._open)
+    # step -> validation AUC and clock; step -> why its manifest cannot be read
+    self._saved = {step: (auc, Clock(**clock)) for step, auc, clock in saved}
+    self._damaged = dict(damaged)
 
-  def _open(self) -> dict[str, list]:
+  def _path(self, step: int) -> pathlib.Path:
+    return self._folder / str(step)
+
+  def _open(self) -> tuple[list, list]:
     """Deletes the unfinished saves of a killed process; reads the manifests."""
     if self._writes:
       self._folder.mkdir(parents=True, exist_ok=True)
@@ -110,7 +107,7 @@ class Checkpoints:
           saved.append([int(path.name), content['auc'], content['clock']])
         except manifest.Damaged as e:
           damaged.append([int(path.name), str(e)])
-    return {'saved': saved, 'damaged': damaged}
+    return saved, damaged
 
   def resume(self, abstract: Any, stream: Any) -> tuple[int | None, list[str]]:
     """Finds the newest complete checkpoint, reading all its files.
@@ -137,37 +134,27 @@ class Checkpoints:
   def _find_complete(self, expected: dict[str, list]) -> tuple[int | None, list[str], list[int]]:
     damaged, complete, messages = dict(self._damaged), None, []
     for step in sorted(self._saved, reverse=True):
-      folder = self._folder / str(step)
       try:
-        content = manifest.read(folder)
-        remark = manifest.check_versions(folder, content)
-        manifest.check_structure(folder, content, expected)
-        manifest.verify(folder, content)
+        messages += manifest.check(self._path(step), expected)
+        complete = step
+        break
       except manifest.Damaged as e:
         damaged[step] = str(e)
-        continue
-      complete = step
-      messages += [remark] if remark else []
-      break
     if damaged and complete is None:
       raise UserError(
         f'no checkpoint in {self._folder} is whole ({_list(damaged)}): put back a copy of one, or '
         'start anew in another --workdir; nothing was changed'
       )
     for step, why in damaged.items():
-      name = self._set_aside(step)
+      names = (f'damaged-{step}{x}' for x in ('', *(f'.{n}' for n in range(1, 1000))))
+      name = next(x for x in names if not (self._folder / x).exists())
+      os.rename(self._path(step), self._folder / name)
       messages.append(f'checkpoint {step} is damaged ({why}): set aside as {name}')
     return complete, messages, list(damaged)
 
-  def _set_aside(self, step: int) -> str:
-    names = (f'damaged-{step}{x}' for x in ('', *(f'.{n}' for n in range(1, 1000))))
-    name = next(x for x in names if not (self._folder / x).exists())
-    os.rename(self._folder / str(step), self._folder / name)
-    return name
-
   def clock(self, step: int) -> Clock:
     """Returns the clock of the checkpoint at `step`."""
-    return self._saved[step].clock
+    return self._saved[step][1]
 
   def latest(self) -> int | None:
     """Returns the step of the newest checkpoint."""
@@ -175,14 +162,21 @@ class Checkpoints:
     return max(self._saved, default=None)
 
   def best(self) -> tuple[int, float] | None:
-    """Returns step and validation AUC of the best evaluated checkpoint, the earliest of equals."""
+    """Returns step and validation AUC of the best evaluated checkpoint, the earliest of equals.
+
+    Raises UserError if a damaged checkpoint might be the best.
+    """
     self.wait()
     if self._damaged:
       raise UserError(
         f'{self._folder}: the best of these cannot be told, as there are damaged ones '
         f'({_list(self._damaged)}): put back a copy, or move them out of the folder'
       )
-    return _best(self._saved)
+    return self._best()
+
+  def _best(self) -> tuple[int, float] | None:
+    scored = [(auc, -step) for step, (auc, _) in self._saved.items() if auc is not None]
+    return (-max(scored)[1], max(scored)[0]) if scored else None
 
   def save(self, step: int, state: Any, stream: Any, clock: Clock, auc: float | None):
     """Starts a save in the background; the state may be donated at once.
@@ -199,10 +193,9 @@ class Checkpoints:
     content['tree'] = manifest.structure(tree)
     with files.faults(self._folder):
       response = ocp.save_async(self._folder / f'{step}.saving', tree)
-    self._saved[step] = _Saved(auc, clock)
-    needed = {*sorted(self._saved)[-_KEPT:]}
-    if best := _best(self._saved):
-      needed.add(best[0])
+    self._saved[step] = auc, clock
+    best = self._best() or (step, None)
+    needed = {*sorted(self._saved)[-_KEPT:], best[0]}
     obsolete = [old for old in self._saved if old not in needed]
     self._saving = self._pool.submit(self._finish, response, content, obsolete)
     self._pool.submit(allocator.give_back)
@@ -217,25 +210,25 @@ class Checkpoints:
         return
       saving = self._folder / f'{content["step"]}.saving'
       manifest.write(saving, content)
-      os.rename(saving, self._folder / str(content['step']))
+      os.rename(saving, self._path(content['step']))
       files.sync(self._folder)
       for old in obsolete:
         # Renamed first: a half-deleted checkpoint would count as damaged.
         deleting = self._folder / f'{old}.deleting'
-        os.rename(self._folder / str(old), deleting)
+        os.rename(self._path(old), deleting)
         shutil.rmtree(deleting)
 
   def evaluated(self, step: int, clock: Clock, auc: float | None):
     """Records the validation of the latest checkpoint, which was saved before it."""
-    self.wait()
-    processes.on_process_0(lambda: self._amend(step, clock, auc))
-    self._saved[step] = _Saved(auc, clock)
 
-  def _amend(self, step: int, clock: Clock, auc: float | None):
-    folder = self._folder / str(step)
-    content = manifest.read(folder) | {'auc': auc, 'clock': dataclasses.asdict(clock)}
-    with files.faults(self._folder):
-      manifest.save(folder, content)
+    def amend():
+      content = manifest.read(self._path(step)) | {'auc': auc, 'clock': dataclasses.asdict(clock)}
+      with files.faults(self._folder):
+        manifest.save(self._path(step), content)
+
+    self.wait()
+    processes.on_process_0(amend)
+    self._saved[step] = auc, clock
 
   def wait(self):
     """Waits for the save in progress. Raises UserError if the disk is full."""
@@ -251,10 +244,7 @@ class Checkpoints:
       abstract, stream: their shapes, types and shardings, on any mesh and number of processes.
     """
     self.wait()  # a save of this step may still be in progress
-    # Orbax returns optax's named tuples as dicts; unflattening restores them.
-    expected = _to_disk(abstract, stream)
-    loaded = ocp.load(self._folder / str(step), abstract_state=expected)
-    loaded = jax.tree.unflatten(jax.tree.structure(expected), jax.tree.leaves(loaded))
+    loaded = self._load(step, _to_disk(abstract, stream))
     stream = loaded.pop('stream')
     state = type(abstract)(**{_FIELDS.get(k, k): x for k, x in loaded.items()})
     if int(state.step) != step:
@@ -271,29 +261,28 @@ class Checkpoints:
       UserError: the checkpoint is damaged. No other is taken in its place.
     """
     self.wait()
-    needed = {'params': abstract.params, 'rows': abstract.tables}
-    processes.on_process_0(lambda: self._check(step, manifest.structure(needed)))
-    context = ocp.Context()
-    context.pytree.loading.partial_load = True
-    with context:
-      loaded = ocp.load(self._folder / str(step), abstract_state=needed)
-    loaded = jax.tree.unflatten(jax.tree.structure(needed), jax.tree.leaves(loaded))
-    return loaded['params'], loaded['rows']
+    needed = {'params': abstract.params, _ON_DISK['tables']: abstract.tables}
 
-  def _check(self, step: int, expected: dict[str, list]):
-    folder = self._folder / str(step)
-    try:
-      content = manifest.read(folder)
-      manifest.check_versions(folder, content)
-      parts = ("['params']", "['rows']")
-      tree = {k: v for k, v in content['tree'].items() if k.startswith(parts)}
-      manifest.check_structure(folder, content | {'tree': tree}, expected)
-      manifest.verify(folder, content)
-    except manifest.Damaged as e:
-      raise UserError(
-        f'checkpoint {folder} is to be evaluated and is damaged ({e}): put back a copy of it; '
-        'or move it out of the folder, and the best of those that are left is taken'
-      ) from e
+    def check():
+      try:
+        manifest.check(self._path(step), manifest.structure(needed), partial=True)
+      except manifest.Damaged as e:
+        raise UserError(
+          f'checkpoint {self._path(step)} is to be evaluated and is damaged ({e}): put back a copy '
+          'of it; or move it out of the folder, and the best of those that are left is taken'
+        ) from e
+
+    processes.on_process_0(check)
+    loaded = self._load(step, needed)
+    return loaded['params'], loaded[_ON_DISK['tables']]
+
+  def _load(self, step: int, tree: dict[str, Any]) -> dict[str, Any]:
+    context = ocp.Context()
+    context.pytree.loading.partial_load = True  # `tree` may lack parts of the checkpoint
+    with context:
+      loaded = ocp.load(self._path(step), abstract_state=tree)
+    # Orbax returns optax's named tuples as dicts; unflattening restores them.
+    return jax.tree.unflatten(jax.tree.structure(tree), jax.tree.leaves(loaded))
 
   def close(self):
     """Waits for this process's part of the save in progress."""
@@ -303,22 +292,6 @@ class Checkpoints:
         self._saving.result()
     finally:
       self._pool.shutdown()
-
-
-@dataclasses.dataclass(frozen=True)
-class _Saved:
-  """Score and clock of a checkpoint."""
-
-  auc: float | None
-  clock: Clock
-
-
-def _best(saved: dict[int, _Saved]) -> tuple[int, float] | None:
-  scored = [(facts.auc, -step) for step, facts in saved.items() if facts.auc is not None]
-  if not scored:
-    return None
-  auc, negative_step = max(scored)
-  return -negative_step, auc
 
 
 def _list(damaged: dict[int, str]) -> str:

@@ -45,8 +45,26 @@ class WandB:
   def __init__(
     self, project: str, config_hash: str, identity: dict[str, Any], workdir: pathlib.Path
   ):
-    self._run, self._done = None, False
-    self._run = self._try(lambda: _init(project, config_hash, identity, workdir))
+    folder, self._done = workdir.absolute(), False
+    ident = hashlib.sha256(f'{config_hash} {folder}'.encode()).hexdigest()[:16]
+
+    def init() -> Any:
+      run = importlib.import_module('wandb').init(
+        project=project,
+        id=ident,
+        resume='allow',
+        name=folder.name,
+        dir=workdir,
+        config={'config_hash': config_hash, **identity},
+        # Figures and config, nothing else: no console, code or repository. It prints control
+        # characters wherever its output goes, so it is silent.
+        settings={'console': 'off', 'disable_code': True, 'disable_git': True, 'silent': True},
+      )
+      run.define_metric('*', step_metric='step')  # steps after a checkpoint may come twice
+      _print(f'run {ident} of project {project}')
+      return run
+
+    self._run = self._try(init)
 
   def write(self, step: int, figures: dict[str, float]):
     """Sends the figures; those of the test split make it a finished run."""
@@ -70,22 +88,3 @@ class WandB:
 
 def _print(text: str):
   print(f'wandb: {text}', file=sys.stderr, flush=True)
-
-
-def _init(project: str, config_hash: str, identity: dict[str, Any], workdir: pathlib.Path) -> Any:
-  wandb = importlib.import_module('wandb')
-  ident = hashlib.sha256(f'{config_hash} {workdir.absolute()}'.encode()).hexdigest()[:16]
-  run = wandb.init(
-    project=project,
-    id=ident,
-    resume='allow',
-    name=workdir.absolute().name,
-    dir=workdir,
-    config={'config_hash': config_hash, **identity},
-    # Figures and config, nothing else: no console, code or repository. It prints control characters
-    # wherever its output goes, so it is silent.
-    settings={'console': 'off', 'disable_code': True, 'disable_git': True, 'silent': True},
-  )
-  run.define_metric('*', step_metric='step')  # steps after a checkpoint may come twice
-  _print(f'run {ident} of project {project}')
-  return run

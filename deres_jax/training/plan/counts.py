@@ -26,28 +26,17 @@ ROWS = 128
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """Parameters, FLOPs a row and bytes a device of a config on a mesh.
-
-  Attributes:
-    params_dense: of the network.
-    params_embedding: of the tables, without padding.
-    flops_forward_per_row: of one forward pass.
-    flops_train_per_row: of forward and backward pass.
-    flops_connector_extra: relative to the same network with the plain pre-norm residual.
-    bytes_dense_state: dense parameters and their optimizer state.
-    bytes_table: of one device's shards.
-    bytes_table_slots: of the sparse optimizer's state, on one device.
-  """
+  """Parameters, FLOPs a row, and bytes a device, of a config on a mesh."""
 
   devices: int
   params_dense: int
-  params_embedding: int
+  params_embedding: int  # without padding
   flops_forward_per_row: float
-  flops_train_per_row: float
-  flops_connector_extra: float
-  bytes_dense_state: int
+  flops_train_per_row: float  # forward and backward
+  flops_connector_extra: float  # relative to the same network with the plain pre-norm residual
+  bytes_dense_state: int  # dense parameters and their optimizer state
   bytes_table: int
-  bytes_table_slots: int
+  bytes_table_slots: int  # state of the sparse optimizer
 
 
 def make(c: fields.Config, spec: StepSpec) -> Plan:

@@ -28,44 +28,25 @@ from deres_jax.training.step_spec import StepSpec
 
 @dataclasses.dataclass(frozen=True)
 class MeshPlan:
-  """A step of a config on a machine.
+  """A step of a config on a machine."""
 
-  Attributes:
-    base: the plan that holds on any mesh.
-    compiler: a sentence: which compiler was used, and for what.
-    rows: of the global batch.
-    real: rows that are not padding.
-    distinct: for each table the mean number of unique ids in a device's part of the batch.
-    capacities: for each table how many ids a device can request from each owner.
-    bytes_batch: of one batch.
-    bytes_temporary: memory of the compiled step beside state and batch; None if the compiler
-      refused, because the step does not fit.
-    bytes_total: memory of the compiled step; if the compiler refused, the number in its message, or
-      else the least possible one.
-    wire: bytes sent in a step, by kind of collective.
-    least: bytes that must be sent for the unique ids of the batch.
-    for_capacities: bytes that must be sent if each capacity is filled.
-    work, bound: of the roofline; bound is None if the machine's speeds are not known.
-    unknown: primitives without a FLOP count; `work` leaves them out.
-  """
-
-  base: counts.Plan
+  base: counts.Plan  # what holds on any mesh
   machine: Machine
-  compiler: str
-  rows: int
-  real: int
-  widths: tuple[int, ...]
-  distinct: tuple[float, ...]
-  capacities: tuple[int, ...]
+  compiler: str  # a sentence: which compiler was used, and for what
+  rows: int  # of the global batch
+  real: int  # rows that are not padding
+  widths: tuple[int, ...]  # of each table
+  distinct: tuple[float, ...]  # of each table: mean number of unique ids of a device
+  capacities: tuple[int, ...]  # of each table: ids that a device can request from an owner
   bytes_batch: int
-  bytes_temporary: int | None
-  bytes_total: int
-  wire: Mapping[str, float]
-  least: float
-  for_capacities: float
+  bytes_temporary: int | None  # memory beside state and batch; None: the compiler gave up
+  bytes_total: int  # memory; if the compiler gave up, the number in its message or the least
+  wire: Mapping[str, float]  # bytes sent in a step, by kind of collective
+  least: float  # bytes that must be sent for the unique ids of the batch
+  for_capacities: float  # bytes that must be sent if each capacity is filled
   work: roofline.Work
-  bound: roofline.Bound | None
-  unknown: tuple[str, ...]
+  bound: roofline.Bound | None  # None: the machine's speeds are not known
+  unknown: tuple[str, ...]  # primitives without a FLOP count, which `work` leaves out
 
   @property
   def spare(self) -> int | None:
@@ -183,12 +164,15 @@ def text(p: MeshPlan) -> str:
   """Formats a plan."""
   m, D = p.machine, p.machine.devices
   room = f', {size(m.memory)} each' if m.memory else ''
+  temporaries = 'not known: the compiler gave up'
+  if p.bytes_temporary is not None:
+    temporaries = size(p.bytes_temporary)
   lines = [
     ('machine', f'{m.name}: {_of(D, "device")} on {_of(m.hosts, "host")}{room}'),
     ('program', p.compiler),
     *counts.lines(p.base, size),
     ('batch', f'{p.rows:,} rows, {p.rows // D:,} a device, {size(p.bytes_batch)} of it'),
-    ('temporaries, a device', _temporaries(p)),
+    ('temporaries, a device', temporaries),
     ('altogether, a device', _fits(p)),
     *_network(p),
     *_time(p),
@@ -207,12 +191,6 @@ def size(n: float) -> str:
 
 def _of(n: int, what: str) -> str:
   return f'{n:,} {what}{"s" if n > 1 else ""}'
-
-
-def _temporaries(p: MeshPlan) -> str:
-  if p.bytes_temporary is None:
-    return 'not known: the compiler gave up'
-  return size(p.bytes_temporary)
 
 
 def _fits(p: MeshPlan) -> str:
@@ -287,8 +265,5 @@ def _assumptions(p: MeshPlan) -> list[str]:
   ]
   if p.bytes_temporary is None:
     assumptions.append('bytes sent are those of full capacities, as there is no program to read')
-  if p.bound is not None:
-    assumptions += roofline.assumptions(p.machine)
-  else:
-    assumptions += p.machine.notes
+  assumptions += roofline.assumptions(p.machine) if p.bound else p.machine.notes
   return [f'  - {line}' for line in assumptions]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Latest and best are kept and restored onto any mesh; what is damaged or foreign is told."""
+"""Checkpoints are kept, restored onto any mesh, and refused if damaged or foreign."""
 
 import contextlib
 import errno
@@ -128,7 +128,7 @@ def test_a_state_restores_bit_equal_onto_another_mesh(folder, devices):
     assert x.sharding.is_equivalent_to(y.sharding, x.ndim)
 
 
-def test_a_validation_is_made_up_for_without_another_save(tmp_path):
+def test_a_late_validation_amends_the_checkpoint(tmp_path):
   checkpoints = Checkpoints(tmp_path)
   checkpoints.save(1, state(1, 1), STREAM, Clock(1.0, 1), 0.5)
   checkpoints.save(4, state(4, 1), STREAM, Clock(1.0, 1, evaluated=False), None)
@@ -205,7 +205,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_taken(folder, h
   assert resumed(folder)[1][0].endswith('set aside as damaged-5.1')
 
 
-def test_a_flipped_bit_anywhere_is_seen(folder):
+def test_a_flipped_bit_anywhere_is_detected(folder):
   content, rng = manifest.read(folder / '5'), np.random.default_rng(0)
   assert set(content['files']) | {'manifest.json'} == {
     str(p.relative_to(folder / '5')) for p in (folder / '5').rglob('*') if p.is_file()
@@ -225,7 +225,7 @@ def test_a_flipped_bit_anywhere_is_seen(folder):
     flip(folder / '5' / 'manifest.json', bit)
 
 
-def test_where_none_is_whole_nothing_is_touched(folder):
+def test_nothing_is_changed_if_all_checkpoints_are_damaged(folder):
   for step in '245':
     flip(table(folder / step))
   before = names(folder)
@@ -234,7 +234,7 @@ def test_where_none_is_whole_nothing_is_touched(folder):
   assert names(folder) == before
 
 
-def test_a_damaged_best_is_never_replaced_in_silence(folder):
+def test_a_damaged_best_is_never_replaced_silently(folder):
   flip(table(folder / '2'))
   before = names(folder)
   checkpoints = Checkpoints(folder)
@@ -250,7 +250,7 @@ def test_a_damaged_best_is_never_replaced_in_silence(folder):
   assert Checkpoints(folder).best() == (4, 0.7)
 
 
-def test_what_a_killed_process_left_counts_as_nothing_and_is_removed(folder):
+def test_unfinished_saves_of_a_killed_process_are_deleted(folder):
   shutil.copytree(folder / '5', folder / '6.saving')
   shutil.copytree(folder / '5', folder / '7.saving.orbax-checkpoint-tmp')
   shutil.copytree(folder / '5', folder / '8.deleting')
@@ -311,7 +311,7 @@ def test_other_versions(folder):
       action(folder)
 
 
-def test_another_state_is_told_by_path_and_shape(folder):
+def test_another_state_is_reported_by_path_and_shape(folder):
   other = abstract(state(0, 1))._replace(
     params={'kernel': jax.ShapeDtypeStruct((2, 4), jnp.float32), 'bias': jnp.zeros(3)}
   )
@@ -329,7 +329,7 @@ def test_another_state_is_told_by_path_and_shape(folder):
   assert names(folder) == before
 
 
-def test_checkpoints_without_manifests_of_versions_before_are_refused(tmp_path):
+def test_checkpoints_of_format_0_are_refused(tmp_path):
   with ocp.training.Checkpointer(tmp_path) as old:
     clock = {'wall_seconds': 1.0, 'rows_seen': 5, 'evaluated': True}
     old.save(3, {'x': jnp.ones(3)}, custom_metadata=clock)

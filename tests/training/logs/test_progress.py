@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run shows of itself on terminals of all kinds: time left, config, last line."""
+"""The progress of a run on terminals of all kinds: time left, config, last line."""
 
 import fcntl
 import os
