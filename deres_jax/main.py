@@ -87,7 +87,7 @@ def main(argv: list[str]):
     files.output_folder(WORKDIR.value, '--workdir')
     _work(c)
   else:
-    supervisor.run(lambda: _work_together(c, launch))
+    supervisor.run(lambda: _work(c, launch))
 
 
 def _plan(c: fields.Config):
@@ -103,18 +103,13 @@ def _plan(c: fields.Config):
   print(on_mesh.text(on_mesh.make(c, run.spec, run.train[0], machine, compiler)))
 
 
-def _work_together(c: fields.Config, launch: launchers.ProcessSpec | str):
-  # The processes connect before any of them uses a device.
-  processes.start(launch, c.mesh.start_seconds, c.mesh.heartbeat_seconds)
-  _work(c)
-
-
-def _work(c: fields.Config):
+def _work(c: fields.Config, launch: launchers.ProcessSpec | str | None = None):
+  if launch is not None:  # the processes connect before any of them uses a device
+    processes.start(launch, c.mesh.start_seconds, c.mesh.heartbeat_seconds)
   _compilation_cache(c)
   workdir = pathlib.Path(WORKDIR.value)
   if MODE.value == 'eval':
-    figures = loop.evaluate_best(c, workdir)
-    text = json.dumps(figures, indent=1)
+    text = json.dumps(loop.evaluate_best(c, workdir), indent=1)
   else:
     text = result.line(loop.train(c, workdir), workdir / 'result.json')
   if processes.is_process_0():

@@ -34,13 +34,11 @@ def evaluate(
 
   Args:
     logits_of: batch -> logits, split over the mesh.
-    stop_requested: whether this host received a stop request.
     beat: called after every batch.
 
   Returns:
-    Figures of `exact.evaluate_logits`, for data with users and items also those of
-    `grouped.gauc` and `grouped.item_aucs`; and the logits [N] float32 of all rows in the order they
-    are stored. Identical on every host.
+    Figures of `exact.evaluate_logits`, for data with users and items also of `grouped.gauc` and
+    `grouped.item_aucs`; and the logits [N] float32 of all rows as stored. Identical on every host.
 
   Raises:
     Stopped: a host received a stop request.

@@ -212,11 +212,10 @@ def _steps(
 def _first_failed(run: Run, state: step.State, leaves: Any, done: int, rollbacks: int) -> int:
   """Returns the first step whose state is not finite, or 0. Identical on all processes.
 
+  Raises UserError if there is one and the run must not continue past it.
+
   Args:
     leaves: of the state after `done` steps, which arrays are finite; None: not checked.
-
-  Raises:
-    UserError: there is one and the run must not continue past it.
   """
   t, spec = run.config.train, run.spec
   skipped, last_finite = (int(x) for x in jax.device_get((state.skipped, state.step)))

@@ -44,11 +44,7 @@ def make_finite_leaves(spec: StepSpec) -> Callable[[step.State], Any]:
 
 
 def first_of_state(leaves: step.State) -> str | None:
-  """Returns the name of the first array of a state that is not finite; None if all are.
-
-  Args:
-    leaves: from `make_finite_leaves`.
-  """
+  """Returns the name of the first array that is not finite, from `make_finite_leaves`, or None."""
   name = _first_false(leaves)
   return f'state {name}' if name else None
 
@@ -97,10 +93,7 @@ def _make_finite(spec: StepSpec) -> Callable:
 def explain(spec: StepSpec, state: step.State, batches: Batches, index: int) -> str:
   """Says where the step of batch `index` first is not finite, and where the batch is stored.
 
-  Every process must call it; it names rows of this process.
-
-  Args:
-    state: before that step.
+  Every process must call it, with the state before that step; it names rows of this process.
   """
   examples = batches.examples(index)
   host_batch = batches.host_batch(examples, batches.size(index))

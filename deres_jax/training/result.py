@@ -42,10 +42,7 @@ def content(
 ) -> dict[str, Any]:
   """Returns the content of result.json, except how the checkpoint was chosen.
 
-  Takes the whole run, because result.json describes all of it.
-
-  Args:
-    figures: of the test split.
+  Takes the whole run, because result.json describes all of it; `figures` are of the test split.
   """
   c, schema, spec = run.config, run.schema, run.spec
   plan = counts.make(c, spec)
@@ -87,12 +84,7 @@ def content(
 
 
 def line(content: dict[str, Any], file: pathlib.Path) -> str:
-  """Describes a finished run in one line.
-
-  Args:
-    content: of result.json, perhaps of an earlier version.
-    file: result.json.
-  """
+  """Describes a finished run in one line, from its result.json, perhaps of an earlier version."""
   device = content['device']
   return (
     f'test auc {_figure(content["auc"])} (se {_figure(content["auc_se"])})  '

@@ -34,14 +34,7 @@ class Run:
 
 
 def build_run(c: fields.Config, mesh: jax.sharding.Mesh | None = None) -> Run:
-  """Opens the data and builds the step.
-
-  Args:
-    mesh: to plan for; None: the one that the config asks for.
-
-  Raises:
-    UserError: data or sizes that do not fit.
-  """
+  """Opens the data and builds the step, on a given mesh or on the one that the config names."""
   schema = load_schema(c.data.path)
   mesh = mesh or mesh_lib.make_mesh(c.mesh.devices)
   steps = steps_of(c, schema)

@@ -131,9 +131,7 @@ def micro_grads(loss: Callable, params: Any, x: Any, rest: tuple, micro: int):
 
   Args:
     loss: (params, x_m, *rest_m) -> (scalar sum, output of each example).
-    x: arrays [b, ...], differentiated.
-    rest: arrays [b, ...], not differentiated.
-    micro: examples at a time, a divisor of b.
+    x, rest: arrays [b, ...]; only x is differentiated. `micro` divides b.
 
   Returns:
     (sum, outputs [b, ...], gradient of params, gradient of x [b, ...]).

@@ -55,15 +55,10 @@ class StepSpec:
 
 
 def make_step_spec(c: fields.Config, schema: Schema, mesh: Mesh, steps: int) -> StepSpec:
-  """Makes the StepSpec of a config for some data; allocates nothing on devices.
+  """Makes the StepSpec of a run of `steps` steps; allocates nothing on devices.
 
   Takes the whole config: the step depends on most of its fields, and below here only on StepSpec.
-
-  Args:
-    steps: length of the run.
-
-  Raises:
-    UserError: sizes do not fit each other, the mesh or the tables.
+  Raises UserError if sizes do not fit each other, the mesh or the tables.
   """
   mesh_lib.check_batch(c.data.batch_size, mesh, 'data.batch_size')
   mesh_lib.check_batch(c.data.eval_batch_size, mesh, 'data.eval_batch_size')
@@ -139,13 +134,9 @@ def _on_cpu(mesh: Mesh) -> bool:
 
 
 def uses_kernels(setting: str, mesh: Mesh) -> bool:
-  """Returns whether steps on this mesh call the CPU kernels, which are compiled on this machine.
+  """Returns whether steps call the CPU kernels, which are compiled on this machine.
 
-  Args:
-    setting: train.kernels.
-
-  Raises:
-    UserError: the setting is `on` and they cannot be compiled.
+  Raises UserError if train.kernels, the setting, is `on` and they cannot be compiled.
   """
   if setting == 'off' or not _on_cpu(mesh):
     return False
@@ -156,12 +147,9 @@ def uses_kernels(setting: str, mesh: Mesh) -> bool:
 
 
 def micro_batch(c: fields.Config, mesh: Mesh) -> int:
-  """Returns how many examples a device processes at a time.
+  """Returns how many examples a device processes at a time: as set, or what is fast here.
 
-  Reads train.micro_batch, data.batch_size and, for what is fast on this platform, the model.
-
-  Raises:
-    UserError: train.micro_batch does not divide a device's part of a batch.
+  Raises UserError if train.micro_batch does not divide a device's part of a batch.
   """
   setting, examples = c.train.micro_batch, c.data.batch_size // mesh.size
   if setting == -1:

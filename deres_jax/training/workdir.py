@@ -22,13 +22,8 @@ from deres_jax.training.logs import wandb
 def bind_workdir(c: fields.Config, schema: Schema, workdir: pathlib.Path) -> dict[str, Any] | None:
   """Binds a workdir to a run: writes config.json, or compares with the one that is there.
 
-  Takes the whole config, because config.json holds it.
-
-  Returns:
-    The content of result.json if the run is finished, else None.
-
-  Raises:
-    UserError: the workdir belongs to another run; nothing in it was changed.
+  Takes the whole config, because config.json holds it. Returns the content of result.json if the
+  run is finished. Raises UserError if the workdir is another run's; nothing was changed then.
   """
   wandb.check(c.train.wandb)
   workdir.mkdir(parents=True, exist_ok=True)
@@ -70,11 +65,7 @@ WAIT_SECONDS = 3  # a process that was just killed may still be freeing its memo
 
 @contextlib.contextmanager
 def locked(workdir: pathlib.Path) -> Iterator[None]:
-  """Locks a workdir against other runs, making it if needed. Process 0 holds the lock for all.
-
-  Raises:
-    UserError: another run holds it.
-  """
+  """Locks a workdir, made if needed, for all processes of a run; UserError if another has it."""
   lock = files.Lock(workdir / '.lock')
   processes.on_process_0(lambda: _take(workdir, lock))
   try:

@@ -57,7 +57,7 @@ def load(workdir: pathlib.Path, data: str | None = None) -> Trained:
     data: the prepared folder; None: the one in config.json.
 
   Raises:
-    UserError: there is no run, no checkpoint or no data, or the data differs from the run's.
+    UserError: no run, no checkpoint, no data, or other data than the run's.
     Retry: the run replaced the checkpoint by a better one meanwhile.
   """
   c, content = config_of(workdir)

@@ -110,19 +110,14 @@ class Checkpoints:
     return saved, damaged
 
   def resume(self, abstract: Any, stream: Any) -> tuple[int | None, list[str]]:
-    """Finds the newest complete checkpoint, reading all its files.
-
-    Renames newer, damaged checkpoints to damaged-STEP.
-
-    Args:
-      abstract, stream: as of `restore`.
+    """Finds the newest complete checkpoint, reading all its files; renames newer, damaged ones.
 
     Returns:
       Its step, None if there are no checkpoints; and messages for the user.
 
     Raises:
-      UserError: all are damaged, or the newest complete one holds another state. Nothing was
-        changed then.
+      UserError: all are damaged, or the newest complete one holds another state than `abstract` and
+        `stream`. Nothing was changed then.
     """
     expected = manifest.structure(_to_disk(abstract, stream))
     step, messages, renamed = processes.on_process_0(lambda: self._find_complete(expected))
@@ -238,11 +233,7 @@ class Checkpoints:
       saving.result()
 
   def restore(self, step: int, abstract: Any, stream: Any) -> tuple[Any, Any, Clock]:
-    """Loads state, stream and clock at `step`.
-
-    Args:
-      abstract, stream: their shapes, types and shardings, on any mesh and number of processes.
-    """
+    """Loads state, stream and clock at `step`, with the shapes and shardings given, on any mesh."""
     self.wait()  # a save of this step may still be in progress
     loaded = self._load(step, _to_disk(abstract, stream))
     stream = loaded.pop('stream')
@@ -252,13 +243,9 @@ class Checkpoints:
     return state, stream, self.clock(step)
 
   def restore_params(self, step: int, abstract: Any) -> tuple[Any, tuple[jax.Array, ...]]:
-    """Loads what evaluation needs of the state at `step`, after verifying all its files.
+    """Loads params and tables at `step`, after verifying all files.
 
-    Returns:
-      params, tables.
-
-    Raises:
-      UserError: the checkpoint is damaged. No other is taken in its place.
+    Raises UserError if the checkpoint is damaged; no other is taken in its place.
     """
     self.wait()
     needed = {'params': abstract.params, _ON_DISK['tables']: abstract.tables}
