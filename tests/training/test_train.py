@@ -154,7 +154,7 @@ def parameters(workdir):
 
 
 def kill_after(args, lines_seen):
-  """Starts the run and kills it when metrics.jsonl has so many lines. True if it was killed."""
+  """Starts the run, kills it once metrics.jsonl has `lines_seen` lines; whether it was killed."""
   workdir = pathlib.Path(args[1])
   process = subprocess.Popen(command(*args), stderr=subprocess.DEVNULL, cwd=REPO)
   file = workdir / 'metrics.jsonl'

@@ -164,7 +164,7 @@ class Checkpoints:
     self.wait()
     if self._damaged:
       raise UserError(
-        f'{self._folder}: the best of these cannot be told, as there are damaged ones '
+        f'{self._folder}: the best checkpoint is unknown, because some are damaged '
         f'({_list(self._damaged)}): put back a copy, or move them out of the folder'
       )
     return self._best()

@@ -241,7 +241,7 @@ def test_a_damaged_best_is_never_replaced_silently(folder):
   with pytest.raises(UserError, match=r'2 is to be evaluated and is damaged .*another checksum'):
     checkpoints.restore_params(checkpoints.best()[0], abstract(state(0, 4)))
   (folder / '2' / 'manifest.json').unlink()
-  with pytest.raises(UserError, match=r'cannot be told.*2: manifest.json is missing'):
+  with pytest.raises(UserError, match=r'best checkpoint is unknown.*2: manifest.json is missing'):
     Checkpoints(folder).best()
   assert names(folder) == before - {'2/manifest.json'}
   assert resumed(folder) == (5, [  # it says so, and goes on

@@ -23,7 +23,7 @@ REPO = pathlib.Path(__file__).resolve().parents[3]
 
 
 def shown(what, columns, environ):
-  """What the terminal of so many columns gets, as text."""
+  """The output on a terminal of this width, as text."""
   ours, theirs = pty.openpty()
   fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack('HHHH', 24, columns, 0, 0))
   kept = {k: v for k, v in os.environ.items() if k not in ('NO_COLOR', 'COLUMNS', 'LINES')}
@@ -84,21 +84,21 @@ def costs(total, every):
 @pytest.mark.parametrize(('every', 'log'), [(20, 5), (5, 5), (1, 50), (7, 50)])
 def test_the_time_left_is_right_wherever_a_run_starts(start, every, log):
   """Steps of 2 s, evaluations of 30 s, a first step of 100 s that is compiled."""
-  total, now, told = 60, 1000.0, {}
+  total, now, texts = 60, 1000.0, {}
   left, seconds = progress.TimeLeft(total, every), costs(total, every)
   for step in range(start + 1, total + 1):
     own, after = seconds[step - 1]
     now += 100.0 if step == start + 1 else own
     left.step(step, now, synced=step % log == 0 or after > 0)
-    told[step] = left.text(step)
+    texts[step] = left.text(step)
     now += after
-  truth = {n: sum(a for a, _ in seconds[n:]) + sum(b for _, b in seconds[n - 1 :]) for n in told}
-  late = [n for n in told if n > start + 2 * every and (n % log == 0 or n % every == 0)]
+  truth = {n: sum(a for a, _ in seconds[n:]) + sum(b for _, b in seconds[n - 1 :]) for n in texts}
+  late = [n for n in texts if n > start + 2 * every and (n % log == 0 or n % every == 0)]
   assert late or start == 40
   for n in late:  # and the test split, as long as validation
     extra = 34 if every == 1 else 30  # there a step is timed with the evaluation before it
-    assert told[n] == f'{terminal.duration(truth[n] + extra)} left', n
-  assert told[start + 1] == ''
+    assert texts[n] == f'{terminal.duration(truth[n] + extra)} left', n
+  assert texts[start + 1] == ''
 
 
 def test_evaluations_are_named_until_one_was_timed():
