@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sharded embedding tables: lookup and update by exchanging ids and embeddings between devices.
 
-The tables are plain arrays outside the Linen module, one for each embedding width. A batch lists,
-for every device and every owner, the unique ids that the device needs from that owner. `lookup`
-sends the ids to the owners and the embeddings back; `update` sends gradients to the owners, which
-sum what several devices send for one row. Tables never travel, and every cost is O(batch), whatever
-the vocabulary. docs/scaling_out.md derives the bytes sent.
+Tables are model-parallel and the rest of the model is data-parallel, with an all-to-all between
+them, as in DLRM (Naumov et al. 2019, arXiv 1906.00091). The tables are plain arrays outside the
+Linen module, one for each embedding width. A batch lists, for every device and every owner, the
+unique ids that the device needs from that owner. `lookup` sends the ids to the owners and the
+embeddings back; `update` sends gradients to the owners, which sum what several devices send for one
+row. Tables never travel, and every cost is O(batch), whatever the vocabulary. docs/scaling_out.md
+derives the bytes sent.
 
 Shapes: N rows of a device's shard of a table, D devices, K ids that a device requests from an owner
 (padded), E embedding width. `lookup` and `update` run inside shard_map over the mesh axis `AXIS`:

@@ -65,7 +65,8 @@ class Tables:
     vocab_sizes: number of ids of each column.
     dim: width of an embedding, except in the columns that `narrow` applies to.
     linear: number of linear weights that end each row of every table.
-    narrow: ascending pairs (ids, width): a column of at most `ids` ids has embeddings of `width`.
+    narrow: ascending pairs (ids, width): a column of at most `ids` ids has embeddings of `width`
+      (mixed dimensions, Ginart et al. 2019, arXiv 1909.11810).
 
   Example:
     Ids 0 to 699 of column 0 are global ids 1,500 to 2,199; neighbours are stored far apart.

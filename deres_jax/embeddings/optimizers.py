@@ -115,8 +115,9 @@ class SparseOptimizer:
 def round_stochastically(x: Array, row_N: Array, salt: Array) -> Array:
   """Rounds float32 to bfloat16, up or down with probabilities that keep the mean.
 
-  The draw is a hash of row, column and `salt`, the same on every mesh. Numbers that are not finite
-  are rounded to the nearest.
+  Stochastic rounding (Gupta et al. 2015, arXiv 1502.02551): x between neighbours a < b becomes b
+  with probability (x - a) / (b - a). The draw is a hash of row, column and `salt`, the same on
+  every mesh. Numbers that are not finite are rounded to the nearest.
 
   Args:
     x: [N] or [N, E].
