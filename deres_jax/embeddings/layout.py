@@ -69,14 +69,14 @@ class Tables:
       (mixed dimensions, Ginart et al. 2019, arXiv 1909.11810).
 
   Example:
-    Ids 0 to 699 of column 0 are global ids 1,500 to 2,199; neighbours are stored far apart.
+    Column 1 begins at global id 700. Its neighbouring ids are stored far apart.
 
     >>> tables = Tables(vocab_sizes=(700, 1500), dim=8)
-    >>> tables.column_offsets
-    array([  0, 700], dtype=int32)
+    >>> tables.column_offsets.tolist()
+    [0, 700]
     >>> stored = tables.storage_index(np.array([700, 701, 702], np.int32))
-    >>> stored, tables.global_ids(stored)
-    (array([...], dtype=int32), array([700, 701, 702], dtype=int32))
+    >>> stored.tolist(), tables.global_ids(stored).tolist()
+    ([735, 2271, 1503], [700, 701, 702])
   """
 
   vocab_sizes: tuple[int, ...]
