@@ -299,7 +299,7 @@ def test_sizes_that_do_not_fit_are_named(planted):
     make(planted, 8, 'data.eval_batch_size=100')
   with pytest.raises(UserError, match=r'micro_batch=48 does not divide the 256 rows'):
     make(planted, 1, 'train.micro_batch=48')
-  with pytest.raises(UserError, match=r'mesh.devices=9: only 8'):
+  with pytest.raises(UserError, match=r'mesh.devices=9: there are only 8'):
     make(planted, 9)
   with pytest.raises(UserError, match=r'3 devices do not divide the table'):
     make(planted, 3, 'data.batch_size=300,data.eval_batch_size=300')
