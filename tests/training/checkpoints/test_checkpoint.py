@@ -128,6 +128,12 @@ def test_a_state_restores_bit_equal_onto_another_mesh(folder, devices):
     assert x.sharding.is_equivalent_to(y.sharding, x.ndim)
 
 
+def test_arrays_are_stored_by_the_names_that_earlier_versions_gave_them(folder):
+  tree = manifest.read(folder / '5')['tree']
+  names = {path.split("'")[1] for path in tree}
+  assert names == {'step', 'params', 'opt', 'rows', 'slots', 'skipped', 'stream'}
+
+
 def test_a_late_validation_amends_the_checkpoint(tmp_path):
   checkpoints = Checkpoints(tmp_path)
   checkpoints.save(1, state(1, 1), STREAM, Clock(1.0, 1), 0.5)
