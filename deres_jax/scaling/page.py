@@ -105,26 +105,6 @@ def _answers(c: dict[str, Any], looks: dict[str, Look]) -> dict[str, Any]:
   return {'gammas': gammas, 'others': others, 'axis': axis}
 
 
-def _noise(c: dict[str, Any]) -> list[str]:
-  """Returns sentences about the noise of runs and the fit of the laws."""
-  x, out = c['noise'], []
-  if x['seed_sd'] is not None:
-    out.append(
-      f'A run varies over seeds by {x["seed_sd"]:.2g} (sd, {x["df_seeds"]} degrees of freedom).'
-    )
-  if x['residual_sd'] is not None:
-    out.append(
-      f'Runs scatter about the curves of one α by {x["residual_sd"]:.2g} '
-      f'({x["df_residual"]} degrees of freedom).'
-    )
-  if c['shared_alpha_p'] is not None:
-    out.append(f'One α for all: F test, p = {c["shared_alpha_p"]:.2g}.')
-  out += [
-    f'At a bound, {LAWS[k]}: {note}.' for k, law in c['laws'].items() for note in law['boundary']
-  ]
-  return out
-
-
 def _facts(c: dict[str, Any]) -> list[tuple[str, str]]:
   return [
     ('sweeps', ', '.join(c['sweeps'])),
@@ -237,7 +217,6 @@ def page(c: dict[str, Any], finished: list[runs.Run], out: pathlib.Path) -> str:
         for law in c['laws'].values()
         for x in law['curves']
       ),
-      'noise': ' '.join(_noise(c)),
       'run_rows': run_rows,
       'make_file': rerun.MAKE_FILE if True in have_config else None,
       'unknown_file': rerun.UNKNOWN if False in have_config else None,
