@@ -102,9 +102,9 @@ claims: $(INSTALLED)
 	  --command='make claims RAW=train.txt' --note='$(CHOSEN)' \
 	  --out=$(RESULTS)/claims.md
 
-# make test-slow   what is too long for the suite (which has three workers, as pods wait a lot)
+# make test-slow   what is too long for the suite
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m 'not slow'
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow'
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow

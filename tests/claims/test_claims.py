@@ -8,6 +8,7 @@ import subprocess
 import sys
 import types
 
+import forked
 import numpy as np
 import pytest
 from swept import ALPHA, folder, forward
@@ -465,11 +466,6 @@ def page_of(*folders):
   return page.page(content_of(*folders))
 
 
-def call(*args):
-  head = [sys.executable, '-m', 'deres_jax.claims']
-  return subprocess.run([*head, *args], capture_output=True, text=True, cwd=REPO, check=False)
-
-
 PLANTED = {'splits': {'test': {'bayes_auc': 0.85, 'linear_auc': 0.65, 'bayes_logloss': 0.4}}}
 
 
@@ -479,7 +475,9 @@ def test_the_command_writes_a_page_and_its_figures(tmp_path):
   second = made(tmp_path / 'b', {'plain': 0.0, 'deres_p': 0.004}, rng=1, dataset='other')
   out = tmp_path / 'claims.md'
   args = [f'--sweep={first}', f'--exploratory={second}', f'--out={out}', '--title=Claims | x']
-  ended = call(*args, '--note=rates by | pilot', '--command=make x')
+  command = [sys.executable, '-m', 'deres_jax.claims', *args]
+  command += ['--note=rates by | pilot', '--command=make x']
+  ended = subprocess.run(command, capture_output=True, text=True, cwd=REPO, check=False)
   assert ended.returncode == 0, ended.stderr
   text, content = out.read_text(), json.loads(out.with_suffix('.json').read_text())
   assert ended.stdout == f'{text}\n{out}\n' and text == page.page(content)
@@ -526,7 +524,8 @@ def test_a_mistake_costs_one_line_and_code_2(name, tmp_path):
   args, said = MISTAKES[name]
   path = made(tmp_path / 's', {'plain': 0.0}, seeds=1, depths=(1,))
   out = str(tmp_path / 'claims.md')
-  ended = call(*(x.replace('=S', f'={path}').replace('=OUT', f'={out}') for x in args))
+  args = [x.replace('=S', f'={path}').replace('=OUT', f'={out}') for x in args]
+  ended = forked.call([sys.executable, '-m', 'deres_jax.claims', *args])
   error = ended.stderr.strip()
   assert ended.returncode == 2 and error.startswith('error: ') and '\n' not in error, error
   assert said in error and not pathlib.Path(out).exists()

@@ -5,9 +5,9 @@ import itertools
 import json
 import pathlib
 import re
-import subprocess
 import sys
 
+import forked
 import numpy as np
 import pytest
 import swept
@@ -207,8 +207,7 @@ def test_runs_that_must_not_stand_together_are_refused(tmp_path, name):
 
 
 def call(*args):
-  head = [sys.executable, '-m', 'deres_jax.compare']
-  return subprocess.run([*head, *args], capture_output=True, text=True, cwd=REPO, check=False)
+  return forked.call([sys.executable, '-m', 'deres_jax.compare', *args])
 
 
 def test_the_command_writes_a_page_and_its_figures(tmp_path):

@@ -2,10 +2,13 @@
 """Runs commands in forks of one process, which has imported what they share.
 
 `calls()` starts that process: it reads [module, arguments, most bytes of a file or null] from each
-line of standard input and answers each with [exit code, stdout, stderr].
+line of standard input and answers each with [exit code, stdout, stderr]. `call` takes a command
+line; its process stays for the whole session.
 """
 
+import atexit
 import contextlib
+import functools
 import io
 import json
 import os
@@ -48,6 +51,20 @@ def calls():
 
     yield call
     driver.stdin.close()
+
+
+@functools.cache
+def _session():
+  stack = contextlib.ExitStack()
+  atexit.register(stack.close)
+  return stack.enter_context(calls())
+
+
+def call(command: list) -> subprocess.CompletedProcess:
+  """Runs [sys.executable, '-m', MODULE, *flags] in a fork."""
+  python, option, module, *arguments = map(str, command)
+  assert (python, option) == (sys.executable, '-m')
+  return subprocess.CompletedProcess(command, *_session()(module, arguments))
 
 
 def run(module: str, arguments: list[str], most_bytes: int | None, answer) -> None:

@@ -10,4 +10,4 @@ import importlib.metadata
 
 XLA_FLAGS = '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
 if importlib.metadata.version('jaxlib') < '0.11':  # a flag that went away
-  XLA_FLAGS += ' --xla_cpu_use_fusion_emitters=false'
+  XLA_FLAGS += ' --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1'

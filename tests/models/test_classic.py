@@ -15,6 +15,7 @@ import pytest
 import reference_classic as reference
 from arrays import F32, KEY, B, E, F, assert_close, double, initial, normal, randomised, row_keys
 from made import in_order, numbers, read_stream
+from marks import slow
 
 from deres_jax import config, models
 from deres_jax.core.errors import UserError
@@ -164,8 +165,11 @@ def alive(path, p):
   return np.abs(p) + 4 * ('layer_' in name and 'bias' in name)
 
 
-@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
-@every_model
+@pytest.mark.parametrize(
+  ('backbone', 'more', 'dtype'),
+  [(*model, 'float32') for model in ALL]
+  + [(slow if i % 3 else pytest.param)(*model, 'bfloat16') for i, model in enumerate(ALL)],
+)
 def test_every_parameter_and_every_table_row_learns(backbone, more, dtype):
   """Every entry of all of them, but for rows of events that are not there."""
   rows = 16

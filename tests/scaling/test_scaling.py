@@ -6,9 +6,9 @@ import hashlib
 import json
 import pathlib
 import re
-import subprocess
 import sys
 
+import forked
 import numpy as np
 import pytest
 from swept import ALPHA, DEPTHS, DIMS, folder, forward, points
@@ -25,8 +25,7 @@ REPO = pathlib.Path(__file__).resolve().parents[2]
 
 
 def call(*args):
-  head = [sys.executable, '-m', 'deres_jax.scaling']
-  return subprocess.run([*head, *args], capture_output=True, text=True, cwd=REPO, check=False)
+  return forked.call([sys.executable, '-m', 'deres_jax.scaling', *args])
 
 
 @pytest.fixture(scope='module')

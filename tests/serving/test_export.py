@@ -251,7 +251,10 @@ def test_a_truncated_or_foreign_file_gives_a_one_line_error(file, planted, tmp_p
 def test_the_command_writes_the_file_or_ends_with_2(run, file, tmp_path):
   def call(*args):
     command = [sys.executable, '-m', 'deres_jax.export', f'--workdir={run}', *args]
-    return subprocess.run(command, capture_output=True, text=True, cwd=REPO, check=False)
+    environ = {**os.environ, 'JAX_TRACEBACK_IN_LOCATIONS_LIMIT': '10'}  # tests have 0: conftest.py
+    return subprocess.run(
+      command, env=environ, cwd=REPO, capture_output=True, text=True, check=False
+    )
 
   done = call(f'--out={tmp_path / "f"}')
   assert done.returncode == 0 and 'for cpu, cuda, tpu' in done.stdout, done.stderr

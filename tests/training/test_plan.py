@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 
+import forked
 import jax
 import numpy as np
 import pytest
@@ -301,7 +302,8 @@ MISTAKES = {
 @pytest.mark.parametrize('name', MISTAKES)
 def test_a_mistake_costs_one_line_and_code_2(experiment, planted, name):
   more, words = MISTAKES[name]
-  done = command(experiment, planted, *more)
+  args = [f'--config={experiment}', '--mode=plan', f'--config.data.path={planted}', *more]
+  done = forked.call([sys.executable, '-m', 'deres_jax.main', *args])
   said = done.stderr.strip()
   assert done.returncode == 2, said
   assert said.startswith('error: ') and '\n' not in said and all(w in said for w in words), said

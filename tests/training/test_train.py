@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import forked
 import numpy as np
 import pytest
 from tiny import EXPERIMENT
@@ -45,15 +46,14 @@ def command(experiment, workdir, data, *more):
 
 
 def call(*args):
-  return subprocess.run(command(*args), capture_output=True, text=True, cwd=REPO, check=False)
+  return forked.call(command(*args))
 
 
 @pytest.fixture(scope='module')
 def finished(experiment, planted, tmp_path_factory):
   """An undisturbed run."""
   workdir = tmp_path_factory.mktemp('run') / 'w'
-  done = call(experiment, workdir, planted)
-  assert done.returncode == 0, done.stderr
+  subprocess.run(command(experiment, workdir, planted), cwd=REPO, check=True)
   return workdir
 
 

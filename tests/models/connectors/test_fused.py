@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from arrays import normal
+from arrays import normal, randomised
 from driving import ALONE
 from marks import slow
 
@@ -40,10 +40,7 @@ def build(backbone='onetrans', connector='deres', more=''):
 
 def traced(module, kernels):
   """Value and gradients of a sum over the logits, not yet compiled, and random parameters."""
-  params = module.init(jax.random.key(0), ROWS, Context())['params']
-  leaves, tree = jax.tree.flatten(params)
-  noise = [0.3 * normal(*p.shape, seed=i) for i, p in enumerate(leaves)]
-  params = jax.tree.unflatten(tree, [p + np.float32(x) for p, x in zip(leaves, noise, strict=True)])
+  params = randomised(module, ROWS, Context())
 
   def total(params, rows):
     with library.using(kernels):
