@@ -243,7 +243,7 @@ def test_the_deepest_pair_stands_in_for_sixteen(tmp_path):
   found = described_depth(path)
   assert found['layers'] == [3, 6] and len(found['ours']['sizes']) == 2
   rendered = sections.section(found | {'p_holm': None}, {}, True)
-  assert '6 layers stand in for 16' in rendered[-1]
+  assert '6 layers stand in for 16' in rendered
   odd = made(tmp_path / 'odd', {'plain': 0.0, 'deres_p': 0.0}, depths=(2, 3, 5, 7))
   assert described_depth(odd)['verdict'] == 'not run here'
 
