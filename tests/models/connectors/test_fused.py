@@ -121,7 +121,8 @@ def test_without_kernels_the_program_is_that_of_deres():
     def run(m, x):
       return m.finish(m.write(m.start(x), m.read(m.start(x), 0)[0], 0))
 
-    return str(jax.make_jaxpr(lambda: nn.init_with_output(run, module)(jax.random.key(0), x))())
+    variables = nn.init(run, module)(jax.random.key(0), x)
+    return str(jax.make_jaxpr(nn.apply(run, module))(variables, x))
 
   assert program(FusedDeRes) == program(DeRes)
 
