@@ -271,7 +271,7 @@ def svg(
   Args:
     name: begins every id in the element, so it must be unique on the page.
     description: is read to those who cannot see the chart.
-    full_size: whether the chart keeps its size; others fill the width that there is.
+    full_size: whether the chart keeps its size; others fill the width of the page.
   """
   text = io.StringIO()
   with _missing_glyphs_allowed():

@@ -78,10 +78,10 @@ def lead(c: dict[str, Any]) -> str:
 
 def _answers(c: dict[str, Any], looks: dict[str, Look]) -> dict[str, Any]:
   """Returns, for the list of curves, exponents, ratios to the reference, and their charts."""
-  law, own = c['laws']['saturating'], c['laws']['saturating_free']
+  law, free_law = c['laws']['saturating'], c['laws']['saturating_free']
   gammas = {x['curve']: x['gamma'] for x in law['curves']}
   ratios = {x['curve']: x['ratio'] for x in law['against_reference']}
-  free = {x['curve']: x['ratio'] for x in own['against_reference']}
+  free = {x['curve']: x['ratio'] for x in free_law['against_reference']}
   match = {x['curve']: x for x in law['match']}  # the largest goal comes last
   if not ratios:
     return {'gammas': gammas, 'others': [], 'axis': ''}
