@@ -202,9 +202,9 @@ def test_config_of_a_workdir_round_trips(workdir, planted):
 def test_token_positions():
   """Events form one kind, as many as a pyramid keeps; other backbones read their means."""
   c = tiny('nowhere')
-  schema = types.SimpleNamespace(
-    fields=('user', 'item'), sequence=types.SimpleNamespace(attributes=('item', 'kind'))
-  )
+  user, item, kind = (types.SimpleNamespace(name=name) for name in ('user', 'item', 'kind'))
+  sequence = types.SimpleNamespace(attributes=(item, kind))
+  schema = types.SimpleNamespace(fields=(user, item), sequence=sequence)
 
   def of(count, **model):
     changed = dataclasses.replace(c, model=dataclasses.replace(c.model, **model))
