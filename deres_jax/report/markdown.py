@@ -58,7 +58,7 @@ def table(head: list[Any], rows: list[list[Any]], left: int = 1) -> list[str]:
 
 
 def render(package: str, template: str, values: dict[str, Any]) -> str:
-  """Returns the Markdown that a template in a package's folder `templates` makes of values."""
+  """Returns the text that a template in a package's folder `templates` makes of values."""
   pages = jinja2.Environment(
     loader=jinja2.PackageLoader(package),
     undefined=jinja2.StrictUndefined,
@@ -66,5 +66,6 @@ def render(package: str, template: str, values: dict[str, Any]) -> str:
     lstrip_blocks=True,
     keep_trailing_newline=True,
   )
-  pages.filters.update(cell=cell, thousands='{:,}'.format)
+  pages.filters.update(cell=cell, thousands='{:,}'.format, profile=wording.interval)
+  pages.filters.update(pad=lambda x, width: str(x).ljust(width), optional=wording.optional)
   return pages.get_template(template).render(values)

@@ -55,3 +55,8 @@ def against(x: dict[str, Any], value: float) -> str:
 def names(items: list[str]) -> str:
   """Returns 'A', 'A and B' or 'A, B and C'."""
   return ' and '.join([', '.join(items[:-1]), items[-1]] if len(items) > 1 else items)
+
+
+def optional(value: float | None, form: str) -> str:
+  """Formats a figure; nothing where there is none."""
+  return '' if value is None else f'{value:{form}}'

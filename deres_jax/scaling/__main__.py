@@ -23,7 +23,7 @@ from absl import app, flags
 from deres_jax.compare import logits
 from deres_jax.core import cli, files
 from deres_jax.core.errors import UserError
-from deres_jax.report import charts, wording
+from deres_jax.report import charts, markdown
 from deres_jax.scaling import analysis
 from deres_jax.scaling import curves as curves_lib
 from deres_jax.scaling import page as page_lib
@@ -100,66 +100,20 @@ def _baseline(
   return float(np.mean(aucs)), [curve for curve in curves if curve.name != text]
 
 
-# What is printed.
-
-
 def text(c: dict[str, Any]) -> str:
   """Returns the exponents, ratios, compute to match and warnings, for a terminal."""
   law = c['laws']['saturating']
-  lines = [f'AUC = alpha - beta C^-gamma, one alpha; C: {c["compute_unit"]}; 95 % F-profiles', '']
-  at = f'gain of a doubling at C = {c["compute_reference"]:.3g}'
-  lines.append(f'alpha {wording.interval(law["alpha"])}; {at}')
-  width = max(len(curve['curve']) for curve in law['curves'])
-  ratios = {x['curve']: x['ratio'] for x in law['against_reference']}
-  for curve in law['curves']:
-    name = curve['curve']
-    ratio = f'ratio {wording.interval(ratios[name])}' if name in ratios else 'reference'
-    lines.append(
-      f'{name:<{width}}  gamma {wording.interval(curve["gamma"]):<28}  '
-      f'a doubling {wording.interval(curve["slope_per_doubling"], ".3g"):<32}  {ratio}'
-    )
-  if law['match']:
-    lines += ['', f'Compute to match {c["reference"]}, over its compute there:']
-  for line in law['match']:
-    share = wording.interval({**line['compute'], **line['share']})
-    outside = '' if line['within_budgets'] else '  (outside the budgets that were run)'
-    lines.append(f'{line["curve"]:<{width}}  {share:<28}  {line["goal"]}{outside}')
-  lines += ['', 'law               AICc       lack of fit p   residual sd   largest left out']
-  for name, x in c['laws'].items():
-    aicc = '' if x['aicc'] is None else f'{x["aicc"]:.1f}'
-    lack = '' if x['lack_of_fit_p'] is None else f'{x["lack_of_fit_p"]:.2g}'
-    sd = '' if x['residual_sd'] is None else f'{x["residual_sd"]:.2g}'
-    left = max((abs(e['error']) for e in x['extrapolation'] or []), default=None)
-    left = '' if left is None else f'off by {left:.2g}'
-    lines.append(f'{name:<16}  {aicc:<9}  {lack:<14}  {sd:<12}  {left}')
-  if c['warnings']:
-    lines += ['', 'Before you quote a figure:', *(f'- {x}' for x in c['warnings'])]
-  return '\n'.join(lines)
+  values = {
+    'law': law,
+    'width': max(len(curve['curve']) for curve in law['curves']),
+    'ratios': {x['curve']: x['ratio'] for x in law['against_reference']},
+  }
+  return markdown.render('deres_jax.scaling', 'laws.txt', {**c, **values}).rstrip('\n')
 
 
 def power_text(c: dict[str, Any]) -> str:
   """Returns the tables of a simulation, for a terminal."""
-  truth = c['truth']
-  lines = [
-    f'gamma {truth["gammas"][1]} against {truth["gammas"][0]}, sd of a run {truth["noise_sd"]:.2g}',
-    f'alpha {truth["gap"]:.3g} above the smallest budget; {c["trials"]} sweeps a line',
-  ]
-  for law, table in c['tables'].items():
-    lines += ['', law, 'decades  budgets  seeds   runs  power   ratio, median of 95 % intervals']
-    for x in table['lines']:
-      high = 'inf' if x['ratio_high'] is None else f'{x["ratio_high"]:.3g}'
-      lines.append(
-        f'{x["decades"]:<7g}  {x["budgets"]:<7}  {x["seeds"]:<6}  {x["runs"]:<4}  '
-        f'{x["power"]:<6.2f}  {x["ratio_low"]:.3g} to {high}'
-      )
-    best = table['cheapest']
-    lines.append(
-      f'power 0.8 takes {best["runs"]} runs: {best["seeds"]} seeds, {best["budgets"]} budgets, '
-      f'{best["decades"]:g} decades'
-      if best
-      else 'power 0.8 is not reached: more seeds, budgets or decades'
-    )
-  return '\n'.join(lines)
+  return markdown.render('deres_jax.scaling', 'power.txt', c).rstrip('\n')
 
 
 # The command.
