@@ -9,7 +9,7 @@ _MOST_COLUMNS = 6
 
 
 def verdict(claim: dict[str, Any]) -> str:
-  """The word and its remark; a dagger where Holm's p over the claims takes it back."""
+  """Formats the verdict and its remark; a dagger where Holm's p over the claims takes it back."""
   beyond = claim['verdict'] == 'shown' and claim['p_holm'] is not None and claim['p_holm'] >= 0.05
   remark = f': {claim["remark"]}' if claim['remark'] else ''
   return f'**{claim["verdict"]}**{" †" if beyond else ""}{remark}'

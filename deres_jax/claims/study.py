@@ -66,7 +66,7 @@ class Study:
 
 
 def role_of(identity: dict[str, Any]) -> str | None:
-  """The part that a config (config.json's `identity`) plays in the claims; None: no part."""
+  """Returns the part that a config (config.json's `identity`) plays in the claims, or None."""
   connector = identity['model.connector']
   if identity['model.backbone'] != 'onetrans':
     return None
@@ -81,7 +81,7 @@ def role_of(identity: dict[str, Any]) -> str | None:
 
 
 def load(folders: list[str], only: Sequence[str] = (), partial: bool = False) -> Study:
-  """The curves of sweep folders; `only`: those, by the sweep's names.
+  """Loads the curves of sweep folders; `only`: those, by the sweep's names.
 
   Raises UserError as `runs.load`, for a run without config.json, an unknown name in `only`, and for
   two curves of one role.

@@ -37,7 +37,7 @@ def transformer(c: Config, fields: int, events: int, dtype: jnp.dtype) -> tuple[
 def _sublayers(
   c: Config, per_token: int, fields: int, events: int, dtype: jnp.dtype
 ) -> tuple[SubLayer, ...]:
-  """Output maps start scaled by 1 / sqrt(2 depth)."""
+  """Returns sub-layers whose output maps start scaled by 1 / sqrt(2 depth)."""
   m, scale = c.model, 1 / (2 * c.model.depth)
   attention = dict(
     per_token=per_token, heads=m.heads, causal=m.causal, dtype=dtype, out_scale=scale

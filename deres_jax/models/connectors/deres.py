@@ -151,7 +151,7 @@ class DeRes(BlockConnector):
     return sources, probe.now().weights(a_BTN, site, names, simplex=c.score_fn == 'softmax')
 
   def _weighs_alone(self) -> bool:
-    """Whether a_i depends on the static z_i alone, so that `Recall.scores` can hold a_i."""
+    """Returns whether a_i depends on the static z_i alone, so that `Recall.scores` can hold a_i."""
     c = self.switches
     return c.score_fn in _POINTWISE and c.silu_norm != 'n_src' and c.query != 'lowrank_dynamic'
 
