@@ -115,9 +115,9 @@ def _open_services(
 
 def _train(run: Run, services: RunServices, start: int) -> store.Clock:
   """Trains to the last step; with train.on_nan=rollback it may return to a checkpoint."""
+  position = _restore(run, services, start)
   if start:
     services.progress.line(f'resuming at step {start} of {run.steps}')
-  position = _restore(run, services, start)
   while True:
     clock, failed = _steps(run, services, start, position)
     if not failed:

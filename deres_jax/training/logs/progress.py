@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The progress of a run: a live line on a terminal, plain lines elsewhere."""
 
-import os
 import sys
 import time
 
@@ -71,7 +70,7 @@ class Progress:
     self._total, self._left = total, TimeLeft(total, eval_every)
     self._printed = time.monotonic()
     self._live = None
-    if sys.stderr.isatty() and os.environ.get('TERM', '') not in ('', 'dumb'):
+    if terminal.is_live(sys.stderr):
       self._live = progress.Progress(
         progress.TextColumn('step'),
         progress.MofNCompleteColumn(),
