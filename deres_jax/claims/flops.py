@@ -42,6 +42,6 @@ def counted(
         )
       except UserError as e:
         raise UserError(f'--widths: {width} does not go with the runs of {run.folder}: {e}') from e
-      own, plain = counts.forward_flops(c, make_step_spec(c, schema, mesh, 1))
-      out.append({'depth': depth, 'dim': width, 'flops': plain, 'extra_flops': own / plain - 1})
+      total, plain = counts.forward_flops(c, make_step_spec(c, schema, mesh, 1))
+      out.append({'depth': depth, 'dim': width, 'flops': plain, 'extra_flops': total / plain - 1})
   return out

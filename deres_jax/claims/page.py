@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The page of `deres_jax.claims` as Markdown: one table to read, then what it rests on.
+"""The page of `deres_jax.claims` as Markdown: a table of verdicts, then the figures behind each.
 
-Everything is taken from the content of the .json; the text is in templates/claims.md.
+All figures come from the content of the .json; the text is in templates/claims.md.
 """
 
 import math
@@ -81,22 +81,22 @@ def _takes(claim: dict[str, Any]) -> str:
   return _seeds(worst['to_tell'], len(worst['sizes']))
 
 
-def _seeds(found: dict[str, Any] | None, sizes: int) -> str:
-  if found is None:
+def _seeds(needed: dict[str, Any] | None, sizes: int) -> str:
+  if needed is None:
     return 'two seeds or more, to see the scatter'
-  if found['power'] is None:
+  if needed['power'] is None:
     return 'more than 100,000 seeds'
-  sure = 'more than 100,000' if found['sure'] is None else f'{found["sure"]:,}'
-  runs = 2 * sizes * found['power']
-  return f'{found["power"]:,} seeds ({runs:,} runs); {sure} to be sure'
+  sure = 'more than 100,000' if needed['sure'] is None else f'{needed["sure"]:,}'
+  runs = 2 * sizes * needed['power']
+  return f'{needed["power"]:,} seeds ({runs:,} runs); {sure} to be sure'
 
 
-def _gamma_takes(found: dict[str, Any] | None) -> str:
-  if found is None:
+def _gamma_takes(needed: dict[str, Any] | None) -> str:
+  if needed is None:
     return 'budgets at which the AUC rises and bends'
-  best = found['cheapest']
+  best = needed['cheapest']
   if best is None:
-    most = max(found['tried'], key=lambda x: (x['seeds'], x['decades']))
+    most = max(needed['tried'], key=lambda x: (x['seeds'], x['decades']))
     return f'more than {most["seeds"]} seeds, even over {most["decades"]:.1f} decades'
   return f'{best["seeds"]} seeds over {best["decades"]:.1f} decades ({best["runs"]} runs)'
 

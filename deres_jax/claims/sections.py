@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sections of the page of `deres_jax.claims`: what each claim's verdict was read off."""
+"""The sections of the page of `deres_jax.claims`: the figures behind each verdict."""
 
 from typing import Any
 
@@ -9,14 +9,14 @@ _MOST_COLUMNS = 6
 
 
 def verdict(claim: dict[str, Any]) -> str:
-  """Formats the verdict and its remark; a dagger where Holm's p over the claims takes it back."""
+  """Returns a verdict and its remark, with a dagger if Holm's p is not below 0.05."""
   beyond = claim['verdict'] == 'shown' and claim['p_holm'] is not None and claim['p_holm'] >= 0.05
   remark = f': {claim["remark"]}' if claim['remark'] else ''
   return f'**{claim["verdict"]}**{" †" if beyond else ""}{remark}'
 
 
 def section(claim: dict[str, Any], study: dict[str, Any], judged: bool) -> str:
-  """Lines under the heading of a claim; `judged`: with verdicts."""
+  """Returns the text under the heading of a claim; `judged`: with verdicts."""
   paper = claim['paper']
   out = [f'Paper ({paper["source"]}): {markdown.cell(paper["text"])}.']
   if judged:
@@ -25,8 +25,8 @@ def section(claim: dict[str, Any], study: dict[str, Any], judged: bool) -> str:
     out[0] += f' Not run here: {claim["remark"]}.'
   out.append('')
   if claim['key'] == 'gain':
-    said = _gain_words(study, paper['value'], judged)
-    out += [*said, ''] if said else []
+    remarks = _gain_remarks(study, paper['value'], judged)
+    out += [*remarks, ''] if remarks else []
   if 'sizes' in claim:
     out += _flops(claim)
   elif 'shared' in claim:
@@ -38,10 +38,10 @@ def section(claim: dict[str, Any], study: dict[str, Any], judged: bool) -> str:
   return '\n'.join(out).rstrip('\n')
 
 
-def _gain_words(study: dict[str, Any], claimed: float, judged: bool) -> list[str]:
-  said = []
+def _gain_remarks(study: dict[str, Any], claimed: float, judged: bool) -> list[str]:
+  remarks = []
   if judged:
-    said.append(
+    remarks.append(
       'The paper gives +0.32 % and a RelaImpr of 2.27 % ((AUC - 0.5) / (AUC_b - 0.5) - 1). Both '
       'cannot be of the same metric and base: +0.0032 is 2.27 % of AUC_b - 0.5 for an AUC_b of '
       '0.64. "Up to" is the best of its data sets; here all sizes are pooled, none is picked.'
@@ -51,12 +51,12 @@ def _gain_words(study: dict[str, Any], claimed: float, judged: bool) -> list[str
   if study['planted'] and base:
     room = study['planted']['bayes_auc'] - max(x['auc'] for x in base['cells'])
   if room > 0:
-    said.append(
+    remarks.append(
       f'The best size of OneTrans leaves {markdown.number(room)} to the best possible AUC '
       f'({study["planted"]["bayes_auc"]:.5f}); the gain that the paper claims is '
       f'{100 * claimed / room:.0f} % of that.'
     )
-  return said
+  return remarks
 
 
 def _differences(claim: dict[str, Any], judged: bool) -> list[str]:
@@ -81,15 +81,13 @@ def _differences(claim: dict[str, Any], judged: bool) -> list[str]:
       line += [x['verdict'] + remark, _range(x)]
     lines.append(line)
   out = markdown.table(head, lines)
-  shown = rows[:_MOST_COLUMNS]
-  sizes = list(dict.fromkeys(y['size'] for x in shown for y in x['by_size']))
-  lines = []
-  for size in sizes:
-    found = [next((y for y in x['by_size'] if y['size'] == size), None) for x in shown]
-    lines.append([size, *(_at_size(y) for y in found)])
+  columns = rows[:_MOST_COLUMNS]
+  sizes = list(dict.fromkeys(y['size'] for x in columns for y in x['by_size']))
+  by_column = [{y['size']: y for y in x['by_size']} for x in columns]
+  lines = [[size, *(_at_size(by_size.get(size)) for by_size in by_column)] for size in sizes]
   out += [
     '',
-    *markdown.table(['at each size', *(f'{x["mine"]} - {x["base"]}' for x in shown)], lines, 1),
+    *markdown.table(['at each size', *(f'{x["mine"]} - {x["base"]}' for x in columns)], lines, 1),
   ]
   out += [
     '',
@@ -99,12 +97,12 @@ def _differences(claim: dict[str, Any], judged: bool) -> list[str]:
 
 
 def _range(row: dict[str, Any]) -> str:
-  found = row['to_tell']
-  if found is None or row['verdict'] != 'cannot be told here':
+  seeds = row['to_tell']
+  if seeds is None or row['verdict'] != 'cannot be told here':
     return ''
   low, middle, high = (
     '>100,000' if n is None else f'{n:,}'
-    for n in (found['power_range'][0], found['power'], found['power_range'][1])
+    for n in (seeds['power_range'][0], seeds['power'], seeds['power_range'][1])
   )
   return f'{middle} ({low} to {high})'
 
@@ -163,7 +161,7 @@ def _gamma(claim: dict[str, Any]) -> list[str]:
     for x in claim['curves']
   ]
   fit = claim['fit']
-  said = [
+  text = [
     f'Laws AUC = alpha - beta C^-gamma over {claim["decades"]:.2f} decades of compute; 95 % '
     'F-profiles, an open end in a round bracket; gains in units of 0.0001. All but the first '
     'two lines are fits of other curves, which take no part in the ratio. Gamma of DeRes-P over '
@@ -174,8 +172,8 @@ def _gamma(claim: dict[str, Any]) -> list[str]:
     f'{_p(fit["saturating"]["lack_of_fit_p"])}; AICc of a straight line in ln C less that of the '
     f'law: {_gap(fit["log_linear"]["aicc"], fit["saturating"]["aicc"])}.',
   ]
-  said += ['', *(f'- {markdown.cell(x)}' for x in claim['warnings'])] if claim['warnings'] else []
-  return [*markdown.table(head, lines), '', *said]
+  text += ['', *(f'- {markdown.cell(x)}' for x in claim['warnings'])] if claim['warnings'] else []
+  return [*markdown.table(head, lines), '', *text]
 
 
 def _p(p: float | None) -> str:
@@ -199,13 +197,11 @@ def _depth(claim: dict[str, Any]) -> list[str]:
     ]
   allowed = claim['margin']
   margin = 'none, nothing to match' if allowed is None else markdown.number(allowed, sign=False)
-  asked = (
-    '' if full == 16 else f' {full} layers stand in for 16, which were not run at both depths.'
-  )
+  instead = f' {full} layers stand in for 16, which were not run at both depths.'
   return [
     *markdown.table(
       ['', 'size', 'sizes x seeds', 'AUC difference [95 %]', 'FLOPs over the other'], lines, 2
     ),
     '',
-    f'Margin: {margin}.{asked}',
+    f'Margin: {margin}.{"" if full == 16 else instead}',
   ]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finished sweeps as the parts that curves play in the paper's claims.
+"""The curves of finished sweeps by their roles in the paper's claims.
 
-The config that a run stored determines its part (role), never its name.
+The stored config of a run decides its role, never its name.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ _SINGLE = {
   'vector': 'vector',
   'scalar': 'scalar',
 }
-# What makes a dual path the paper's; other switches (block length, scale) may be a sweep's own.
+# Switches of the paper's dual path; a sweep may set others (block length, scale).
 _DUAL = {'deres.path': 'dual', 'deres.gate': 'vector', 'deres.gate_form': 'convex'}
 _ROLE_FIELDS = (
   'model.backbone', 'model.connector', *_DUAL, 'deres.identity_kind', 'deres.score_fn',
@@ -66,7 +66,7 @@ class Study:
 
 
 def role_of(identity: dict[str, Any]) -> str | None:
-  """Returns the part that a config (config.json's `identity`) plays in the claims, or None."""
+  """Returns the role of a config (`identity` of config.json) in the claims; None: no role."""
   connector = identity['model.connector']
   if identity['model.backbone'] != 'onetrans':
     return None
@@ -81,15 +81,19 @@ def role_of(identity: dict[str, Any]) -> str | None:
 
 
 def load(folders: list[str], only: Sequence[str] = (), partial: bool = False) -> Study:
-  """Loads the curves of sweep folders; `only`: those, by the sweep's names.
+  """Reads the curves of sweep folders.
 
-  Raises UserError as `runs.load`, for a run without config.json, an unknown name in `only`, and for
-  two curves of one role.
+  Args:
+    only: names of the curves to take; empty: all.
+
+  Raises:
+    UserError: as `compare.runs.load`; also for a run without config.json, an unknown name in
+      `only`, and two curves of one role.
   """
   groups = _by_data(folders)
-  loaded = [curves_lib.load(some, 'forward', partial) for some in groups]
+  loaded = [curves_lib.load(group, 'forward', partial) for group in groups]
   curves = _merged([curves for curves, _ in loaded])
-  finished = [run for _, some in loaded for run in some]
+  finished = [run for _, runs in loaded for run in runs]
   names = [curve.name for curve in curves]
   unknown = [name for name in only if name not in names]
   if unknown:
@@ -103,12 +107,11 @@ def load(folders: list[str], only: Sequence[str] = (), partial: bool = False) ->
 
 def _cast(study: Study, curve: Curve):
   """Adds a curve under the name of its role."""
-  some = [run for cell in curve.cells for run in cell.runs.values()]
-  identities = [_identity(run) for run in some]
-  found = {role_of(identity) for identity in identities}
-  if len(found) > 1:
+  identities = [_identity(run) for cell in curve.cells for run in cell.runs.values()]
+  roles = {role_of(identity) for identity in identities}
+  if len(roles) > 1:
     raise UserError(f'the curve {curve.name} is made of runs with different connectors')
-  role = found.pop()
+  role = roles.pop()
   if role in study.roles:
     other = study.called[ROLES[role]]
     raise UserError(
@@ -116,7 +119,7 @@ def _cast(study: Study, curve: Curve):
     )
   taken = {*ROLES.values(), *study.called}
   name = ROLES[role] if role else curve.name
-  while not role and name in taken:  # a name must not pass for a role
+  while not role and name in taken:  # a name must not look like a role
     name += ' (other)'
   named = dataclasses.replace(curve, name=name)
   study.curves.append(named)
@@ -140,14 +143,14 @@ def _by_data(folders: list[str]) -> list[list[str]]:
   groups: dict[str, list[str]] = {}
   done = {run.folder: run.result.data_content for run in runs_lib.load(folders) if run.result}
   first = next(iter(done.values()))
-  for folder in folders:  # one without a finished run is left to `runs.load` to refuse
+  for folder in folders:  # `runs.load` refuses one without a finished run
     content = json.dumps(done.get(folder, first), sort_keys=True)
     groups.setdefault(content, []).append(folder)
   return list(groups.values())
 
 
 def _merged(groups: list[list[Curve]]) -> list[Curve]:
-  """Curves of several splits as one; then a run is found by (split, seed), else by its seed."""
+  """Joins curves of several splits, whose runs get the key (split, seed) in place of the seed."""
   if len(groups) == 1:
     return groups[0]
   parts: dict[tuple, dict[str, list[tuple[int, Cell]]]] = {}
@@ -160,17 +163,17 @@ def _merged(groups: list[list[Curve]]) -> list[Curve]:
   for key, by_size in parts.items():
     cells = [
       dataclasses.replace(
-        some[0][1],
-        compute=statistics.fmean(cell.compute for _, cell in some),
-        runs={(i, seed): run for i, cell in some for seed, run in cell.runs.items()},
+        same_size[0][1],
+        compute=statistics.fmean(cell.compute for _, cell in same_size),
+        runs={(i, seed): run for i, cell in same_size for seed, run in cell.runs.items()},
       )
-      for some in by_size.values()
+      for same_size in by_size.values()
     ]
     out.append(Curve(*key, tuple(sorted(cells, key=lambda cell: cell.compute))))
   return out
 
 
-# What the runs were.
+# Description of the runs.
 
 
 def described(study: Study) -> dict[str, Any]:
@@ -199,13 +202,13 @@ def described(study: Study) -> dict[str, Any]:
 
 
 def _settings(study: Study) -> dict[str, Any]:
-  """Fields off their defaults that all curves share, but for the size and the seed."""
-  usual = config_lib.identity(fields.Config())
+  """Returns the fields not at their default that all curves share, without size and seed."""
+  default = config_lib.identity(fields.Config())
   first, *others = study.identity.values()
   return {
     k: v
     for k, v in first.items()
-    if v != usual.get(k)
+    if v != default.get(k)
     and k not in ('seed', 'model.depth', 'model.dim')
     and all(other.get(k) == v for other in others)
   }

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parses the flags of a command, prints --help, and turns errors into exit codes.
 
-Exit codes: 0 done, 1 a bug, 2 a user's mistake, told in one line, 75 run the same command again
+Exit codes: 0 done, 1 a bug, 2 a user's mistake, with one line, 75 run the same command again
 (preempted, another process or the coordinator lost, timed out), 130 interrupted.
 """
 
@@ -34,9 +34,9 @@ def parse(argv: list[str]) -> list[str]:
   --help prints a screen, --helpfull the flags of all modules; both end with code 0. --config may be
   the name of an experiment.
   """
-  own = argv[: argv.index('--')] if '--' in argv else argv
-  if not (_HELP | _HELP_FULL).isdisjoint(own):
-    _help(not _HELP_FULL.isdisjoint(own))
+  ours = argv[: argv.index('--')] if '--' in argv else argv
+  if not (_HELP | _HELP_FULL).isdisjoint(ours):
+    _help(not _HELP_FULL.isdisjoint(ours))
     sys.exit()
   try:
     return flags.FLAGS(experiments.in_arguments(argv))

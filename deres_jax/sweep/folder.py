@@ -34,13 +34,13 @@ def result(out: pathlib.Path, point: Point) -> Result | None:
   """Reads the result of a run; None if it is not finished."""
   folder = workdir(out, point)
   advice = 'delete it, and the sweep finishes the run from its last checkpoint'
-  found = run_files.read_result(folder, advice)
-  if found and found.config_hash != point.id:
+  stored = run_files.read_result(folder, advice)
+  if stored and stored.config_hash != point.id:
     raise UserError(
       f'{folder / "result.json"}: `$.config_hash`: expected {point.id} ({point.name}), got '
-      f'{found.config_hash!r}: {advice}'
+      f'{stored.config_hash!r}: {advice}'
     )
-  return found
+  return stored
 
 
 def record(out: pathlib.Path, points: list[Point]):

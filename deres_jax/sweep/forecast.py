@@ -73,11 +73,11 @@ class Forecaster:
     """Predicts the cost of a run; raises UserError, or any error of building the model."""
     schema, traced = self._schema(c.data.path), self._trace(c)
     steps, rows = run.steps_of(c, schema), schema.splits['train'].rows
-    seen = batches_lib.examples_until(steps, rows, c.data.batch_size)
+    examples = batches_lib.examples_until(steps, rows, c.data.batch_size)
     micro = micro_batch(c, self._mesh)
     window = min(rows, c.data.window_blocks * schema.block_rows) * len(schema.columns) * 4
     batches = micro * traced.training_row + c.data.eval_batch_size * traced.evaluation_row
-    return Cost(traced.flops_per_row * seen, steps, round(traced.fixed + batches + 2 * window))
+    return Cost(traced.flops_per_row * examples, steps, round(traced.fixed + batches + 2 * window))
 
   def _trace(self, c: fields_lib.Config) -> _Traced:
     """Traces a config without the fields that change neither FLOPs nor memory."""
