@@ -155,9 +155,13 @@ def test_one_step_equals_a_plain_one(planted):
     logits = spec.model.apply({'params': params}, table[ids], Context())
     return step.bce_sum(logits, batch.labels, batch.weights) / 256
 
-  gp, gt = jax.jit(jax.grad(loss, argnums=(0, 1)))(params, jnp.asarray(table))
-  updates, _ = spec.optimizer.update(gp, spec.optimizer.init(params), params)
-  want_params = optax.apply_updates(params, updates)
+  @jax.jit
+  def plain_step(params, table):
+    gp, gt = jax.grad(loss, argnums=(0, 1))(params, table)
+    updates, _ = spec.optimizer.update(gp, spec.optimizer.init(params), params)
+    return optax.apply_updates(params, updates), gt
+
+  want_params, gt = jax.device_get(plain_step(params, jnp.asarray(table)))
   want_table = table - 0.1 * gt / (np.sqrt(np.mean(gt**2, -1, keepdims=True)) + 1e-8)
   train = step.make_train_step(spec)
   new, _ = train(state, step.init_stream(spec), batches_lib.put(batch, spec.mesh))
@@ -230,15 +234,13 @@ def test_the_state_is_created_sharded_and_stays_so(eight):
 def test_a_step_copies_no_table(planted, kernels, table):
   """Tables and slots move in place, though the kernels' calls are opaque to XLA."""
   more = f'train.kernels={kernels},optim.table={table}'
-  sizes = {}
-  for rows in (10_000, 2_000_000):
-    spec, batches = make(planted, more=more)
-    wide = dataclasses.replace(spec, tables=layout.Tables((rows,), spec.tables.dim))
-    state, stream = step.abstract_state(wide), step.abstract_stream(wide, summed=False)
-    batch = step.abstract_batch(wide, batches[0])
-    compiled = step.make_train_step(wide).lower(state, stream, batch).compile()
-    sizes[rows] = compiled.memory_analysis().temp_size_in_bytes
-  assert abs(sizes[2_000_000] - sizes[10_000]) < 100_000
+  rows = 50_000_000
+  spec, batches = make(planted, more=more)
+  wide = dataclasses.replace(spec, tables=layout.Tables((rows,), spec.tables.dim))
+  state, stream = step.abstract_state(wide), step.abstract_stream(wide, summed=False)
+  batch = step.abstract_batch(wide, batches[0])
+  compiled = step.make_train_step(wide).lower(state, stream, batch).compile()
+  assert compiled.memory_analysis().temp_size_in_bytes < rows  # a copy has two bytes a row or more
 
 
 def test_dropout_noise_differs_by_step_and_is_off_in_evaluation(planted):
