@@ -9,6 +9,7 @@ import msgspec
 from deres_jax.core import files
 from deres_jax.core.errors import UserError, excerpt
 
+_FORMAT = 'deres_jax.prepared', 3  # name and version
 FIRST_TOKEN_ID = 2  # 0 pads events, 1 is an unknown or missing value
 
 # All readers of JSON agree on integers below 2^53.
@@ -151,6 +152,11 @@ class Schema(msgspec.Struct, frozen=True):
     return [field.name for field in self.fields].index(name)
 
 
+class _Header(msgspec.Struct):
+  format: Any = None
+  format_version: Any = None
+
+
 def advice(folder: pathlib.Path) -> str:
   """Returns what to do about a damaged prepared folder."""
   return f'python -m data_pipelines.doctor {folder} says more; build the folder again'
@@ -173,6 +179,12 @@ def load_schema(path: str) -> Schema:
     raise UserError(
       f'data.path={path}: holds no schema.json, so it is not a prepared folder (or its build was '
       'interrupted): run python -m data_pipelines.build again'
+    )
+  header = files.read_json(file, _Header, advice(folder))
+  if (header.format, header.format_version) != _FORMAT:
+    raise UserError(
+      f'{file}: format {(header.format, header.format_version)!r:.300}, expected {_FORMAT}: '
+      'build the folder with this version of data_pipelines'
     )
   schema = msgspec.structs.replace(files.read_json(file, Schema, advice(folder)), path=folder)
   if not (folder / schema.tfds).resolve().is_relative_to(folder.resolve()):

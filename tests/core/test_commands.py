@@ -133,7 +133,7 @@ def test_only_the_value_of_config_is_looked_up():
 
 
 def test_a_short_name_is_the_one_field_that_has_it():
-  """Every field but those of three names, which the head of config_string lists."""
+  """Every field but those of three names, which the docstring of overrides lists."""
   ambiguous = set()
   for section, node in config.base().items():
     for name in node if section != 'seed' else ():
@@ -144,7 +144,7 @@ def test_a_short_name_is_the_one_field_that_has_it():
         ambiguous.add(name)
       else:
         assert (full, text) == (f'{section}.{name}', '7')
-  listed = re.search(r'several sections have \((.*?)\)', overrides.__doc__)[1]
+  listed = re.search(r'several sections \((.*?)\)', overrides.__doc__)[1]
   assert ambiguous == set(listed.split(', '))
   c = config.resolve(config.base('connector=mhc,depth=16,seed=3,dense_lr=1,deres.path=dual'))
   assert (c.model.connector, c.model.depth, c.seed, c.optim.dense_lr) == ('mhc', 16, 3, 1.0)

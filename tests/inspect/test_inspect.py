@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from pages import Node, marks, points, scales
-from tiny import EXPERIMENT
+from tiny_experiment import EXPERIMENT
 
 from deres_jax import config, models
 from deres_jax.core.errors import UserError

@@ -39,7 +39,7 @@ def untrained(folder, more):
 
 def check_symbolic(run):
   """Exports for any batch and every platform, and equals the model on rows gathered by NumPy."""
-  function, weights = export.exported(run, list(export.PLATFORMS))
+  function, weights = export.export_function(run, list(export.PLATFORMS))
   assert function.platforms == export.PLATFORMS
   ids_aval = function.in_avals[-1]
   assert str(ids_aval.shape[0]) == 'b' and function.out_avals[0].shape == ids_aval.shape[:1]
@@ -69,5 +69,5 @@ def test_every_backbone_exports_for_any_batch(feed, backbone):
 @pytest.mark.parametrize('connector', sorted(models.CONNECTORS))
 def test_every_connector_exports_for_any_batch(feed, connector):
   more = f'model.backbone=transformer,model.connector={connector}'
-  function, _ = export.exported(untrained(feed, more), list(export.PLATFORMS))
+  function, _ = export.export_function(untrained(feed, more), list(export.PLATFORMS))
   assert function.platforms == export.PLATFORMS and str(function.out_avals[0].shape) == '(b,)'

@@ -12,7 +12,7 @@ import time
 import forked
 import numpy as np
 import pytest
-from tiny import EXPERIMENT
+from tiny_experiment import EXPERIMENT
 
 from deres_jax import config
 from deres_jax.core import files

@@ -2,6 +2,7 @@
 """What reading earlier blocks costs: whole training steps beside the plain residual's."""
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from unittest import mock
 
@@ -52,7 +53,8 @@ def without_reads() -> Iterator[None]:
 
 def _levers(model: str) -> dict[str, Trained]:
   out = {'plain prenorm': trained(model, 'prenorm', more=PLAIN)}
-  with mock.patch.object(connectors, 'FusedDeRes', Scored):
+  scored = dataclasses.replace(connectors.CONNECTORS['deres'], kind=Scored)
+  with mock.patch.dict(connectors.CONNECTORS, deres=scored):
     out['written down'] = trained(model, 'deres', more=PLAIN)
   out['scored once'] = trained(model, 'deres', more=PLAIN)
   with without_reads():
