@@ -199,7 +199,10 @@ def spoil(planted, tmp_path, change):
 @pytest.mark.parametrize(
   ('change', 'words'),
   [
-    (lambda s: s.update(format='other'), ["format ('other', 3)", 'build the folder with this version']),
+    (
+      lambda s: s.update(format='other'),
+      ["format ('other', 3)", 'build the folder with this version'],
+    ),
     (lambda s: s.update(format_version=9), ["format ('deres_jax.prepared', 9)", 'expected']),
     (lambda s: s.pop('fields'), ['missing required field `fields`', 'doctor']),
     (lambda s: s['splits'].pop('test'), ['test']),
