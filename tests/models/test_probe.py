@@ -288,7 +288,7 @@ def test_every_connector_can_be_inspected(name):
   content |= {'connector': name, 'layers': 2, 'seed': 0, 'step': 7, 'versions': {}}
   text = page.page(content)
   kinds = {kind for kind, _ in structure.sources}
-  assert ('What each read takes' in text) == ('recall' in kinds)
+  assert ('Depth weights of each read' in text) == ('recall' in kinds)
   assert ('Streams' in text) == ('post' in kinds) == (name in ('hc', 'mhc', 'mhc_lite'))
   assert ('Gates by depth' in text) == bool(structure.gates)
   assert bool(structure.gates) == (name in ('highway', 'deres', 'deres_s'))
