@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Options of generated data: a frozen dataclass whose fields are the command-line flags."""
 
+import abc
 import argparse
 import dataclasses
 import math
@@ -23,12 +24,12 @@ def check(holds: bool, name: str, value, expected: str) -> None:
     raise UserError(f'--{name}={_text(value)}: expected {expected}')
 
 
-class Options:
+class Options(abc.ABC):
   """Base of the dataclasses."""
 
+  @abc.abstractmethod
   def validate(self) -> None:
     """Raises UserError, naming the flag, if a value is out of range."""
-    raise NotImplementedError
 
   def check(self, name: str, holds: bool, expected: str) -> None:
     """Raises UserError, naming the flag and its value, unless the condition holds."""
@@ -37,8 +38,9 @@ class Options:
   def check_shares(self, name: str, count: int) -> None:
     """Raises UserError unless the values of a flag are shares of a whole."""
     shares = vars(self)[name]
-    whole = math.isclose(sum(shares), 1, abs_tol=1e-9) and min(shares) >= 0
-    self.check(name, len(shares) == count and whole, 'four shares of at least 0 that sum to 1')
+    sums_to_one = math.isclose(sum(shares), 1, abs_tol=1e-9) and min(shares) >= 0
+    expected = 'four shares of at least 0 that sum to 1'
+    self.check(name, len(shares) == count and sums_to_one, expected)
 
 
 def _text(value) -> str:

@@ -143,8 +143,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     metavar='FIRST-LAST',
     help='train on these days only (default: all but the last, which is validation and test)',
   )
-  kept = f'a bucket of an integer needs to be kept (default {MIN_COUNT})'
-  add_shared_flags(parser, MIN_COUNT, kept, 'shuffle', 'each day file')
+  min_count_help = f'a bucket of an integer needs to be kept (default {MIN_COUNT})'
+  add_shared_flags(parser, MIN_COUNT, min_count_help, 'shuffle', 'each day file')
 
 
 def options(args: argparse.Namespace) -> dict:

@@ -74,8 +74,8 @@ def text_dataset(
     names = list(protocols)
     parser.add_argument('--protocol', choices=names, default=names[0], help=protocol_help)
     defaults = ', '.join(f'{name}: {protocol.min_count}' for name, protocol in protocols.items())
-    kept = f'a token needs to be kept (default {defaults})'
-    add_shared_flags(parser, None, kept, 'split', 'the raw data')
+    min_count_help = f'a token needs to be kept (default {defaults})'
+    add_shared_flags(parser, None, min_count_help, 'split', 'the raw data')
 
   def options(args: argparse.Namespace) -> dict:
     protocol = protocols[args.protocol]

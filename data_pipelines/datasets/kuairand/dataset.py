@@ -72,8 +72,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     action='store_true',
     help='use log_random_*.csv, too (default: the standard logs only)',
   )
-  kept = f'a token needs to be kept (default {MIN_COUNT})'
-  add_shared_flags(parser, MIN_COUNT, kept, 'shuffle', 'each log')
+  min_count_help = f'a token needs to be kept (default {MIN_COUNT})'
+  add_shared_flags(parser, MIN_COUNT, min_count_help, 'shuffle', 'each log')
 
 
 def options(args: argparse.Namespace) -> dict:
